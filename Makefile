@@ -1,0 +1,47 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+
+READY := .venv/.ready
+UV := 0.13.9
+
+.PHONY: help setup repro test check ui bench lock
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv with everything in it; the other targets do this by themselves
+
+# torch comes by pip, because its build (CPU, CUDA) depends on the machine; all the rest is checked against its hash.
+# The project goes in last, as a link to src.
+$(READY): requirements.lock pyproject.toml
+	python3 -m venv --clear .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check uv==$(UV)
+	.venv/bin/uv pip install --quiet --require-hashes -r requirements.lock
+	.venv/bin/pip install --quiet --disable-pip-version-check "$$(grep -o 'torch==[0-9.]*' pyproject.toml)"
+	.venv/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+repro: $(READY) ## run the pipeline: what changed since the last run, and nothing else
+	dvc repro
+
+test: $(READY) ## run the tests
+	pytest -n 2 --dist loadgroup
+
+check: $(READY) ## check style, types, the direction of imports, and the documents
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports
+	python tools/check_docs.py
+
+ui: $(READY) ## open the MLflow UI on http://127.0.0.1:5000 (another port: make ui PORT=5001)
+	python tools/ui.py
+
+bench: $(READY) ## time an epoch from the file against one from memory
+	python benchmarks/loader.py
+
+lock: $(READY) ## renew requirements.lock
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --group dev --generate-hashes --no-annotate \
+		--no-emit-package torch --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
