@@ -1,0 +1,91 @@
+"""The order of an epoch: which rows the loader asks for, in chunks of whole batches.
+
+Reads and writes nothing. Guarantees that epoch e's order depends on (seed, e) alone, that every row comes once, and that
+orders stay tensors: 8 bytes a row with `full`, a bounded buffer with `block`.
+
+A chunk is a tensor of row numbers that holds many batches, one behind the other; the last batch of the epoch may be short.
+The loader reads a chunk at once and the engine cuts the batches out of it, so that the cost of a read is shared by many steps.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from truefit.dataset import TableDataset
+from truefit.seeds import torch_seed
+
+Shuffle = Literal["full", "block"]
+
+CHUNK_ROWS = 65_536
+# With `block`, runs of BLOCK_ROWS neighbours are read together, and mixed with those of BUFFER_BLOCKS others.
+BLOCK_ROWS = 4_096
+BUFFER_BLOCKS = 64
+
+
+class SequentialChunks(Sampler[Tensor]):
+    """Chunks of at most CHUNK_ROWS row numbers, in the table's order: for validation and evaluation."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(torch.arange(self.rows).split(CHUNK_ROWS))
+
+    def __len__(self) -> int:
+        return -(-self.rows // CHUNK_ROWS)
+
+
+class ShuffledChunks(Sampler[Tensor]):
+    """Chunks of row numbers, each a multiple of `batch_size` long but the last, in an order that `set_epoch` decides.
+
+    `full` is a permutation of all rows. `block` shuffles blocks of neighbouring rows and then the rows inside a buffer of
+    many blocks, so that the file is read nearly in order.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int, shuffle: Shuffle) -> None:
+        self.rows = rows
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of `epoch`, counted from 1."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(torch_seed(self.seed, "order", self.epoch))
+        if self.shuffle == "full":
+            orders: Iterator[Tensor] = iter([torch.randperm(self.rows, generator=generator)])
+        else:
+            orders = _blocks(self.rows, generator)
+        chunk_rows = max(1, CHUNK_ROWS // self.batch_size) * self.batch_size
+        rest = torch.empty(0, dtype=torch.int64)
+        for order in orders:
+            joined = torch.cat([rest, order]) if len(rest) else order
+            whole = len(joined) // self.batch_size * self.batch_size
+            yield from joined[:whole].split(chunk_rows) if whole else ()
+            rest = joined[whole:]
+        if len(rest):
+            yield rest
+
+
+def _blocks(rows: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Give the rows of randomly ordered blocks, a buffer of blocks at a time, shuffled inside the buffer."""
+    starts = torch.randperm(-(-rows // BLOCK_ROWS), generator=generator) * BLOCK_ROWS
+    for chosen in starts.split(BUFFER_BLOCKS):
+        buffer = (chosen[:, None] + torch.arange(BLOCK_ROWS)).flatten()
+        buffer = buffer[buffer < rows]  # the table's last block may be short
+        yield buffer[torch.randperm(len(buffer), generator=generator)]
+
+
+def make_loader(dataset: TableDataset, sampler: Sampler[Tensor]) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Return a loader that gives `(features [C, F], target [C, 1])` for each chunk of the sampler.
+
+    `batch_size=None` makes the loader ask the dataset once for a whole chunk. The loader's own generator, which only worker
+    processes use, keeps it from drawing on the global stream.
+    """
+    return DataLoader(dataset, sampler=sampler, batch_size=None, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,25 @@
+"""A generator of its own for every random choice.
+
+Reads and writes nothing. Guarantees that each generator depends only on a section's seed, the name of the choice and its
+numbers (a chunk, an epoch), so that no choice shifts another, and that nothing draws from a global stream.
+"""
+
+import hashlib
+
+import numpy as np
+
+
+def seed_sequence(seed: int, name: str, *numbers: int) -> np.random.SeedSequence:
+    """Return the entropy for the choice called `name`, one stream for each tuple of `numbers`."""
+    word = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    return np.random.SeedSequence([seed, word, *numbers])
+
+
+def numpy_generator(seed: int, name: str, *numbers: int) -> np.random.Generator:
+    """Return NumPy's generator (PCG64) for the choice called `name`."""
+    return np.random.default_rng(seed_sequence(seed, name, *numbers))
+
+
+def torch_seed(seed: int, name: str, *numbers: int) -> int:
+    """Return a 63-bit seed, for `torch.Generator.manual_seed`, for the choice called `name`."""
+    return int(seed_sequence(seed, name, *numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,130 @@
+"""The prepared table on disk: one array a split, and a description of them.
+
+Reads and writes train.npy, validation.npy and test.npy, each [rows, F + 1] with the target as the last column, and
+table.json. Guarantees that what is opened has the shape and type that the description gives it, and that nothing is loaded
+before it is asked for: arrays are memory maps.
+"""
+
+import hashlib
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from truefit.errors import TableError
+
+TABLE_JSON = "table.json"
+SPLITS = ("train", "validation", "test")
+
+Split = Literal["train", "validation", "test"]
+Dtype = Literal["float32", "float64"]
+
+
+class CsvSource(BaseModel):
+    """The CSV that a table was prepared from: its path in the settings and its digest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    path: str
+    sha256: str
+
+
+class Table(BaseModel):
+    """What table.json says of the arrays beside it.
+
+    `mean` and `std` (population) are those of the training rows, a number a column in the order features…, target;
+    `sha256` holds each array file's digest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    csv: CsvSource
+    features: list[str]
+    target: str
+    dtype: Dtype
+    rows: dict[Split, int]
+    mean: list[float]
+    std: list[float]
+    sha256: dict[Split, str]
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of each array, the target last."""
+        return [*self.features, self.target]
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the description, and so of the arrays, whose digests it holds."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def read_table(folder: Path) -> Table:
+    """Return the description in `folder`; raises TableError when there is none or it is damaged."""
+    path = folder / TABLE_JSON
+    try:
+        return Table.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise TableError(f"{path}: cannot be read: {error.strerror}; `dvc repro prepare` writes it") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(step) for step in first["loc"])
+        raise TableError(f"{path}: {place}: {first['msg']}; `dvc repro --force prepare` writes it anew") from None
+
+
+def open_split(folder: Path, split: Split, table: Table) -> NDArray[Any]:
+    """Return the split's rows [N, F + 1] as a memory map; writing to it changes private pages, never the file.
+
+    Raises TableError when the file is missing or is not the array that `table` describes.
+    """
+    path = folder / f"{split}.npy"
+    try:
+        rows: NDArray[Any] = np.load(path, mmap_mode="c", allow_pickle=False)
+    except OSError as error:
+        raise TableError(f"{path}: cannot be read: {error.strerror}; `dvc repro prepare` writes it") from None
+    except (ValueError, EOFError) as error:
+        raise TableError(f"{path}: not a whole .npy file: {error}") from None
+    found, allowed = (str(rows.dtype), rows.shape), (table.dtype, (table.rows[split], len(table.columns)))
+    if found != allowed:
+        raise TableError(f"{path}: found {found[0]} {found[1]}, allowed: {allowed[0]} {allowed[1]}, as {TABLE_JSON} says")
+    return rows
+
+
+class ArrayWriter:
+    """Writes an array [rows, columns] to a .npy file chunk by chunk, in bounded memory, and takes its digest on the way."""
+
+    def __init__(self, path: Path, rows: int, columns: int, dtype: Dtype) -> None:
+        self._file = path.open("wb")
+        self._digest = hashlib.sha256()
+        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (rows, columns)}
+        np.lib.format.write_array_header_1_0(_Tee(self._file.write, self._digest.update), header)
+
+    def write(self, chunk: NDArray[Any]) -> None:
+        """Append rows [C, columns] of the array's own dtype."""
+        content = np.ascontiguousarray(chunk).data.cast("B") if chunk.size else b""
+        self._file.write(content)
+        self._digest.update(content)
+
+    @property
+    def sha256(self) -> str:
+        """The digest of what has been written."""
+        return self._digest.hexdigest()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+
+class _Tee:
+    """A file, as far as NumPy's header writer is concerned, that hands its bytes to several takers."""
+
+    def __init__(self, *takers: Any) -> None:
+        self._takers = takers
+
+    def write(self, content: bytes) -> None:
+        for take in self._takers:
+            take(content)
