@@ -1,0 +1,88 @@
+"""Stage evaluate: the model against the optimum, on the test rows.
+
+Usage: python src/evaluate.py data/prepared results data/synthetic.csv
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from truefit import errors
+from truefit.config import load_settings
+from truefit.device import configure
+from truefit.evaluation import (
+    EvaluateSettings,
+    least_squares,
+    line_predictor,
+    model_predictor,
+    report,
+    sample_predictions,
+    truth_of,
+)
+from truefit.figures import write_figures
+from truefit.files import atomic_path, write_json
+from truefit.models import MLP, Linear, load_model
+from truefit.table import Table, read_table
+from truefit.tracking import Run, Store, TrackSettings
+
+
+def main() -> None:
+    """Write metrics, predictions and pictures, and add them to the run that trained the model."""
+    folder, results, synthetic_csv = map(Path, sys.argv[1:])
+    settings = load_settings("evaluate", EvaluateSettings)
+    store = Store(load_settings("track", TrackSettings))
+    # One thread, so that the figures do not depend on the number of cores.
+    configure(threads=1)
+    table = read_table(folder)
+    model, description = load_model(results, table)
+    optimum = least_squares(folder)
+    content = report(folder, model, optimum, truth_of(table, synthetic_csv))
+    write_json(results / "metrics.json", content)
+    pictures = write_sample(folder, table, model, optimum, settings.sample, results)
+    with store.resume_run(description.state_dict_sha256) as run:
+        log_evaluation(run, content, pictures)
+    print_summary(content)
+
+
+def write_sample(
+    folder: Path, table: Table, model: Linear | MLP, optimum: NDArray[np.float64], sample: int, results: Path
+) -> list[Path]:
+    """Write predictions.csv and the pictures of the sampled test rows; return the pictures' paths."""
+    features, predictions = sample_predictions(folder, model_predictor(model, getattr(torch, table.dtype)), sample)
+    with atomic_path(results / "predictions.csv") as temporary:
+        predictions.to_csv(temporary, index=False)
+    history = pd.read_csv(results / "history.csv")
+    return write_figures(results / "figures", history, features, predictions, line_predictor(optimum), table.columns)
+
+
+def log_evaluation(run: Run, content: dict[str, Any], pictures: list[Path]) -> None:
+    """Add the test metrics and the pictures to the run."""
+    metrics = {f"test_{name}": value for name, value in content["test"].items()} | {"excess_mse": content["excess_mse"]}
+    run.log_metrics({name: value for name, value in metrics.items() if value is not None}, step=0)
+    run.log_artifacts({f"figures/{path.name}": path for path in pictures})
+    print(f"MLflow run {run.name!r}, {run.run_id}")
+
+
+def print_summary(content: dict[str, Any]) -> None:
+    """Print the model's scores above those of least squares, and a linear model's line above the true one."""
+    names = list(content["test"])
+    print(f"{'':14}" + "".join(f"{name:>12}" for name in names))
+    for title, scores in [("model", content["test"]), ("least squares", content["least_squares"])]:
+        print(f"{title:14}" + "".join(f"{'-' if scores[name] is None else format(scores[name], '.6g'):>12}" for name in names))
+    if content["excess_mse"] is not None:
+        print(f"excess mse over least squares: {content['excess_mse']:+.3%}")
+    for title in ("parameters", "truth"):
+        if title in content:
+            line = content[title]
+            terms = "".join(f" {value:+.6g}·{name}" for name, value in list(line["coefficients"].items())[:8])
+            more = " + …" if len(line["coefficients"]) > 8 else ""
+            print(f"{'learned' if title == 'parameters' else 'true'}: {line['intercept']:.6g}{terms}{more}")
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main))

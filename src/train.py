@@ -1,0 +1,88 @@
+"""Stage train: the prepared table -> a trained model, as one MLflow run.  Usage: python src/train.py data/prepared results"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from truefit import errors
+from truefit.config import flatten, load_settings, read_params
+from truefit.device import choose_device, configure
+from truefit.files import atomic_path
+from truefit.models import save_model, state_dict_bytes, state_dict_digest
+from truefit.provenance import read_environment, read_workspace
+from truefit.table import Table, read_table
+from truefit.tracking import DIGEST_TAG, Run, Store, TrackSettings
+from truefit.training import Epoch, Outcome, TrainSettings, train
+
+RECORDED_FILES = ("params.yaml", "dvc.yaml", "dvc.lock")
+
+
+def main() -> None:
+    """Train the model of the settings on the prepared table."""
+    folder, results = map(Path, sys.argv[1:])
+    settings = load_settings("train", TrainSettings)
+    store = Store(load_settings("track", TrackSettings))
+    device = choose_device("cpu" if settings.engine == "numpy" else settings.device)
+    configure(settings.threads)
+    table = read_table(folder)
+    with store.start_run(run_name(settings), {"csv.sha256": table.csv.sha256, "table.sha256": table.digest}) as run:
+        record_origin(run, settings, table, device)
+        outcome = train_with_progress(folder, settings, device, run)
+        save_outcome(outcome, settings, table, results, run)
+
+
+def run_name(settings: TrainSettings) -> str:
+    """Return a name that tells runs apart: model, optimizer, learning rate, batch size and engine."""
+    optimizer = settings.optimizer
+    return f"{settings.model.name} {optimizer.name} lr={optimizer.lr:g} batch={settings.batch_size} {settings.engine}"
+
+
+def record_origin(run: Run, settings: TrainSettings, table: Table, device: torch.device) -> None:
+    """Log all that the run starts from: every param, the dataset, the code and the environment."""
+    workspace, environment = read_workspace(), read_environment(device)
+    run.log_params(flatten({**read_params(), "train": settings.model_dump()}))
+    run.log_dataset(table)
+    commit = {"git.commit": workspace.commit, "mlflow.source.git.commit": workspace.commit}
+    run.set_tags({**commit, "git.dirty": str(workspace.dirty).lower(), **environment})
+    files: dict[str, Path | bytes] = {f"record/{name}": Path(name) for name in RECORDED_FILES if Path(name).exists()}
+    patch = {"record/diff.patch": workspace.patch} if workspace.dirty else {}
+    run.log_artifacts({**files, **patch, "record/environment.json": json.dumps(environment, indent=2).encode()})
+
+
+def train_with_progress(folder: Path, settings: TrainSettings, device: torch.device, run: Run) -> Outcome:
+    """Train, logging each epoch, with a progress bar where stderr is a terminal."""
+    with tqdm(total=settings.epochs, desc="train", unit="epoch", disable=None) as bar:
+
+        def on_epoch(epoch: Epoch) -> None:
+            metrics = {
+                "train_loss": epoch.train_loss,
+                "validation_loss": epoch.validation_loss,
+                "learning_rate": epoch.learning_rate,
+                "epoch_seconds": epoch.seconds,
+                "train_rows_per_second": epoch.train_rows_per_second,
+            }
+            run.log_metrics(metrics, epoch.epoch)
+            bar.set_postfix(train=f"{epoch.train_loss:.4g}", validation=f"{epoch.validation_loss:.4g}", refresh=False)
+            bar.update()
+
+        return train(folder, settings, device, on_epoch)
+
+
+def save_outcome(outcome: Outcome, settings: TrainSettings, table: Table, results: Path, run: Run) -> None:
+    """Write the model and its history, and log both states under the digest of the one kept."""
+    save_model(results, outcome.kept_state, settings.model, settings.standardize, table)
+    with atomic_path(results / "history.csv") as temporary:
+        outcome.history().to_csv(temporary, index=False)
+    best, final = state_dict_bytes(outcome.best_state), state_dict_bytes(outcome.final_state)
+    run.log_artifacts({"state_dict/best.pt": best, "state_dict/final.pt": final})
+    run.set_tags({DIGEST_TAG: state_dict_digest(outcome.kept_state)})
+    last = outcome.epochs[-1]
+    print(f"epoch {last.epoch}: train loss {last.train_loss:.6g}, validation loss {last.validation_loss:.6g}")
+    print(f"MLflow run {run.name!r}, {run.run_id}")
+
+
+if __name__ == "__main__":
+    sys.exit(errors.run(main))

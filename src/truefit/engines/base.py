@@ -1,0 +1,30 @@
+"""The protocol that every engine follows.
+
+Reads and writes nothing. Legend for shapes: C rows a chunk, B rows a batch, K batches a chunk, F features.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Engine(Protocol):
+    """One way to take training steps on a model; holds the parameters while it trains."""
+
+    def begin_epoch(self, epoch: int, learning_rate: float) -> None:
+        """Set what changes between epochs; epochs count from 1."""
+
+    def train_chunk(self, features: Tensor, target: Tensor, batch_size: int) -> Tensor:
+        """Take a step for each batch of the chunk (features [C, F], target [C, 1]), the last batch perhaps short.
+
+        Return each batch's loss before its step, summed over its rows: float64 [K] on the CPU.
+        """
+
+    def validation_loss(self, features: Tensor, target: Tensor) -> float:
+        """Return the loss summed over the rows of (features [C, F], target [C, 1]), changing nothing."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return a copy of the parameters and buffers, on the CPU, with the names that the torch model gives them."""
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take the parameters and buffers of a state_dict with the same names."""

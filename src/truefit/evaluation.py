@@ -1,0 +1,146 @@
+"""How good a model is on the test rows, and how good it could have been.
+
+Reads the prepared table; writes nothing. Guarantees float64 arithmetic and memory bounded by a chunk of rows, for any number
+of rows; a figure that is undefined (r2 of a constant target) is None and never NaN.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import nn
+
+from truefit.batches import SequentialChunks, make_loader
+from truefit.config import Settings, load_settings
+from truefit.dataset import TableDataset
+from truefit.models import Linear
+from truefit.synthetic import TARGET, GenerateSettings
+from truefit.table import Split, Table
+
+Array = NDArray[Any]  # float64
+Predictor = Callable[[Array], Array]
+Metrics = dict[str, float | None]
+
+
+class EvaluateSettings(Settings):
+    """Section `evaluate`: how many test rows, evenly spaced, predictions.csv and the pictures show at most."""
+
+    sample: int = Field(1000, ge=1)
+
+
+def model_predictor(model: nn.Module, dtype: torch.dtype) -> Predictor:
+    """Return the function features [N, F] -> predictions [N] of a model, under eval() and no_grad()."""
+    model.eval()
+
+    def predict(features: Array) -> Array:
+        with torch.no_grad():
+            prediction: Array = model(torch.from_numpy(features).to(dtype))[:, 0].double().numpy()
+        return prediction
+
+    return predict
+
+
+def line_predictor(solution: Array) -> Predictor:
+    """Return the function features [N, F] -> predictions [N] of the line [intercept, coefficients…]."""
+    return lambda features: solution[0] + features @ solution[1:]
+
+
+def least_squares(folder: Path) -> Array:
+    """Return the intercept and coefficients [F + 1] that minimise the squared error over the training rows.
+
+    The rows (1, x, y) are reduced to one triangular factor, a chunk at a time, by stacking each chunk under the factor so
+    far and taking the QR decomposition again (TSQR: Demmel, Grigori, Hoemmen and Langou, 2012). That needs memory for one
+    chunk, and keeps the accuracy which the normal equations lose by squaring the condition number. What is left is a
+    system of F + 2 rows; where features depend on each other, its shortest solution is taken.
+    """
+    width = len(TableDataset(folder, "train").table.columns)
+    factor: Array = np.empty((0, width + 1))
+    for features, target in _chunks(folder, "train"):
+        rows = np.column_stack([np.ones(len(features)), features, target])
+        factor = np.asarray(np.linalg.qr(np.vstack([factor, rows]), mode="r"))
+    return np.asarray(np.linalg.lstsq(factor[:, :-1], factor[:, -1], rcond=None)[0])
+
+
+def score(folder: Path, predict: Predictor) -> Metrics:
+    """Return mse, rmse, mae and r2 of the predictions on the test rows.
+
+    r2 = 1 - Σ(y - p)² / Σ(y - ȳ)², None where all targets are equal.
+    """
+    table = TableDataset(folder, "test").table
+    rows, squares, absolute, total, total_squares = 0, 0.0, 0.0, 0.0, 0.0
+    for features, target in _chunks(folder, "test"):
+        error = target - predict(features)
+        # Taken around the training rows' mean, so that a large offset does not cost the digits of the variance.
+        shifted = target - table.mean[-1]
+        rows += len(target)
+        squares, absolute = squares + float((error**2).sum()), absolute + float(np.abs(error).sum())
+        total, total_squares = total + float(shifted.sum()), total_squares + float((shifted**2).sum())
+    variation = total_squares - total**2 / rows
+    return {
+        "mse": squares / rows,
+        "rmse": math.sqrt(squares / rows),
+        "mae": absolute / rows,
+        "r2": 1 - squares / variation if variation > 0 else None,
+    }
+
+
+def report(folder: Path, model: nn.Module, optimum: Array, truth: GenerateSettings | None) -> dict[str, Any]:
+    """Return what metrics.json holds.
+
+    `test` and `least_squares` have the scores of the model and of `optimum`, the least-squares solution [F + 1];
+    `excess_mse` is the model's mse over that of least squares, minus 1. A linear model adds its `parameters`, in the
+    data's units, and synthetic data, whose settings are `truth`, the true ones.
+    """
+    table = TableDataset(folder, "test").table
+    ours = score(folder, model_predictor(model, getattr(torch, table.dtype)))
+    best = score(folder, line_predictor(optimum))
+    assert ours["mse"] is not None and best["mse"] is not None
+    content: dict[str, Any] = {
+        "test": ours,
+        "least_squares": best,
+        "excess_mse": ours["mse"] / best["mse"] - 1 if best["mse"] > 0 else None,
+    }
+    if isinstance(model, Linear):
+        intercept, coefficients = model.intercept_and_coefficients()
+        content["parameters"] = _line(intercept, table.features, coefficients)
+    if truth is not None:
+        line = _line(truth.intercept, truth.features, list(truth.coefficients))
+        content["truth"] = line | {"noise_mse": truth.noise_std**2}
+    return content
+
+
+def truth_of(table: Table, synthetic_csv: Path) -> GenerateSettings | None:
+    """Return the settings that drew the table's data, or None where it is not the whole of the synthetic CSV."""
+    if Path(table.csv.path) != synthetic_csv:
+        return None
+    settings = load_settings("generate", GenerateSettings)
+    return settings if (table.features, table.target) == (settings.features, TARGET) else None
+
+
+def sample_predictions(folder: Path, predict: Predictor, sample: int) -> tuple[Array, pd.DataFrame]:
+    """Return at most `sample` evenly spaced test rows: features [N, F], and row, actual, predicted and residual."""
+    dataset = TableDataset(folder, "test")
+    count = min(sample, len(dataset))
+    index = torch.arange(count) * len(dataset) // count
+    features, target = (values.double().numpy() for values in dataset[index])
+    predicted = predict(features)
+    actual = target[:, 0]
+    columns = {"row": index.numpy(), "actual": actual, "predicted": predicted, "residual": actual - predicted}
+    return features, pd.DataFrame(columns)
+
+
+def _chunks(folder: Path, split: Split) -> Iterator[tuple[Array, Array]]:
+    """Give a split's features [C, F] and targets [C], in float64."""
+    dataset = TableDataset(folder, split)
+    for features, target in make_loader(dataset, SequentialChunks(len(dataset))):
+        yield features.double().numpy(), target[:, 0].double().numpy()
+
+
+def _line(intercept: float, features: list[str], coefficients: list[float]) -> dict[str, Any]:
+    return {"intercept": intercept, "coefficients": dict(zip(features, coefficients, strict=True))}

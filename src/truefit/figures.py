@@ -1,0 +1,86 @@
+"""The pictures of an evaluation: loss curves, the fit, the residuals.
+
+Writes PNG files. Guarantees the same bytes for the same figures, and curves that can be told apart in grey.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from truefit.evaluation import Predictor
+from truefit.files import atomic_path
+
+
+def write_figures(
+    folder: Path,
+    history: pd.DataFrame,
+    features: NDArray[Any],
+    predictions: pd.DataFrame,
+    best: Predictor,
+    names: list[str],
+) -> list[Path]:
+    """Write loss.png, fit.png (one feature) or predicted.png, and residuals.png; return their paths.
+
+    `features` [N, F] and `predictions` are the sampled test rows; `best` is the least-squares fit; `names` holds the
+    features' names and the target's.
+    """
+    figures = {"loss": _loss_curves(history)}
+    if features.shape[1] == 1:
+        figures["fit"] = _fit(features, predictions, best, names)
+    else:
+        figures["predicted"] = _predicted_against_actual(predictions, names[-1])
+    figures["residuals"] = _residuals(predictions, names[-1])
+    return [_save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _loss_curves(history: pd.DataFrame) -> Figure:
+    figure, axes = _axes("Loss by epoch", "epoch", "mean loss of a row")
+    axes.plot(history["epoch"], history["train_loss"], color="0.1", label="train")
+    axes.plot(history["epoch"], history["validation_loss"], color="tab:orange", linestyle="--", label="validation")
+    axes.set_yscale("log")
+    axes.legend()
+    return figure
+
+
+def _fit(features: NDArray[Any], predictions: pd.DataFrame, best: Predictor, names: list[str]) -> Figure:
+    figure, axes = _axes("Fit on test rows", names[0], names[-1])
+    order = features[:, 0].argsort()
+    axes.scatter(features[:, 0], predictions["actual"], s=10, color="0.6", label="test rows")
+    axes.plot(features[order, 0], predictions["predicted"].to_numpy()[order], color="tab:orange", label="model")
+    axes.plot(features[order, 0], best(features[order]), color="0.1", linestyle=":", label="least squares")
+    axes.legend()
+    return figure
+
+
+def _predicted_against_actual(predictions: pd.DataFrame, target: str) -> Figure:
+    figure, axes = _axes("Predicted against actual, test rows", f"actual {target}", f"predicted {target}")
+    axes.scatter(predictions["actual"], predictions["predicted"], s=10, color="tab:orange", label="test rows")
+    middle = float(predictions["actual"].mean())
+    axes.axline((middle, middle), slope=1, color="0.1", linestyle=":", label="predicted = actual")
+    axes.legend()
+    return figure
+
+
+def _residuals(predictions: pd.DataFrame, target: str) -> Figure:
+    figure, axes = _axes("Residuals, test rows", f"predicted {target}", f"actual - predicted {target}")
+    axes.scatter(predictions["predicted"], predictions["residual"], s=10, color="tab:orange")
+    axes.axhline(0, color="0.1", linestyle=":")
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    return path

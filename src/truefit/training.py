@@ -1,0 +1,192 @@
+"""fit(): epochs, validation, the learning rate's schedule and early stopping.
+
+Reads the prepared table through TableDataset and DataLoader; writes nothing and knows no MLflow and no DVC. Guarantees
+that an epoch's losses are means over rows, not over batches, and that a loss which is not finite ends the training.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import pandas as pd
+import torch
+from pydantic import BeforeValidator, Field, model_validator
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from truefit.batches import SequentialChunks, Shuffle, ShuffledChunks, make_loader
+from truefit.config import Settings, impossible, require_defaults
+from truefit.dataset import TableDataset
+from truefit.device import DeviceName
+from truefit.engines import Engine, EngineName, make_engine
+from truefit.errors import TrainingError
+from truefit.models import ModelSettings, build_model
+from truefit.optimization import LossSettings, OptimizerSettings, Schedule, ScheduleSettings
+
+State = dict[str, Tensor]
+Loader = DataLoader[tuple[Tensor, Tensor]]
+
+
+def _check_batch_size(value: object) -> object:
+    if value == "all" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError("all, or a whole number of at least 1")
+
+
+class EarlyStoppingSettings(Settings):
+    """`train.early_stopping`: stop after `patience` epochs in which the validation loss fell by no more than `min_delta`."""
+
+    patience: int | None = Field(None, ge=1)
+    min_delta: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _min_delta_needs_patience(self) -> Self:
+        if self.patience is None:
+            require_defaults(self, ("min_delta",), "without a patience")
+        return self
+
+
+class TrainSettings(Settings):
+    """Section `train`: all that decides a training, beside the table."""
+
+    engine: EngineName = "torch"
+    device: DeviceName = "auto"
+    seed: int = Field(42, ge=0)
+    threads: int = Field(1, ge=1)
+    standardize: bool = False
+    model: ModelSettings = ModelSettings()
+    loss: LossSettings = LossSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    batch_size: Annotated[int | Literal["all"], BeforeValidator(_check_batch_size)] = 16
+    shuffle: Shuffle = "full"
+    epochs: int = Field(50, ge=1)
+    clip_norm: float | None = Field(None, gt=0)
+    early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
+
+    @model_validator(mode="after")
+    def _engine_can_do_it(self) -> Self:
+        if self.engine == "torch":
+            return self
+        optimizer = self.optimizer
+        plain = optimizer.name == "sgd" and not (optimizer.momentum or optimizer.weight_decay)
+        for needed, found in [
+            ("the model linear", self.model.name == "linear"),
+            ("the loss mse", self.loss.name == "mse"),
+            ("plain sgd", plain),
+            ("no clip_norm", self.clip_norm is None),
+        ]:
+            if not found:
+                raise impossible("engine", self.engine, f"torch, since {self.engine} takes {needed}")
+        if self.engine == "numpy" and self.device not in ("auto", "cpu"):
+            raise impossible("engine", self.engine, f"autograd or torch with device {self.device}")
+        return self
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch's figures; losses are means over rows, `learning_rate` the one its steps took."""
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    learning_rate: float
+    seconds: float
+    train_rows_per_second: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training ends with: its epochs, the state after the last, and the state with the lowest validation loss."""
+
+    epochs: list[Epoch]
+    final_state: State
+    best_state: State
+    best_epoch: int
+    kept_state: State
+
+    def history(self) -> pd.DataFrame:
+        """Return the losses and learning rates, a row an epoch, as history.csv holds them."""
+        columns = ["epoch", "train_loss", "validation_loss", "learning_rate"]
+        return pd.DataFrame(self.epochs)[columns]
+
+
+def train(folder: Path, settings: TrainSettings, device: torch.device, on_epoch: Callable[[Epoch], None]) -> Outcome:
+    """Train the model of `settings` on the prepared table in `folder`; see `fit`."""
+    train_rows, validation_rows = TableDataset(folder, "train"), TableDataset(folder, "validation")
+    model = build_model(settings.model, train_rows.table, settings.standardize, settings.seed)
+    engine = make_engine(settings.engine, model, settings.loss, settings.optimizer, settings.clip_norm, device)
+    batch_size = len(train_rows) if settings.batch_size == "all" else settings.batch_size
+    sampler = ShuffledChunks(len(train_rows), batch_size, settings.seed, settings.shuffle)
+    validation = make_loader(validation_rows, SequentialChunks(len(validation_rows)))
+    return fit(engine, make_loader(train_rows, sampler), sampler, validation, settings, on_epoch)
+
+
+def fit(
+    engine: Engine,
+    train_loader: Loader,
+    sampler: ShuffledChunks,
+    validation_loader: Loader,
+    settings: TrainSettings,
+    on_epoch: Callable[[Epoch], None],
+) -> Outcome:
+    """Train for `settings.epochs`, or until early stopping, calling `on_epoch` after each epoch.
+
+    The state kept is the best where early stopping has a patience, or else the final one.
+    Raises TrainingError, naming epoch and batch, when a loss is not finite.
+    """
+    schedule = Schedule(settings.schedule, settings.optimizer.lr, settings.epochs)
+    stopping = settings.early_stopping
+    epochs: list[Epoch] = []
+    best_loss, best_epoch, best_state = float("inf"), 0, engine.state_dict()
+    for number in range(1, settings.epochs + 1):
+        started = time.perf_counter()
+        sampler.set_epoch(number)
+        engine.begin_epoch(number, schedule.learning_rate)
+        train_loss = _train_epoch(engine, train_loader, sampler.batch_size, number, settings.optimizer.lr)
+        trained = time.perf_counter()
+        validation_loss = _validate(engine, validation_loader, number, settings.optimizer.lr)
+        ended = time.perf_counter()
+        speed = sampler.rows / (trained - started)
+        epochs.append(Epoch(number, train_loss, validation_loss, schedule.learning_rate, ended - started, speed))
+        on_epoch(epochs[-1])
+        schedule.advance(validation_loss)
+        if validation_loss < best_loss - stopping.min_delta:
+            best_loss, best_epoch, best_state = validation_loss, number, engine.state_dict()
+        elif stopping.patience is not None and number - best_epoch >= stopping.patience:
+            break
+    final_state = engine.state_dict()
+    kept_state = final_state if stopping.patience is None else best_state
+    return Outcome(epochs, final_state, best_state, best_epoch, kept_state)
+
+
+def _train_epoch(engine: Engine, loader: Loader, batch_size: int, epoch: int, lr: float) -> float:
+    """Take an epoch's steps; return the mean loss of its rows."""
+    total, rows, batches = 0.0, 0, 0
+    for features, target in loader:
+        losses = engine.train_chunk(features, target, batch_size)
+        finite = torch.isfinite(losses)
+        if not finite.all():
+            batch = batches + int(finite.logical_not().nonzero()[0]) + 1
+            raise _not_finite(f"epoch {epoch}, batch {batch}: the training loss", lr)
+        total, rows, batches = total + float(losses.sum()), rows + len(features), batches + len(losses)
+    return total / rows
+
+
+def _validate(engine: Engine, loader: Loader, epoch: int, lr: float) -> float:
+    """Return the mean loss of the validation rows."""
+    total, rows = 0.0, 0
+    for features, target in loader:
+        total, rows = total + engine.validation_loss(features, target), rows + len(features)
+    if not math.isfinite(total):
+        raise _not_finite(f"epoch {epoch}, after its last batch: the validation loss", lr)
+    return total / rows
+
+
+def _not_finite(what: str, lr: float) -> TrainingError:
+    return TrainingError(
+        f"{what} is not finite; try a train.optimizer.lr below {lr:g}, train.standardize: true, or a train.clip_norm"
+    )
