@@ -5,6 +5,8 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 READY := .venv/.ready
 UV := 0.13.9
+PORT ?= 5000
+STORE := $(or $(MLFLOW_TRACKING_URI),sqlite:///$(CURDIR)/mlflow.db)
 
 .PHONY: help setup repro test check ui bench lock
 
@@ -16,9 +18,11 @@ setup: $(READY) ## make .venv with everything in it; the other targets do this b
 # torch comes by pip, because its build (CPU, CUDA) depends on the machine; all the rest is checked against its hash.
 # The project goes in last, as a link to src.
 $(READY): requirements.lock pyproject.toml
-	python3 -m venv --clear .venv
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "truefit needs Python 3.11 or later")'
+	@echo "Setting up .venv; the largest download is torch."
+	python3 -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check uv==$(UV)
-	.venv/bin/uv pip install --quiet --require-hashes -r requirements.lock
+	.venv/bin/uv pip install --quiet --compile-bytecode --require-hashes -r requirements.lock
 	.venv/bin/pip install --quiet --disable-pip-version-check "$$(grep -o 'torch==[0-9.]*' pyproject.toml)"
 	.venv/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
@@ -37,7 +41,9 @@ check: $(READY) ## check style, types, the direction of imports, and the documen
 	python tools/check_docs.py
 
 ui: $(READY) ## open the MLflow UI on http://127.0.0.1:5000 (another port: make ui PORT=5001)
-	python tools/ui.py
+	@case "$(STORE)" in http*) echo "MLFLOW_TRACKING_URI names a server; its UI is at that address."; exit 2;; esac
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \
+		--backend-store-uri "$(STORE)" --default-artifact-root "file://$(CURDIR)/mlartifacts"
 
 bench: $(READY) ## time an epoch from the file against one from memory
 	python benchmarks/loader.py

@@ -48,6 +48,7 @@ def configure(threads: int) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     threadpool_limits(threads)
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    # Does what torch.use_deterministic_algorithms does, without that function's import of the whole compiler.
+    torch.set_deterministic_debug_mode("error")
     # Deterministic mode would also fill every fresh tensor, which only hides bugs here and costs time at each step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -168,7 +168,7 @@ def _stage(
                     total += len(values)
         except pa.ArrowInvalid as error:
             fault = find_fault(path, header, columns, settings.dtype, split)
-            raise TableError(fault or f"{path}: {error}") from None
+            raise TableError(fault or f"{path}: {' '.join(str(error).split())}") from None
     if not total:
         raise TableError(f"{path}: line 2: found the end of the file, allowed: rows below the header")
     return source.digest.hexdigest(), total

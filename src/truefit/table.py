@@ -6,6 +6,7 @@ before it is asked for: arrays are memory maps.
 """
 
 import hashlib
+import io
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -96,16 +97,16 @@ class ArrayWriter:
     """Writes an array [rows, columns] to a .npy file chunk by chunk, in bounded memory, and takes its digest on the way."""
 
     def __init__(self, path: Path, rows: int, columns: int, dtype: Dtype) -> None:
-        self._file = path.open("wb")
+        header = io.BytesIO()
+        described = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (rows, columns)}
+        np.lib.format.write_array_header_1_0(header, described)
         self._digest = hashlib.sha256()
-        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (rows, columns)}
-        np.lib.format.write_array_header_1_0(_Tee(self._file.write, self._digest.update), header)
+        self._file = path.open("wb")
+        self._write(header.getvalue())
 
     def write(self, chunk: NDArray[Any]) -> None:
         """Append rows [C, columns] of the array's own dtype."""
-        content = np.ascontiguousarray(chunk).data.cast("B") if chunk.size else b""
-        self._file.write(content)
-        self._digest.update(content)
+        self._write(np.ascontiguousarray(chunk).tobytes())
 
     @property
     def sha256(self) -> str:
@@ -118,13 +119,6 @@ class ArrayWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
 
-
-class _Tee:
-    """A file, as far as NumPy's header writer is concerned, that hands its bytes to several takers."""
-
-    def __init__(self, *takers: Any) -> None:
-        self._takers = takers
-
-    def write(self, content: bytes) -> None:
-        for take in self._takers:
-            take(content)
+    def _write(self, content: bytes) -> None:
+        self._file.write(content)
+        self._digest.update(content)

@@ -22,7 +22,7 @@ from truefit.config import Settings, impossible, require_defaults
 from truefit.dataset import TableDataset
 from truefit.device import DeviceName
 from truefit.engines import Engine, EngineName, make_engine
-from truefit.errors import TrainingError
+from truefit.errors import DeviceError, TrainingError
 from truefit.models import ModelSettings, build_model
 from truefit.optimization import LossSettings, OptimizerSettings, Schedule, ScheduleSettings
 
@@ -115,8 +115,13 @@ class Outcome:
 
 
 def train(folder: Path, settings: TrainSettings, device: torch.device, on_epoch: Callable[[Epoch], None]) -> Outcome:
-    """Train the model of `settings` on the prepared table in `folder`; see `fit`."""
+    """Train the model of `settings` on the prepared table in `folder`; see `fit`.
+
+    Raises DeviceError where the device cannot hold the table's numbers.
+    """
     train_rows, validation_rows = TableDataset(folder, "train"), TableDataset(folder, "validation")
+    if device.type == "mps" and train_rows.table.dtype == "float64":
+        raise DeviceError("train.device: found mps with prepare.dtype float64, allowed: float32, which is all that it has")
     model = build_model(settings.model, train_rows.table, settings.standardize, settings.seed)
     engine = make_engine(settings.engine, model, settings.loss, settings.optimizer, settings.clip_norm, device)
     batch_size = len(train_rows) if settings.batch_size == "all" else settings.batch_size
@@ -146,9 +151,9 @@ def fit(
         started = time.perf_counter()
         sampler.set_epoch(number)
         engine.begin_epoch(number, schedule.learning_rate)
-        train_loss = _train_epoch(engine, train_loader, sampler.batch_size, number, settings.optimizer.lr)
+        train_loss = _train_epoch(engine, train_loader, sampler.batch_size, number, settings)
         trained = time.perf_counter()
-        validation_loss = _validate(engine, validation_loader, number, settings.optimizer.lr)
+        validation_loss = _validate(engine, validation_loader, number, settings)
         ended = time.perf_counter()
         speed = sampler.rows / (trained - started)
         epochs.append(Epoch(number, train_loss, validation_loss, schedule.learning_rate, ended - started, speed))
@@ -163,7 +168,7 @@ def fit(
     return Outcome(epochs, final_state, best_state, best_epoch, kept_state)
 
 
-def _train_epoch(engine: Engine, loader: Loader, batch_size: int, epoch: int, lr: float) -> float:
+def _train_epoch(engine: Engine, loader: Loader, batch_size: int, epoch: int, settings: TrainSettings) -> float:
     """Take an epoch's steps; return the mean loss of its rows."""
     total, rows, batches = 0.0, 0, 0
     for features, target in loader:
@@ -171,22 +176,24 @@ def _train_epoch(engine: Engine, loader: Loader, batch_size: int, epoch: int, lr
         finite = torch.isfinite(losses)
         if not finite.all():
             batch = batches + int(finite.logical_not().nonzero()[0]) + 1
-            raise _not_finite(f"epoch {epoch}, batch {batch}: the training loss", lr)
+            raise _not_finite(f"epoch {epoch}, batch {batch}: the training loss", settings)
         total, rows, batches = total + float(losses.sum()), rows + len(features), batches + len(losses)
     return total / rows
 
 
-def _validate(engine: Engine, loader: Loader, epoch: int, lr: float) -> float:
+def _validate(engine: Engine, loader: Loader, epoch: int, settings: TrainSettings) -> float:
     """Return the mean loss of the validation rows."""
     total, rows = 0.0, 0
     for features, target in loader:
         total, rows = total + engine.validation_loss(features, target), rows + len(features)
     if not math.isfinite(total):
-        raise _not_finite(f"epoch {epoch}, after its last batch: the validation loss", lr)
+        raise _not_finite(f"epoch {epoch}, after its last batch: the validation loss", settings)
     return total / rows
 
 
-def _not_finite(what: str, lr: float) -> TrainingError:
-    return TrainingError(
-        f"{what} is not finite; try a train.optimizer.lr below {lr:g}, train.standardize: true, or a train.clip_norm"
-    )
+def _not_finite(what: str, settings: TrainSettings) -> TrainingError:
+    """Return the error that says what to try, of what the settings do not do already."""
+    advice = [f"a train.optimizer.lr below {settings.optimizer.lr:g}"]
+    advice += [] if settings.standardize else ["train.standardize: true"]
+    advice += ["a train.clip_norm"] if settings.engine == "torch" and settings.clip_norm is None else []
+    return TrainingError(f"{what} is not finite; try {' or '.join(advice)}")

@@ -1,0 +1,280 @@
+"""The whole pipeline, run by DVC in a clone: what it prints, writes and records, and that it does so again."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+from sklearn.datasets import load_diabetes
+from workspace import ROOT, Workspace
+
+from truefit.config import flatten
+
+STAGES = ("generate", "prepare", "train", "evaluate")
+
+# One worker takes all tests of a group, since they share a clone; the groups run side by side.
+shared_clone = pytest.mark.xdist_group("shared clone")
+own_clone = pytest.mark.xdist_group("own clone")
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, str]:
+    """A clone after its first `dvc repro`, committed, and what that printed."""
+    workspace = Workspace(tmp_path_factory.mktemp("clone"))
+    printed = workspace.run("dvc", "repro").stdout
+    workspace.commit()
+    return workspace, printed
+
+
+@pytest.fixture
+def workspace(reproduced: tuple[Workspace, str]) -> Iterator[Workspace]:
+    """The reproduced clone, given back as it was committed."""
+    workspace = reproduced[0]
+    yield workspace
+    workspace.run("git", "checkout", "--quiet", "HEAD", "--", ".")
+    workspace.run("dvc", "checkout", "--quiet", "--force")
+
+
+@shared_clone
+def test_repro_prints_the_test_metrics_against_the_optimum(reproduced: tuple[Workspace, str]) -> None:
+    workspace, printed = reproduced
+    metrics = workspace.json("results/metrics.json")
+    for title, key in [("model", "test"), ("least squares", "least_squares")]:
+        figures = re.search(rf"^{title} +(.+)$", printed, re.MULTILINE)
+        assert figures is not None
+        expected = [metrics[key][name] for name in ("mse", "rmse", "mae", "r2")]
+        assert [float(figure) for figure in figures[1].split()] == pytest.approx(expected, rel=1e-5)
+    assert f"excess mse over least squares: {metrics['excess_mse']:+.3%}" in printed
+
+
+@shared_clone
+def test_repro_writes_what_the_design_names(workspace: Workspace) -> None:
+    metrics = workspace.json("results/metrics.json")
+    assert list(metrics) == ["test", "least_squares", "excess_mse", "parameters", "truth"]
+    assert metrics["truth"] == {"intercept": 1.0, "coefficients": {"x1": 2.0}, "noise_mse": pytest.approx(0.01)}
+    assert metrics["parameters"]["intercept"] == pytest.approx(1, abs=0.05)
+    assert metrics["parameters"]["coefficients"]["x1"] == pytest.approx(2, abs=0.05)
+    history = pd.read_csv(workspace.path / "results/history.csv")
+    assert list(history.columns) == ["epoch", "train_loss", "validation_loss", "learning_rate"]
+    assert list(history["epoch"]) == list(range(1, 51))
+    assert len(pd.read_csv(workspace.path / "results/predictions.csv")) == 100
+
+
+@shared_clone
+def test_second_repro_runs_no_stage_and_adds_no_run(workspace: Workspace) -> None:
+    before = len(workspace.runs())
+    printed = workspace.run("dvc", "repro").stdout
+    assert printed.count("didn't change, skipping") == len(STAGES)
+    assert "Running stage" not in printed
+    assert len(workspace.runs()) == before
+
+
+@shared_clone
+def test_forced_repro_gives_the_same_bits_and_adds_one_run(workspace: Workspace) -> None:
+    before = workspace.runs()
+    printed = workspace.run("dvc", "repro", "--force").stdout
+    assert printed.count("Running stage") == len(STAGES)
+    workspace.run("git", "diff", "--exit-code", "HEAD")
+    after = workspace.runs()
+    assert len(after) == len(before) + 1
+    assert after[0].data.tags["git.dirty"] == "false"
+    assert after[0].data.tags["git.commit"] == workspace.run("git", "rev-parse", "HEAD").stdout.strip()
+    assert len({run.data.tags["state_dict.sha256"] for run in after}) == 1
+    assert after[0].data.metrics["test_mse"] == before[0].data.metrics["test_mse"]
+
+
+@shared_clone
+def test_run_holds_params_metrics_tags_and_artifacts(workspace: Workspace) -> None:
+    run = workspace.runs()[-1]
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "linear sgd lr=0.1 batch=16 torch"
+    written = flatten(YAML(typ="safe").load(workspace.path / "params.yaml"))
+    assert {key: run.data.params[key] for key in written} == {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in written.items()
+    }
+    by_epoch = {"train_loss", "validation_loss", "learning_rate", "epoch_seconds", "train_rows_per_second"}
+    assert set(run.data.metrics) == by_epoch | {"test_mse", "test_rmse", "test_mae", "test_r2", "excess_mse"}
+    history = pd.read_csv(workspace.path / "results/history.csv")
+    for name in ("train_loss", "validation_loss", "learning_rate"):
+        logged = workspace.client.get_metric_history(run.info.run_id, name)
+        assert [(metric.step, metric.value) for metric in logged] == list(zip(history["epoch"], history[name], strict=True))
+    metrics = workspace.json("results/metrics.json")
+    assert run.data.metrics["test_mse"] == metrics["test"]["mse"]
+    assert run.data.metrics["excess_mse"] == metrics["excess_mse"]
+    artifacts = {
+        artifact.path
+        for folder in ("state_dict", "figures", "record")
+        for artifact in workspace.client.list_artifacts(run.info.run_id, folder)
+    }
+    # The patch is there where dvc.lock was behind the code when the first repro began.
+    assert artifacts - {"record/diff.patch"} == {
+        *("state_dict/best.pt", "state_dict/final.pt"),
+        *("figures/loss.png", "figures/fit.png", "figures/residuals.png"),
+        *("record/params.yaml", "record/dvc.yaml", "record/dvc.lock", "record/environment.json"),
+    }
+
+
+@shared_clone
+def test_run_names_the_digests_of_what_it_read_and_wrote(workspace: Workspace) -> None:
+    run = workspace.runs()[-1]
+    table, tags = workspace.json("data/prepared/table.json"), run.data.tags
+    assert tags["csv.sha256"] == table["csv"]["sha256"]
+    assert tags["state_dict.sha256"] == workspace.json("results/model.json")["state_dict_sha256"]
+    assert re.fullmatch(r"[0-9a-f]{64}", tags["table.sha256"])
+    assert run.inputs is not None
+    (dataset,) = (given.dataset for given in run.inputs.dataset_inputs)
+    assert (dataset.name, dataset.digest) == ("synthetic.csv", table["csv"]["sha256"][:36])
+    assert "dvc.exp" not in tags
+    for name in ("python", "torch", "numpy", "mlflow", "dvc", "threads", "cpu_capability", "device"):
+        assert tags[name]
+
+
+@shared_clone
+def test_uncommitted_changes_are_recorded(workspace: Workspace) -> None:
+    workspace.set_params(train__epochs=2)
+    (workspace.path / "notes.txt").write_text("a file that git does not know\n")
+    status = workspace.run("git", "status", "--porcelain").stdout
+    workspace.run("dvc", "repro")
+    run = workspace.runs()[0]
+    assert run.data.tags["git.dirty"] == "true"
+    patch = Path(workspace.client.download_artifacts(run.info.run_id, "record/diff.patch")).read_text()
+    assert "+  epochs: 2 " in patch
+    assert "+a file that git does not know" in patch
+    assert "?? notes.txt" in status
+    assert "?? notes.txt" in workspace.run("git", "status", "--porcelain").stdout
+    (workspace.path / "notes.txt").unlink()
+
+
+@shared_clone
+def test_training_with_the_same_bits_is_evaluated_again(workspace: Workspace) -> None:
+    before = workspace.runs()
+    workspace.set_params(train__threads=2)
+    workspace.run("dvc", "repro")
+    after = workspace.runs()
+    assert len(after) == len(before) + 1
+    assert after[0].data.tags["state_dict.sha256"] == before[0].data.tags["state_dict.sha256"]
+    assert after[0].data.metrics["test_mse"] == before[0].data.metrics["test_mse"]
+
+
+@shared_clone
+def test_dvc_tells_metrics_params_and_plots_apart(workspace: Workspace) -> None:
+    workspace.set_params(train__epochs=3)
+    workspace.run("dvc", "repro")
+    params = json.loads(workspace.run("dvc", "params", "diff", "--json").stdout)
+    assert params["params.yaml"] == {"train.epochs": {"old": 50, "new": 3, "diff": -47}}
+    changed = json.loads(workspace.run("dvc", "metrics", "diff", "--json").stdout)["results/metrics.json"]
+    shown = json.loads(workspace.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]["results/metrics.json"]["data"]
+    assert changed["test.mse"]["new"] == shown["test"]["mse"] != changed["test.mse"]["old"]
+    workspace.run("dvc", "plots", "show", "--out", "plots")
+    page = (workspace.path / "plots/index.html").read_text()
+    assert "Loss by epoch" in page
+    assert "validation_loss" in page
+    assert "Predicted against actual" in page
+    assert len(list((workspace.path / "plots").rglob("*.png"))) == 3
+    workspace.run("git", "clean", "--quiet", "--force", "-d", "plots")
+
+
+@shared_clone
+def test_experiments_give_a_run_and_a_row_each(workspace: Workspace) -> None:
+    before = len(workspace.runs())
+    workspace.run("dvc", "exp", "run", "--set-param", "train.optimizer.lr=0.05", "--name", "slow")
+    workspace.run("dvc", "exp", "run", "--set-param", "train.optimizer.lr=0.2", "--name", "fast")
+    # In a temporary workspace, which is gone when the run ends.
+    workspace.run("dvc", "exp", "run", "--temp", "--set-param", "train.optimizer.lr=0.3", "--name", "temporary")
+    runs = {run.data.tags["dvc.exp"]: run for run in workspace.runs()[: len(workspace.runs()) - before]}
+    assert {name: run.data.params["train.optimizer.lr"] for name, run in runs.items()} == {
+        "slow": "0.05",
+        "fast": "0.2",
+        "temporary": "0.3",
+    }
+    shown = json.loads(workspace.run("dvc", "exp", "show", "--json").stdout)
+    rows = {row["name"]: row["revs"][0]["data"] for entry in shown for row in entry["experiments"] or []}
+    assert set(rows) == set(runs)
+    mse = {name: row["metrics"]["results/metrics.json"]["data"]["test"]["mse"] for name, row in rows.items()}
+    assert mse == {name: run.data.metrics["test_mse"] for name, run in runs.items()}
+    assert len(set(mse.values())) == 3
+    for run in runs.values():
+        assert run.info.status == "FINISHED"
+        assert run.info.run_name.endswith(f"({run.data.tags['dvc.exp']})")
+        assert (workspace.path / "mlartifacts" / run.info.run_id / "artifacts/state_dict/final.pt").exists()
+
+
+@own_clone
+def test_own_csv_needs_only_params(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    frame = load_diabetes(as_frame=True).frame
+    frame.to_csv(tmp_path / "diabetes.csv", index=False)
+    descent = {"train__batch_size": "all", "train__optimizer__momentum": 0.9, "train__epochs": 1000}
+    workspace.set_params(prepare__csv="diabetes.csv", train__standardize=True, **descent)
+    printed = workspace.run("dvc", "repro", "evaluate").stdout
+    assert "Running stage 'generate'" not in printed
+    metrics = workspace.json("results/metrics.json")
+    assert abs(metrics["test"]["r2"] - metrics["least_squares"]["r2"]) < 0.01
+    assert metrics["least_squares"]["r2"] > 0.3
+    assert list(metrics["parameters"]["coefficients"]) == list(frame.columns[:-1])
+    assert "truth" not in metrics
+    assert (tmp_path / "results/figures/predicted.png").exists()
+
+    frame["part"] = ["train", "train", "train", "validation", "test"] * 88 + ["train", "train"]
+    frame.to_csv(tmp_path / "diabetes.csv", index=False)
+    workspace.set_params(prepare__split__column="part")
+    workspace.run("dvc", "repro", "evaluate")
+    table, metrics = workspace.json("data/prepared/table.json"), workspace.json("results/metrics.json")
+    assert table["rows"] == {"train": 266, "validation": 88, "test": 88}
+    assert (table["features"], table["target"]) == (list(frame.columns[:-2]), "target")
+    assert abs(metrics["test"]["r2"] - metrics["least_squares"]["r2"]) < 0.01
+    assert [run.info.status for run in workspace.runs()] == ["FINISHED", "FINISHED"]
+
+
+@own_clone
+def test_failing_training_leaves_a_failed_run_with_its_reason(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    workspace.set_params(train__optimizer__lr=1e4)
+    failed = workspace.run("dvc", "repro", status=255)
+    (run,) = workspace.runs()
+    assert run.info.status == "FAILED"
+    reason = run.data.tags["failure"]
+    assert re.match(r"epoch 1, batch \d+: the training loss is not finite; try a train.optimizer.lr below 10000 or", reason)
+    assert f"error: {reason}\n" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not (tmp_path / "results/model.pt").exists()
+
+
+@own_clone
+def test_tracking_uri_of_the_environment_wins(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    workspace.set_params(train__epochs=2)
+    workspace.run("dvc", "repro", MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path / 'elsewhere.db'}")
+    assert (tmp_path / "elsewhere.db").exists()
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def imports(stage: str) -> tuple[set[str], str]:
+    """Return the files below src that importing a stage loads, and whether it loads torch and mlflow."""
+    code = f"""
+import importlib, sys
+importlib.import_module({stage!r})
+print("torch" in sys.modules, "mlflow" in sys.modules)
+print(*sorted(m.__file__ for m in sys.modules.values() if getattr(m, "__file__", None)), sep="\\n")
+"""
+    command = [sys.executable, "-c", code]
+    heavy, *files = subprocess.run(command, cwd=ROOT / "src", check=True, capture_output=True, text=True).stdout.splitlines()
+    source = str(ROOT / "src")
+    return {str(Path(file).relative_to(ROOT)) for file in files if file.startswith(source)}, heavy
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_depends_on_the_modules_that_it_imports(stage: str) -> None:
+    imported, heavy = imports(stage)
+    if stage == "evaluate":
+        # It completes the run of each training, so it runs again with it, also where the model's bits stay the same.
+        imported |= imports("train")[0]
+    named = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"][stage]["deps"]
+    assert {name for name in named if name.startswith("src/")} == imported
+    # The first two stages start without the heavy imports, and importing a stage opens no store.
+    assert heavy == f"{stage in ('train', 'evaluate')} False"

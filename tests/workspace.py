@@ -1,0 +1,77 @@
+"""A clone of the working tree in a temporary folder, in which tests run the real pipeline."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+
+
+class Workspace:
+    """A git repository of its own with the files of the working tree, committed, and an environment that runs them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
+        )
+        for name in listed.stdout.decode().rstrip("\0").split("\0"):
+            if (ROOT / name).is_file():
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, path / name)
+        names = {f"GIT_{who}_{what}": "test@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "GIT_"))}
+        folder = str(Path(sys.executable).parent)
+        self.environment = {**kept, **names, "PATH": f"{folder}:{os.environ['PATH']}", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        for command in (["init", "--quiet"], ["config", "user.name", "t"], ["config", "user.email", "t@example.org"]):
+            self.run("git", *command)
+        self.commit()
+
+    def run(self, *command: str, status: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a command there and check its exit status."""
+        done = subprocess.run(
+            command, cwd=self.path, env=self.environment | variables, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == status, f"{' '.join(command)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def commit(self) -> None:
+        """Commit everything that git does not ignore."""
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--allow-empty", "--message", "state")
+
+    def set_params(self, **values: Any) -> None:
+        """Change keys of params.yaml, written with two underscores for the dots."""
+        yaml = YAML()
+        params = yaml.load(self.path / "params.yaml")
+        for key, value in values.items():
+            section = params
+            *parents, last = key.split("__")
+            for parent in parents:
+                section = section[parent]
+            section[last] = value
+        yaml.dump(params, self.path / "params.yaml")
+
+    def json(self, name: str) -> Any:
+        """Return the content of a JSON file."""
+        return json.loads((self.path / name).read_text())
+
+    @property
+    def client(self) -> MlflowClient:
+        """A client of the workspace's own store."""
+        return MlflowClient(f"sqlite:///{self.path / 'mlflow.db'}")
+
+    def runs(self) -> list[Run]:
+        """Return all runs of the experiment truefit, the latest first."""
+        experiment = self.client.get_experiment_by_name("truefit")
+        if experiment is None:
+            return []
+        return list(self.client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"]))
