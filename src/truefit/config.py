@@ -52,8 +52,8 @@ def require_defaults(settings: Settings, keys: tuple[str, ...], where: str) -> N
     for key in keys:
         found, default = getattr(settings, key), type(settings).model_fields[key].get_default()
         if found != default:
-            shown = list(default) if isinstance(default, tuple) else default
-            raise impossible(key, found, f"{shown!r} {where}")
+            found, default = (list(value) if isinstance(value, tuple) else value for value in (found, default))
+            raise impossible(key, found, f"{default!r} {where}")
 
 
 def read_params(path: Path = PARAMS) -> dict[str, Any]:
@@ -69,7 +69,8 @@ def read_params(path: Path = PARAMS) -> dict[str, Any]:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise SettingsError(f"{path}: {place}{' '.join(str(error.problem).split())}") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    # A value such as the date 2021-13-45 is a ValueError, and so is text that is not UTF-8.
+    except (YAMLError, ValueError, RecursionError) as error:
         raise SettingsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise SettingsError(f"{path}: found {content!r}, allowed: the sections {', '.join(SECTIONS)}")
@@ -91,7 +92,9 @@ def load_settings(section: str, model: type[SettingsT], path: Path = PARAMS) -> 
         return model.model_validate(params[section])
     except ValidationError as error:
         details = error.errors(include_url=False)
-        more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+        # A list whose items are refused counts as too short as well.
+        others = sum(detail["type"] != "too_short" for detail in details[1:])
+        more = f" (and {others} more)" if others else ""
         raise SettingsError(f"{path}: {_explain(section, details[0])}{more}") from None
 
 
@@ -113,6 +116,11 @@ def _explain(path: str, detail: ErrorDetails) -> str:
         return f"{path}.{detail['msg']}"
     if detail["type"] == "model_type":
         allowed = "keys and values"
+    elif detail["type"] == "tuple_type":
+        allowed = "a valid list"
+    elif detail["type"] in ("too_short", "string_too_short"):
+        least, unit = detail["ctx"]["min_length"], "item" if detail["type"] == "too_short" else "character"
+        allowed = f"at least {least} {unit}"
     elif detail["type"] == "value_error":
         allowed = str(detail["ctx"]["error"])
     else:

@@ -15,8 +15,8 @@ import numpy as np
 from truefit.errors import TableError
 from truefit.table import SPLITS
 
-_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
-_NOT_FINITE = re.compile(r"\s*[+-]?(nan|inf|infinity)\s*", re.IGNORECASE)
+_NUMBER = re.compile(r"[ \t]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?[ \t]*")
+_NOT_FINITE = re.compile(r"[ \t]*[+-]?(nan|inf|infinity)[ \t]*", re.IGNORECASE)
 
 
 def read_header(path: Path) -> list[str]:
@@ -29,6 +29,8 @@ def read_header(path: Path) -> list[str]:
     if not header:
         raise TableError(f"{path}: line 1: found an empty file, allowed: a header with column names, then rows")
     for number, name in enumerate(header, 1):
+        if not _is_utf8(name):
+            raise TableError(f"{path}: line 1, column {number}: found {_shown(name)}, allowed: text in UTF-8")
         if not name.strip():
             raise TableError(f"{path}: line 1, column {number}: found no name, allowed: a name for each column")
         if header.index(name) != number - 1:
@@ -42,9 +44,11 @@ def find_fault(path: Path, header: list[str], columns: list[str], dtype: str, sp
     `columns` must hold finite numbers of `dtype`, `split_column` the name of a split; other columns may hold anything.
     """
     numeric = [(header.index(name), name) for name in columns]
+    empty = True
     with _rows(path) as rows:
         next(rows)
         for line, row in rows:
+            empty = False
             if len(row) != len(header):
                 return f"{path}: line {line}: found {len(row)} cells, allowed: {len(header)}, as in the header"
             for index, name in numeric:
@@ -52,7 +56,7 @@ def find_fault(path: Path, header: list[str], columns: list[str], dtype: str, sp
                     return f"{path}: line {line}, column {name!r}: found {_shown(row[index])}, allowed: {allowed}"
             if split_column is not None and (cell := row[header.index(split_column)]) not in SPLITS:
                 return f"{path}: line {line}, column {split_column!r}: found {_shown(cell)}, allowed: {', '.join(SPLITS)}"
-    return None
+    return f"{path}: line 2: found the end of the file, allowed: rows below the header" if empty else None
 
 
 def _fault_in(cell: str, dtype: str) -> str | None:
@@ -68,7 +72,14 @@ def _fault_in(cell: str, dtype: str) -> str | None:
 
 
 def _shown(cell: str) -> str:
-    return repr(cell[:40]) if cell.strip() else "an empty cell"
+    if not cell.strip():
+        return "an empty cell"
+    return repr(cell[:40] if _is_utf8(cell) else cell.encode(errors="surrogateescape")[:40])
+
+
+def _is_utf8(text: str) -> bool:
+    """Return whether the file's bytes were UTF-8; those that were not stand in the text as surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 @contextmanager
@@ -84,13 +95,11 @@ def _rows(path: Path) -> Iterator[Iterator[tuple[int, list[str]]]]:
             line = lines.line_num + 1
 
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             lines = csv.reader(file)
             yield numbered(lines)
     except OSError as error:
         raise TableError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        found = error.object[error.start : error.end]
-        raise TableError(f"{path}: after line {line}: found the bytes {found!r}, allowed: text in UTF-8") from None
-    except csv.Error as error:
-        raise TableError(f"{path}: line {line}: {error}") from None
+    except csv.Error:
+        found = f"a cell of more than {csv.field_size_limit()} characters"
+        raise TableError(f"{path}: line {line}: found {found}, allowed: shorter cells (is a quote left open?)") from None

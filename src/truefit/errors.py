@@ -53,6 +53,6 @@ def run(main: Callable[[], None]) -> int:
     try:
         main()
     except TruefitError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
     return 0

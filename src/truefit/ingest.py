@@ -44,6 +44,9 @@ class SplitSettings(Settings):
     @model_validator(mode="after")
     def _fractions_make_a_whole(self) -> Self:
         rest = 1 - self.validation - self.test
+        if rest < 1e-9:
+            below = round(1 - self.validation, 9)
+            raise impossible("test", self.test, f"less than {below}, so that the three fractions add up to 1")
         if abs(self.train - rest) > 1e-9:
             raise impossible("train", self.train, f"{round(rest, 9)}, so that the three fractions add up to 1")
         return self
@@ -52,7 +55,7 @@ class SplitSettings(Settings):
 class PrepareSettings(Settings):
     """Section `prepare`: which CSV, which of its columns, and how they are split and stored."""
 
-    csv: str = "data/synthetic.csv"
+    csv: str = Field("data/synthetic.csv", min_length=1)
     features: list[str] | None = Field(None, min_length=1)
     target: str | None = None
     split: SplitSettings = SplitSettings()
@@ -116,7 +119,12 @@ def choose_columns(path: Path, header: list[str], settings: PrepareSettings) -> 
             raise TableError(f"{path}: line 1: found no column {name!r} (prepare.{key}), allowed: {', '.join(header)}")
     target = settings.target or (candidates[-1] if candidates else "")
     features = settings.features or [name for name in candidates if name != target]
-    if not features or target in features:
+    if target in features:
+        raise TableError(
+            f"{path}: line 1: found the last column {target!r}, the target by default, among prepare.features, "
+            "allowed: prepare.target set to another column"
+        )
+    if not features:
         raise TableError(f"{path}: line 1: found the columns {', '.join(header)}, allowed: a target and at least one feature")
     return features, target
 
@@ -170,7 +178,7 @@ def _stage(
             fault = find_fault(path, header, columns, settings.dtype, split)
             raise TableError(fault or f"{path}: {' '.join(str(error).split())}") from None
     if not total:
-        raise TableError(f"{path}: line 2: found the end of the file, allowed: rows below the header")
+        raise TableError(find_fault(path, header, columns, settings.dtype, split))
     return source.digest.hexdigest(), total
 
 
@@ -261,7 +269,7 @@ def _write_splits(
     dtype: Dtype,
 ) -> tuple[list[float], list[float], dict[Split, str]]:
     """Write each split's array; return the training rows' mean and standard deviation [width], and the arrays' digests."""
-    count, mean, squares = 0, np.zeros(width), np.zeros(width)
+    count, origin, mean, squares = 0, np.zeros(width), np.zeros(width), np.zeros(width)
     with ExitStack() as stack:
         paths = {name: stack.enter_context(atomic_path(folder / f"{name}.npy")) for name in sizes}
         writers = {name: stack.enter_context(ArrayWriter(paths[name], sizes[name], width, dtype)) for name in sizes}
@@ -270,6 +278,9 @@ def _write_splits(
                 writer.write(values[codes == code])
             train = values[codes == 0].astype(np.float64)
             if len(train):
+                # Counted from the first row: a constant column's deviation is exactly 0, and an offset costs no digits.
+                origin = origin if count else train[0].copy()
+                train -= origin
                 # Chan, Golub and LeVeque (1979): the moments of two samples joined, without a sum of large squares.
                 count += len(train)
                 delta = train.mean(axis=0) - mean
@@ -278,4 +289,4 @@ def _write_splits(
                 ) / count
                 mean += delta * len(train) / count
         digests = {name: writer.sha256 for name, writer in writers.items()}
-    return mean.tolist(), np.sqrt(squares / count).tolist(), digests
+    return (origin + mean).tolist(), np.sqrt(squares / count).tolist(), digests

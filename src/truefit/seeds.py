@@ -12,7 +12,7 @@ import numpy as np
 def seed_sequence(seed: int, name: str, *numbers: int) -> np.random.SeedSequence:
     """Return the entropy for the choice called `name`, one stream for each tuple of `numbers`."""
     word = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-    return np.random.SeedSequence([seed, word, *numbers])
+    return np.random.SeedSequence([seed, word], spawn_key=numbers)
 
 
 def numpy_generator(seed: int, name: str, *numbers: int) -> np.random.Generator:

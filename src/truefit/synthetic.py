@@ -4,6 +4,7 @@ Writes one CSV with the columns x1 … xF and y. Guarantees the same bytes for t
 of its own, every number is written with the digits that read back exactly, and memory holds one chunk, whatever the rows.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Self
@@ -38,6 +39,8 @@ class GenerateSettings(Settings):
     def _range_is_not_empty(self) -> Self:
         if not self.low < self.high:
             raise impossible("high", self.high, f"more than generate.low, {self.low}")
+        if not math.isfinite(self.high - self.low):
+            raise impossible("high", self.high, f"a number whose distance from generate.low, {self.low}, is finite")
         return self
 
     @property

@@ -7,17 +7,22 @@ before it is asked for: arrays are memory maps.
 
 import hashlib
 import io
+import mmap
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from truefit.errors import TableError
 
 TABLE_JSON = "table.json"
+# Without it Linux refuses a private map larger than its memory. The module mmap has no name for it yet.
+_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 SPLITS = ("train", "validation", "test")
 
 Split = Literal["train", "validation", "test"]
@@ -51,6 +56,14 @@ class Table(BaseModel):
     std: list[float]
     sha256: dict[Split, str]
 
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if not (set(self.rows) == set(self.sha256) == set(SPLITS)):
+            raise PydanticCustomError("incomplete", "rows and sha256 must have train, validation and test")
+        if not (len(self.mean) == len(self.std) == len(self.columns)):
+            raise PydanticCustomError("incomplete", "mean and std must have a number for each feature and the target")
+        return self
+
     @property
     def columns(self) -> list[str]:
         """The columns of each array, the target last."""
@@ -72,7 +85,8 @@ def read_table(folder: Path) -> Table:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(step) for step in first["loc"])
-        raise TableError(f"{path}: {place}: {first['msg']}; `dvc repro --force prepare` writes it anew") from None
+        reason = f"{place}: {first['msg']}" if place else first["msg"]
+        raise TableError(f"{path}: {reason}; `dvc repro --force prepare` writes it anew") from None
 
 
 def open_split(folder: Path, split: Split, table: Table) -> NDArray[Any]:
@@ -82,7 +96,10 @@ def open_split(folder: Path, split: Split, table: Table) -> NDArray[Any]:
     """
     path = folder / f"{split}.npy"
     try:
-        rows: NDArray[Any] = np.load(path, mmap_mode="c", allow_pickle=False)
+        array = np.lib.format.open_memmap(path, mode="r")
+        with path.open("rb") as file:
+            content = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE)
+        rows: NDArray[Any] = np.ndarray(array.shape, array.dtype, content, array.offset, array.strides)
     except OSError as error:
         raise TableError(f"{path}: cannot be read: {error.strerror}; `dvc repro prepare` writes it") from None
     except (ValueError, EOFError) as error:

@@ -68,6 +68,12 @@ class TrainSettings(Settings):
     early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
 
     @model_validator(mode="after")
+    def _learning_rate_falls(self) -> Self:
+        if self.schedule.min_lr > self.optimizer.lr:
+            raise impossible("schedule.min_lr", self.schedule.min_lr, f"at most train.optimizer.lr, {self.optimizer.lr}")
+        return self
+
+    @model_validator(mode="after")
     def _engine_can_do_it(self) -> Self:
         if self.engine == "torch":
             return self

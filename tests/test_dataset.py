@@ -1,0 +1,169 @@
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from helpers_data import numbered_csv, prepare, read_splits
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from truefit.batches import SequentialChunks, make_loader
+from truefit.dataset import TableDataset
+from truefit.errors import TableError
+
+Batch = tuple[Tensor, Tensor]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A prepared table with 16 training rows: features x1 and x2, target y."""
+    prepare(tmp_path, numbered_csv(20, features=2))
+    return tmp_path / "prepared"
+
+
+@pytest.fixture
+def rows(folder: Path) -> Tensor:
+    """The training rows [16, 3] as they lie in the file."""
+    return torch.from_numpy(read_splits(folder.parent)["train"])
+
+
+def assert_rows(batch: Batch, expected: Tensor) -> None:
+    """Assert that `(features, target)` are the columns of `expected` [..., 3], shapes and dtypes included."""
+    features, target = batch
+    torch.testing.assert_close(features, expected[..., :2], rtol=0, atol=0)
+    torch.testing.assert_close(target, expected[..., 2:], rtol=0, atol=0)
+
+
+def test_it_is_a_torch_dataset(folder: Path) -> None:
+    assert isinstance(TableDataset(folder, "train"), Dataset)
+
+
+def test_its_length_is_the_number_of_rows(folder: Path) -> None:
+    assert len(TableDataset(folder, "train")) == 16
+    assert len(TableDataset(folder, "validation")) == 2
+    assert len(TableDataset(folder, "test")) == 2
+
+
+@pytest.mark.parametrize("index", [0, 7, 15, -1, -16])
+def test_an_integer_gives_one_row(index: int, folder: Path, rows: Tensor) -> None:
+    features, target = TableDataset(folder, "train")[index]
+
+    assert (features.shape, target.shape) == ((2,), (1,))
+    assert_rows((features, target), rows[index])
+
+
+@pytest.mark.parametrize("index", [[3], [0, 15, 7, 7], list(range(16)), []])
+def test_an_index_tensor_gives_a_batch_in_its_order(index: list[int], folder: Path, rows: Tensor) -> None:
+    where = torch.tensor(index, dtype=torch.int64)
+    features, target = TableDataset(folder, "train")[where]
+
+    assert (features.shape, target.shape) == ((len(index), 2), (len(index), 1))
+    assert_rows((features, target), rows[where])
+
+
+@pytest.mark.parametrize("index", [slice(0, 4), slice(10, 30), slice(None), slice(2, 12, 3), slice(5, 5)])
+def test_a_slice_gives_a_batch(index: slice, folder: Path, rows: Tensor) -> None:
+    features, target = TableDataset(folder, "train")[index]
+
+    assert (features.shape, target.shape) == ((len(rows[index]), 2), (len(rows[index]), 1))
+    assert_rows((features, target), rows[index])
+
+
+@pytest.mark.parametrize("index", [16, -17, torch.tensor([0, 16]), torch.tensor([1000])])
+def test_a_row_that_is_not_there_is_an_index_error(index: int | Tensor, folder: Path) -> None:
+    with pytest.raises(IndexError):
+        TableDataset(folder, "train")[index]
+
+
+def test_iteration_gives_each_row_once_and_ends(folder: Path, rows: Tensor) -> None:
+    # A Dataset has no __iter__: Python asks for rows until there is an IndexError.
+    features, target = zip(*list(TableDataset(folder, "train")), strict=True)  # type: ignore[call-overload]
+
+    assert_rows((torch.stack(features), torch.stack(target)), rows)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("float32", torch.float32), ("float64", torch.float64)])
+def test_values_have_the_tables_dtype(dtype: str, expected: torch.dtype, tmp_path: Path) -> None:
+    prepare(tmp_path, numbered_csv(20), dtype=dtype)
+    dataset = TableDataset(tmp_path / "prepared", "test")
+
+    for index in (0, slice(0, 2), torch.tensor([1])):
+        features, target = dataset[index]
+        assert features.dtype == target.dtype == expected
+
+
+def test_each_split_gives_its_own_rows(folder: Path) -> None:
+    for split, expected in read_splits(folder.parent).items():
+        assert_rows(TableDataset(folder, split)[:], torch.from_numpy(expected))
+
+
+def test_the_array_is_not_opened_before_a_row_is_asked_for(folder: Path) -> None:
+    (folder / "train.npy").unlink()
+    dataset = TableDataset(folder, "train")
+
+    assert len(dataset) == 16
+    with pytest.raises(TableError) as caught:
+        dataset[0]
+    assert str(caught.value) == (
+        f"{folder}/train.npy: cannot be read: No such file or directory; `dvc repro prepare` writes it"
+    )
+
+
+def test_a_missing_table_is_an_error_at_once(tmp_path: Path) -> None:
+    with pytest.raises(TableError) as caught:
+        TableDataset(tmp_path, "train")
+
+    assert str(caught.value) == (
+        f"{tmp_path}/table.json: cannot be read: No such file or directory; `dvc repro prepare` writes it"
+    )
+
+
+def test_a_pickle_carries_the_place_and_not_the_rows(tmp_path: Path) -> None:
+    prepare(tmp_path, numbered_csv(20_000, features=4), dtype="float64")
+    dataset = TableDataset(tmp_path / "prepared", "train")
+    expected = dataset[:]
+
+    content = pickle.dumps(dataset)
+    again = pickle.loads(content)
+
+    assert len(content) < 5_000
+    assert len(again) == 16_000
+    assert all(torch.equal(a, b) for a, b in zip(again[:], expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(dataset[:], expected, strict=True))
+
+
+def test_writing_to_a_batch_does_not_reach_the_file(folder: Path) -> None:
+    before = (folder / "train.npy").read_bytes()
+    features, target = TableDataset(folder, "train")[:]
+    features.zero_()
+    target.zero_()
+
+    assert (folder / "train.npy").read_bytes() == before
+
+
+def test_torchs_own_batching_and_shuffling_work(folder: Path, rows: Tensor) -> None:
+    dataset = TableDataset(folder, "train")
+    generator = torch.Generator().manual_seed(1)
+    batches = list(DataLoader(dataset, batch_size=5, shuffle=True, generator=generator))
+
+    assert [len(features) for features, _ in batches] == [5, 5, 5, 1]
+    features, target = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    order = features[:, 0].argsort()
+    assert_rows((features[order], target[order]), rows)
+
+
+def test_a_worker_process_reads_the_same_batches(folder: Path, rows: Tensor) -> None:
+    dataset = TableDataset(folder, "train")
+    _ = dataset[0]  # opened here already, which the worker must not inherit
+    # A spawned worker gets the dataset as a pickle, as on any system.
+    loader = DataLoader(dataset, batch_size=6, num_workers=1, multiprocessing_context="spawn")
+
+    features, target = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    assert_rows((features, target), rows)
+
+
+def test_a_loader_of_chunks_gives_the_rows_in_the_files_order(folder: Path, rows: Tensor) -> None:
+    dataset = TableDataset(folder, "train")
+    (chunk,) = make_loader(dataset, SequentialChunks(len(dataset)))
+
+    assert_rows(chunk, rows)

@@ -1,0 +1,96 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from truefit import errors
+from truefit.errors import SettingsError, TruefitError
+
+SRC = Path(__file__).parents[1] / "src"
+
+
+def run_script(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SRC / script), *arguments]
+    return subprocess.run(command, cwd=cwd, env=os.environ | {"PYTHONPATH": str(SRC)}, capture_output=True, text=True)
+
+
+def test_a_main_that_ends_well_gives_status_0_and_no_output(capfd: pytest.CaptureFixture[str]) -> None:
+    called = []
+
+    assert errors.run(lambda: called.append(True)) == 0
+
+    assert called == [True]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", [TruefitError, *TruefitError.__subclasses__()])
+def test_a_truefit_error_gives_status_2_and_one_line_on_stderr(
+    kind: type[TruefitError], capfd: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise kind("params.yaml: train.lr: found 'x', allowed: a valid number")
+
+    assert errors.run(main) == 2
+
+    assert capfd.readouterr() == ("", "error: params.yaml: train.lr: found 'x', allowed: a valid number\n")
+
+
+def test_a_text_of_several_lines_is_still_one_line_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise SettingsError("data.csv: line 1: found no column 'z', allowed: a\nb, c")
+
+    assert errors.run(main) == 2
+
+    assert capfd.readouterr().err == "error: data.csv: line 1: found no column 'z', allowed: a b, c\n"
+
+
+@pytest.mark.parametrize("kind", [ValueError, AssertionError, OSError, KeyboardInterrupt])
+def test_any_other_exception_passes_through(kind: type[BaseException], capfd: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise kind("our own bug")
+
+    with pytest.raises(kind, match="our own bug"):
+        errors.run(main)
+
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
+    drawn = re.findall(r"[├└]── (\w+) ", errors.__doc__ or "")
+
+    assert drawn == [kind.__name__ for kind in TruefitError.__subclasses__()]
+    assert [kind.__subclasses__() for kind in TruefitError.__subclasses__()] == [[]] * len(drawn)
+
+
+def test_generate_with_a_wrong_setting_exits_with_2_and_one_line(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("generate: {rows: 0}\n")
+
+    done = run_script("generate.py", "synthetic.csv", cwd=tmp_path)
+
+    line = "error: params.yaml: generate.rows: found 0, allowed: greater than or equal to 1\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+    assert not (tmp_path / "synthetic.csv").exists()
+
+
+def test_prepare_with_a_wrong_cell_exits_with_2_and_one_line(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("prepare: {csv: own.csv}\n")
+    (tmp_path / "own.csv").write_text("x,y\n1,2\n3,?\n")
+
+    done = run_script("prepare.py", "prepared", cwd=tmp_path)
+
+    line = "error: own.csv: line 3, column 'y': found '?', allowed: a number\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
+def test_generate_and_prepare_end_well_with_status_0(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("generate: {rows: 50}\nprepare: {csv: synthetic.csv}\n")
+
+    generated = run_script("generate.py", "synthetic.csv", cwd=tmp_path)
+    prepared = run_script("prepare.py", "prepared", cwd=tmp_path)
+
+    assert (generated.returncode, generated.stdout, generated.stderr) == (0, "", "")
+    line = "synthetic.csv: 1 features, target 'y'; rows: 40 train, 5 validation, 5 test\n"
+    assert (prepared.returncode, prepared.stdout, prepared.stderr) == (0, line, "")
