@@ -54,17 +54,25 @@ def line_predictor(solution: Array) -> Predictor:
 def least_squares(folder: Path) -> Array:
     """Return the intercept and coefficients [F + 1] that minimise the squared error over the training rows.
 
-    The rows (1, x, y) are reduced to one triangular factor, a chunk at a time, by stacking each chunk under the factor so
-    far and taking the QR decomposition again (TSQR: Demmel, Grigori, Hoemmen and Langou, 2012). That needs memory for one
-    chunk, and keeps the accuracy which the normal equations lose by squaring the condition number. What is left is a
-    system of F + 2 rows; where features depend on each other, its shortest solution is taken.
+    The rows (1, x, y), features and target standardised so that offsets and units cost no digits, are reduced to one
+    triangular factor, a chunk at a time, by stacking each chunk under the factor so far and taking the QR decomposition
+    again (TSQR: Demmel, Grigori, Hoemmen and Langou, 2012). That needs memory for one chunk, and keeps the accuracy which
+    the normal equations lose by squaring the condition number. What is left is a system of F + 2 rows; where features
+    depend on each other, its shortest solution is taken.
     """
-    width = len(TableDataset(folder, "train").table.columns)
-    factor: Array = np.empty((0, width + 1))
+    dataset = TableDataset(folder, "train")
+    mean, std = np.array(dataset.table.mean), np.array(dataset.table.std)
+    std = np.where(std > 0, std, 1)
+    factor: Array = np.empty((0, len(mean) + 1))
     for features, target in _chunks(folder, "train"):
-        rows = np.column_stack([np.ones(len(features)), features, target])
-        factor = np.asarray(np.linalg.qr(np.vstack([factor, rows]), mode="r"))
-    return np.asarray(np.linalg.lstsq(factor[:, :-1], factor[:, -1], rcond=None)[0])
+        rows = (np.column_stack([features, target]) - mean) / std
+        stacked = np.vstack([factor, np.column_stack([np.ones(len(rows)), rows])])
+        factor = np.asarray(np.linalg.qr(stacked, mode="r"))
+    # NumPy's own tolerance for the rank of all the rows, whose rounding errors the factor carries.
+    rank_tolerance = np.finfo(np.float64).eps * max(len(dataset), len(mean))
+    solution = np.linalg.lstsq(factor[:, :-1], factor[:, -1], rcond=rank_tolerance)[0]
+    coefficients = solution[1:] / std[:-1] * std[-1]
+    return np.asarray([mean[-1] + std[-1] * solution[0] - mean[:-1] @ coefficients, *coefficients])
 
 
 def score(folder: Path, predict: Predictor) -> Metrics:
@@ -72,12 +80,13 @@ def score(folder: Path, predict: Predictor) -> Metrics:
 
     r2 = 1 - Σ(y - p)² / Σ(y - ȳ)², None where all targets are equal.
     """
-    table = TableDataset(folder, "test").table
     rows, squares, absolute, total, total_squares = 0, 0.0, 0.0, 0.0, 0.0
+    origin: float | None = None
     for features, target in _chunks(folder, "test"):
         error = target - predict(features)
-        # Taken around the training rows' mean, so that a large offset does not cost the digits of the variance.
-        shifted = target - table.mean[-1]
+        # Taken from the first row's, so that equal targets have no variance, and an offset does not cost its digits.
+        origin = float(target[0]) if origin is None else origin
+        shifted = target - origin
         rows += len(target)
         squares, absolute = squares + float((error**2).sum()), absolute + float(np.abs(error).sum())
         total, total_squares = total + float(shifted.sum()), total_squares + float((shifted**2).sum())

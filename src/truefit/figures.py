@@ -42,13 +42,18 @@ def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set_parse_math(False)  # a column's name may hold dollars
     return figure, axes
 
 
 def _loss_curves(history: pd.DataFrame) -> Figure:
     figure, axes = _axes("Loss by epoch", "epoch", "mean loss of a row")
-    axes.plot(history["epoch"], history["train_loss"], color="0.1", label="train")
-    axes.plot(history["epoch"], history["validation_loss"], color="tab:orange", linestyle="--", label="validation")
+    marker = "." if len(history) == 1 else ""  # a line of one point is no line
+    axes.plot(history["epoch"], history["train_loss"], color="0.1", marker=marker, label="train")
+    axes.plot(
+        history["epoch"], history["validation_loss"], color="tab:orange", linestyle="--", marker=marker, label="validation"
+    )
     axes.set_yscale("log")
     axes.legend()
     return figure

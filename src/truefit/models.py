@@ -9,6 +9,8 @@ import hashlib
 import io
 import math
 import pickle
+import zipfile
+import zlib
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -166,7 +168,7 @@ def state_dict_digest(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in state.items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -181,13 +183,20 @@ def state_dict_bytes(state: Mapping[str, Tensor]) -> bytes:
 def load_state_dict(path: Path) -> dict[str, Tensor]:
     """Return the state_dict in `path`, on the CPU; raises ModelError when the file holds anything but tensors."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            # Checked before torch reads it: a damaged pickle can make it raise almost anything.
+            if damaged := archive.testzip():
+                raise ModelError(f"{path}: damaged, in its part {damaged}; `dvc repro --force train` writes it anew")
         state = torch.load(path, weights_only=True, map_location="cpu")
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(f"{path}: not a state_dict: {str(error).splitlines()[0]}") from None
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, NotImplementedError, RuntimeError, ValueError, EOFError):
+        raise ModelError(f"{path}: damaged, or not a state_dict; `dvc repro --force train` writes it anew") from None
+    if not isinstance(state, dict):
         raise ModelError(f"{path}: found {type(state).__name__}, allowed: a dictionary of tensors")
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise ModelError(f"{path}: found {name!r}: {type(tensor).__name__}, allowed: a dictionary of tensors")
     return state
 
 
@@ -216,7 +225,9 @@ def load_model(folder: Path, table: Table) -> tuple[Linear | MLP, ModelDescripti
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}; `dvc repro train` writes it") from None
     except ValidationError as error:
-        raise ModelError(f"{path}: damaged: {error.errors()[0]['msg']}; `dvc repro --force train` writes it anew") from None
+        first = error.errors()[0]
+        place = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+        raise ModelError(f"{path}: damaged: {place}{first['msg']}; `dvc repro --force train` writes it anew") from None
     trained, found = [*description.features, description.target, description.dtype], [*table.columns, table.dtype]
     if trained != found:
         raise ModelError(f"{path}: trained on {', '.join(trained)}, found in the table: {', '.join(found)}")
@@ -224,5 +235,8 @@ def load_model(folder: Path, table: Table) -> tuple[Linear | MLP, ModelDescripti
     if state_dict_digest(state) != description.state_dict_sha256:
         raise ModelError(f"{folder / MODEL_PT}: its tensors are not those that {path} was written for")
     model = build_model(description.model, table, description.standardize, seed=0)
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError:
+        raise ModelError(f"{folder / MODEL_PT}: its tensors do not fit the model that {path} describes") from None
     return model.eval(), description

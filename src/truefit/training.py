@@ -152,7 +152,8 @@ def fit(
     schedule = Schedule(settings.schedule, settings.optimizer.lr, settings.epochs)
     stopping = settings.early_stopping
     epochs: list[Epoch] = []
-    best_loss, best_epoch, best_state = float("inf"), 0, engine.state_dict()
+    best_loss, best_epoch, best_state = math.inf, 0, engine.state_dict()
+    mark, marked = math.inf, 0  # the last loss that counted as lower, and its epoch
     for number in range(1, settings.epochs + 1):
         started = time.perf_counter()
         sampler.set_epoch(number)
@@ -165,9 +166,11 @@ def fit(
         epochs.append(Epoch(number, train_loss, validation_loss, schedule.learning_rate, ended - started, speed))
         on_epoch(epochs[-1])
         schedule.advance(validation_loss)
-        if validation_loss < best_loss - stopping.min_delta:
+        if validation_loss < best_loss:
             best_loss, best_epoch, best_state = validation_loss, number, engine.state_dict()
-        elif stopping.patience is not None and number - best_epoch >= stopping.patience:
+        if validation_loss < mark - stopping.min_delta:
+            mark, marked = validation_loss, number
+        elif stopping.patience is not None and number - marked >= stopping.patience:
             break
     final_state = engine.state_dict()
     kept_state = final_state if stopping.patience is None else best_state

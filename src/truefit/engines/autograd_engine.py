@@ -47,7 +47,7 @@ class AutogradEngine:
         dtype = state["linear.weight"].dtype
         self.weight = torch.tensor(weight, dtype=dtype, device=self.device, requires_grad=True)  # [F, 1]
         self.bias = torch.tensor(bias, dtype=dtype, device=self.device, requires_grad=True)  # [1]
-        self.buffers = {name: state[name].to(self.device) for name in self.names if not name.startswith("linear.")}
+        self.buffers = {name: state[name].to(self.device, copy=True) for name in self.names if not name.startswith("linear.")}
 
     def _step(self, x: Tensor, y: Tensor) -> Tensor:
         """Take one step on the batch x [B, F], y [B, 1]; return its loss."""

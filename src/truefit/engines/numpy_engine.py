@@ -40,8 +40,9 @@ class NumpyEngine:
 
     def validation_loss(self, features: Tensor, target: Tensor) -> float:
         """Return the squared errors' sum."""
-        error = self._standardized(features.numpy()) @ self.weight + self.bias - target.numpy()
-        return float((error**2).sum(dtype=np.float64))
+        with np.errstate(over="ignore", invalid="ignore"):
+            error = self._standardized(features.numpy()) @ self.weight + self.bias - target.numpy()
+            return float((error**2).sum(dtype=np.float64))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return a copy of the parameters and buffers."""

@@ -1,0 +1,88 @@
+"""Prepared tables made from arrays, and trainings on them, for the tests of engines, models, training and evaluation."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from truefit.files import write_json
+from truefit.table import TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table
+from truefit.training import Outcome, TrainSettings, train
+
+Rows = NDArray[np.float64]  # [N, F + 1], the target last
+State = dict[str, Tensor]
+
+CPU = torch.device("cpu")
+
+
+def normal_line(rows: int, coefficients: Sequence[float] = (2.0,), *, seed: int = 0, noise: float = 0.1) -> Rows:
+    """Return rows of standard normal features around the line with intercept 1."""
+    generator = np.random.default_rng(seed)
+    features = generator.standard_normal((rows, len(coefficients)))
+    target = 1 + features @ np.asarray(coefficients) + noise * generator.standard_normal(rows)
+    return np.column_stack([features, target])
+
+
+def write_prepared(
+    folder: Path,
+    train_rows: Rows,
+    validation_rows: Rows,
+    test_rows: Rows | None = None,
+    dtype: Dtype = "float64",
+    csv: str = "data/own.csv",
+) -> Table:
+    """Write a prepared table of these rows; its columns are x1 … xF and y. Without test rows, validation's are taken."""
+    arrays: dict[Split, NDArray[Any]] = {
+        "train": train_rows.astype(dtype),
+        "validation": validation_rows.astype(dtype),
+        "test": (validation_rows if test_rows is None else test_rows).astype(dtype),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    digests: dict[Split, str] = {}
+    for split, array in arrays.items():
+        rows, columns = array.shape
+        with ArrayWriter(folder / f"{split}.npy", rows, columns, dtype) as writer:
+            writer.write(array)
+            digests[split] = writer.sha256
+    stored = arrays["train"].astype(np.float64)
+    shifted = stored - stored[0]  # so that the standard deviation of a constant column is exactly 0
+    table = Table(
+        csv=CsvSource(path=csv, sha256="0" * 64),
+        features=[f"x{number}" for number in range(1, stored.shape[1])],
+        target="y",
+        dtype=dtype,
+        rows={split: len(array) for split, array in arrays.items()},
+        mean=(stored[0] + shifted.mean(axis=0)).tolist(),
+        std=shifted.std(axis=0).tolist(),
+        sha256=digests,
+    )
+    write_json(folder / TABLE_JSON, table.model_dump())
+    return table
+
+
+def tensors(rows: Rows, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Return rows as an engine takes them: features [N, F] and target [N, 1]."""
+    whole = torch.tensor(rows, dtype=dtype)
+    return whole[:, :-1], whole[:, -1:]
+
+
+def train_with(folder: Path, **settings: Any) -> Outcome:
+    """Train on the CPU with these settings, written as in params.yaml."""
+    return train(folder, TrainSettings.model_validate(settings), CPU, lambda _: None)
+
+
+def same_bits(one: State, other: State) -> bool:
+    """Say whether two state_dicts have the same names, dtypes and bits."""
+    return list(one) == list(other) and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+    )
+
+
+def global_streams() -> tuple[object, ...]:
+    """Return the states of the random generators that a whole process shares: Python's, NumPy's and torch's."""
+    return random.getstate(), repr(np.random.get_state()), torch.get_rng_state().tolist()
