@@ -1,8 +1,6 @@
-"""Stage evaluate: the model against the optimum, on the test rows.
+"""Stage evaluate: the model against the optimum, on the test rows."""
 
-Usage: python src/evaluate.py data/prepared results data/synthetic.csv
-"""
-
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,12 @@ from truefit.tracking import Run, Store, TrackSettings
 
 def main() -> None:
     """Write metrics, predictions and pictures, and add them to the run that trained the model."""
-    folder, results, synthetic_csv = map(Path, sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", type=Path, help="the folder of the prepared table, such as data/prepared")
+    parser.add_argument("results", type=Path, help="the folder of the model, for its evaluation too, such as results")
+    parser.add_argument("synthetic", type=Path, help="the CSV of stage generate, whose true line is known")
+    arguments = parser.parse_args()
+    folder, results = arguments.table, arguments.results
     settings = load_settings("evaluate", EvaluateSettings)
     store = Store(load_settings("track", TrackSettings))
     # One thread, so that the figures do not depend on the number of cores.
@@ -41,7 +44,7 @@ def main() -> None:
     table = read_table(folder)
     model, description = load_model(results, table)
     optimum = least_squares(folder)
-    content = report(folder, model, optimum, truth_of(table, synthetic_csv))
+    content = report(folder, model, optimum, truth_of(table, arguments.synthetic))
     write_json(results / "metrics.json", content)
     pictures = write_sample(folder, table, model, optimum, settings.sample, results)
     with store.resume_run(description.state_dict_sha256) as run:

@@ -1,5 +1,6 @@
-"""Stage generate: params.yaml `generate` -> a synthetic CSV.  Usage: python src/generate.py data/synthetic.csv"""
+"""Stage generate: params.yaml `generate` -> a synthetic CSV."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from truefit.synthetic import GenerateSettings, write_csv
 
 def main() -> None:
     """Draw the data that the settings describe."""
-    (path,) = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("csv", type=Path, help="the CSV to write, such as data/synthetic.csv")
+    arguments = parser.parse_args()
     settings = load_settings("generate", GenerateSettings)
-    write_csv(settings, Path(path))
+    write_csv(settings, arguments.csv)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Stage prepare: the CSV at `prepare.csv` -> a validated, split table.  Usage: python src/prepare.py data/prepared"""
+"""Stage prepare: the CSV at `prepare.csv` -> a validated, split table."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from truefit.ingest import PrepareSettings, write_table
 
 def main() -> None:
     """Prepare the table and say what is in it."""
-    (folder,) = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", type=Path, help="the folder to write, such as data/prepared")
+    arguments = parser.parse_args()
     settings = load_settings("prepare", PrepareSettings)
-    table = write_table(settings, Path(folder))
+    table = write_table(settings, arguments.table)
     rows = ", ".join(f"{count} {split}" for split, count in table.rows.items())
     print(f"{settings.csv}: {len(table.features)} features, target {table.target!r}; rows: {rows}")
 

@@ -1,5 +1,6 @@
-"""Stage train: the prepared table -> a trained model, as one MLflow run.  Usage: python src/train.py data/prepared results"""
+"""Stage train: the prepared table -> a trained model, as one MLflow run."""
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -22,16 +23,19 @@ RECORDED_FILES = ("params.yaml", "dvc.yaml", "dvc.lock")
 
 def main() -> None:
     """Train the model of the settings on the prepared table."""
-    folder, results = map(Path, sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", type=Path, help="the folder of the prepared table, such as data/prepared")
+    parser.add_argument("results", type=Path, help="the folder for the model and its history, such as results")
+    arguments = parser.parse_args()
     settings = load_settings("train", TrainSettings)
     store = Store(load_settings("track", TrackSettings))
     device = choose_device("cpu" if settings.engine == "numpy" else settings.device)
     configure(settings.threads)
-    table = read_table(folder)
+    table = read_table(arguments.table)
     with store.start_run(run_name(settings), {"csv.sha256": table.csv.sha256, "table.sha256": table.digest}) as run:
         record_origin(run, settings, table, device)
-        outcome = train_with_progress(folder, settings, device, run)
-        save_outcome(outcome, settings, table, results, run)
+        outcome = train_with_progress(arguments.table, settings, device, run)
+        save_outcome(outcome, settings, table, arguments.results, run)
 
 
 def run_name(settings: TrainSettings) -> str:
