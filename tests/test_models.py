@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -539,3 +540,17 @@ def test_a_model_of_another_target_than_the_tables_is_refused(tmp_path: Path) ->
     assert refusal(tmp_path, table.model_copy(update={"target": "price"})) == (
         f"{tmp_path / 'model/model.json'}: trained on x1, x2, y, float64, found in the table: x1, x2, price, float64"
     )
+
+
+def test_an_intact_archive_with_a_broken_pickle_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(state_dict_bytes({"weight": torch.ones(2)}))
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    for pickled in (b"\x80\x02.", b"\x80\x02h\x05.", b"\x80\x02}q\x00K\x01K\x02s", b"\x80\x02]K\x01b."):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in parts.items():
+                archive.writestr(name, pickled if name.endswith("data.pkl") else content)
+        with pytest.raises(ModelError) as caught:
+            load_state_dict(path)
+        assert str(caught.value) == f"{path}: damaged, or not a state_dict; `dvc repro --force train` writes it anew"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
-from truefit.batches import SequentialChunks, make_loader
+from truefit.batches import CHUNK_ROWS, SequentialChunks, make_loader
 from truefit.config import Settings, load_settings
 from truefit.dataset import TableDataset
 from truefit.models import Linear
@@ -68,8 +68,8 @@ def least_squares(folder: Path) -> Array:
         rows = (np.column_stack([features, target]) - mean) / std
         stacked = np.vstack([factor, np.column_stack([np.ones(len(rows)), rows])])
         factor = np.asarray(np.linalg.qr(stacked, mode="r"))
-    # NumPy's own tolerance for the rank of all the rows, whose rounding errors the factor carries.
-    rank_tolerance = np.finfo(np.float64).eps * max(len(dataset), len(mean))
+    # NumPy's tolerance for the rank of one decomposition, for as many as there were.
+    rank_tolerance = np.finfo(np.float64).eps * factor.shape[1] * -(-len(dataset) // CHUNK_ROWS)
     solution = np.linalg.lstsq(factor[:, :-1], factor[:, -1], rcond=rank_tolerance)[0]
     coefficients = solution[1:] / std[:-1] * std[-1]
     return np.asarray([mean[-1] + std[-1] * solution[0] - mean[:-1] @ coefficients, *coefficients])

@@ -29,6 +29,12 @@ from truefit.table import Dtype, Table
 MODEL_PT = "model.pt"
 MODEL_JSON = "model.json"
 
+# What zipfile and torch's own unpickler, which runs nothing, raise for a file that is not what it should be.
+_UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, EOFError, RuntimeError, NotImplementedError),
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError),
+)
+
 
 class ModelSettings(Settings):
     """`train.model`: a line through the features, or a multi-layer perceptron."""
@@ -190,7 +196,7 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
-    except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, NotImplementedError, RuntimeError, ValueError, EOFError):
+    except _UNREADABLE:
         raise ModelError(f"{path}: damaged, or not a state_dict; `dvc repro --force train` writes it anew") from None
     if not isinstance(state, dict):
         raise ModelError(f"{path}: found {type(state).__name__}, allowed: a dictionary of tensors")
