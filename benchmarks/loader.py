@@ -42,7 +42,7 @@ def epoch_from_file(engine: TorchEngine, dataset: TableDataset, epoch: int) -> f
 
 def main() -> None:
     """Time pairs of epochs and print what they took."""
-    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 9
+    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     configure(threads=1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
