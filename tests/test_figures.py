@@ -110,7 +110,7 @@ def test_other_values_make_other_pictures(tmp_path: Path, one_feature: dict[str,
 @pytest.mark.parametrize("name", ["$^$", r"50%_of\frac", "a^b {c"])
 def test_any_column_name_can_be_drawn(tmp_path: Path, name: str) -> None:
     for path in write(tmp_path, names=[name, name]).values():
-        pixels(path)
+        assert count(pixels(path), ORANGE) > 0
 
 
 @pytest.mark.parametrize("features", [1, 2])
@@ -136,7 +136,7 @@ def test_a_model_that_predicts_the_same_everywhere_makes_pictures_all_the_same(t
     x: NDArray[Any] = np.ones((5, 2))
     table = pd.DataFrame({"row": range(5), "actual": 1.0, "predicted": 1.0, "residual": 0.0})
     for path in write_figures(tmp_path, FALLING, x, table, line_predictor(np.ones(3)), ["x1", "x2", "y"]):
-        pixels(path)
+        assert count(pixels(path), ORANGE) > 0
 
 
 def test_drawing_changes_nothing_in_matplotlib_and_needs_no_pyplot(tmp_path: Path) -> None:
