@@ -13,7 +13,7 @@ from truefit.config import flatten, load_settings, read_params
 from truefit.device import choose_device, configure
 from truefit.files import atomic_path
 from truefit.models import save_model, state_dict_bytes, state_dict_digest
-from truefit.provenance import read_environment, read_workspace
+from truefit.provenance import Workspace, read_environment, read_workspace
 from truefit.table import Table, read_table
 from truefit.tracking import DIGEST_TAG, Run, Store, TrackSettings
 from truefit.training import Epoch, Outcome, TrainSettings, train
@@ -31,9 +31,9 @@ def main() -> None:
     store = Store(load_settings("track", TrackSettings))
     device = choose_device("cpu" if settings.engine == "numpy" else settings.device)
     configure(settings.threads)
-    table = read_table(arguments.table)
+    table, workspace = read_table(arguments.table), read_workspace()
     with store.start_run(run_name(settings), {"csv.sha256": table.csv.sha256, "table.sha256": table.digest}) as run:
-        record_origin(run, settings, table, device)
+        record_origin(run, settings, table, workspace, read_environment(device))
         outcome = train_with_progress(arguments.table, settings, device, run)
         save_outcome(outcome, settings, table, arguments.results, run)
 
@@ -44,9 +44,8 @@ def run_name(settings: TrainSettings) -> str:
     return f"{settings.model.name} {optimizer.name} lr={optimizer.lr:g} batch={settings.batch_size} {settings.engine}"
 
 
-def record_origin(run: Run, settings: TrainSettings, table: Table, device: torch.device) -> None:
+def record_origin(run: Run, settings: TrainSettings, table: Table, workspace: Workspace, environment: dict[str, str]) -> None:
     """Log all that the run starts from: every param, the dataset, the code and the environment."""
-    workspace, environment = read_workspace(), read_environment(device)
     run.log_params(flatten({**read_params(), "train": settings.model_dump()}))
     run.log_dataset(table)
     commit = {"git.commit": workspace.commit, "mlflow.source.git.commit": workspace.commit}

@@ -47,7 +47,7 @@ def test_a_text_of_several_lines_is_still_one_line_on_stderr(capfd: pytest.Captu
     assert capfd.readouterr().err == "error: data.csv: line 1: found no column 'z', allowed: a b, c\n"
 
 
-@pytest.mark.parametrize("kind", [ValueError, AssertionError, OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("kind", [ValueError, AssertionError, KeyboardInterrupt])
 def test_any_other_exception_passes_through(kind: type[BaseException], capfd: pytest.CaptureFixture[str]) -> None:
     def main() -> None:
         raise kind("our own bug")
@@ -94,3 +94,18 @@ def test_generate_and_prepare_end_well_with_status_0(tmp_path: Path) -> None:
     assert (generated.returncode, generated.stdout, generated.stderr) == (0, "", "")
     line = "synthetic.csv: 1 features, target 'y'; rows: 40 train, 5 validation, 5 test\n"
     assert (prepared.returncode, prepared.stdout, prepared.stderr) == (0, line, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device", "data/x.csv"), "error: data/x.csv: No space left on device\n"),
+        (OSError("[Errno 2] Failed to open local file 'x.csv'"), "error: [Errno 2] Failed to open local file 'x.csv'\n"),
+    ],
+)
+def test_what_the_operating_system_refuses_is_one_line(error: OSError, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise error
+
+    assert errors.run(main) == 2
+    assert capsys.readouterr().err == line

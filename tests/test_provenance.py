@@ -53,6 +53,22 @@ def test_patch_brings_a_clean_checkout_to_the_same_files(repository: Path, tmp_p
     assert not Path("other/ignored").exists()
 
 
+def test_data_that_git_does_not_know_is_not_copied_into_the_patch(repository: Path) -> None:
+    Path("data").mkdir()
+    Path("data/own.csv").write_text("x,y\n1,2\n")
+    Path("code.py").write_text("a = 2\n")
+    patch = read_workspace().patch
+    assert b"+a = 2" in patch
+    assert b"own.csv" not in patch
+
+
+def test_a_repository_inside_the_repository_is_named(repository: Path) -> None:
+    git("init", "--quiet", "sub")
+    with pytest.raises(ProvenanceError) as caught:
+        read_workspace()
+    assert str(caught.value) == ("git add: error: 'sub/' does not have a commit checked out; every run records its commit")
+
+
 def test_changes_below_and_beside_a_subfolder_are_recorded(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("code.py").write_text("a = 2\n")
     Path("sub").mkdir()

@@ -1,6 +1,7 @@
 """The MLflow store: where it is, how a run ends, what it holds."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -177,6 +178,51 @@ def test_store_that_does_not_answer_is_named_without_its_password(monkeypatch: p
         Store(TrackSettings())
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_deleted_experiment_is_refused_with_the_way_back(root: Path, store: Store, request: pytest.FixtureRequest) -> None:
+    client, name = MlflowClient(f"sqlite:///{root / 'mlflow.db'}"), request.node.name
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
+    with pytest.raises(TrackingError) as caught:
+        Store(TrackSettings(experiment=name))
+    assert str(caught.value) == (
+        f"MLflow store sqlite:///{root / 'mlflow.db'}: {name!r} is deleted; "
+        f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`, or change track.experiment"
+    )
+
+
+def test_moved_repository_is_refused_before_its_artifacts_go_elsewhere(
+    root: Path, store: Store, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(root / "mlflow.db", tmp_path / "mlflow.db")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    with pytest.raises(TrackingError) as caught:
+        Store(TrackSettings(experiment=request.node.name))
+    assert str(caught.value) == (
+        f"MLflow store sqlite:///{tmp_path / 'mlflow.db'}: {request.node.name!r} keeps its artifacts in "
+        f"file://{root / 'mlartifacts'}; move the repository back, or change track.experiment"
+    )
+
+
+def test_store_whose_driver_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://user:secret@127.0.0.1:9/x")
+    with pytest.raises(TrackingError) as caught:
+        Store(TrackSettings())
+    assert str(caught.value).startswith("MLflow store postgresql://127.0.0.1:9/x: its driver is not installed: No module")
+
+
+def test_store_that_fails_as_well_does_not_hide_the_reason(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(root / "mlflow.db", tmp_path / "mlflow.db")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    store = Store(TrackSettings(experiment="broken"))
+    with pytest.raises(TrainingError, match="the reason"), store.start_run("name", {}) as run:
+        run.log_metrics({"loss": 1.0}, 1)
+        (tmp_path / "mlflow.db").write_bytes(b"no database any more" * 1000)
+        raise TrainingError("the reason")
 
 
 def test_two_processes_may_open_a_fresh_store_at_once(tmp_path: Path) -> None:

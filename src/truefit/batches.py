@@ -1,7 +1,7 @@
 """The order of an epoch: which rows the loader asks for, in chunks of whole batches.
 
 Reads and writes nothing. Guarantees that epoch e's order depends on (seed, e) alone, that every row comes once, and that
-orders stay tensors: 8 bytes a row with `full`, a bounded buffer with `block`.
+orders stay tensors: 8 bytes a row with `full`, a bounded buffer, or a batch where that is larger, with `block`.
 
 A chunk is a tensor of row numbers that holds many batches, one behind the other; the last batch of the epoch may be short.
 The loader reads a chunk at once and the engine cuts the batches out of it, so that the cost of a read is shared by many steps.

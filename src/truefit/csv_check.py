@@ -1,7 +1,8 @@
 """Finds the first thing wrong in a CSV and says where it is.
 
-Reads the CSV again with Python's own reader, cell by cell, which is slow and knows every line; table.py calls it only when
-its fast reader has met something it cannot take. Line numbers are those of the file, line breaks inside quotes counted.
+Reads with Python's own reader, cell by cell, which is slow and knows every line: the header always, and the rows when
+ingest.py's fast reader has met something it cannot take. Line numbers are those of the file, line breaks inside quotes
+counted.
 """
 
 import csv

@@ -49,10 +49,17 @@ class TrackingError(TruefitError):
 
 
 def run(main: Callable[[], None]) -> int:
-    """Run a stage's `main` and return its exit status: 0, or 2 after printing a TruefitError's line to stderr."""
+    """Run a stage's `main` and return its exit status: 0, or 2 after printing one line to stderr.
+
+    The line is that of a TruefitError, or of a file or folder that the operating system refuses to read or write.
+    """
     try:
         main()
     except TruefitError as error:
-        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
-        return 2
-    return 0
+        line = str(error)
+    except OSError as error:
+        line = f"{error.filename}: {error.strerror or 'failed'}" if error.filename else str(error)
+    else:
+        return 0
+    print("error:", " ".join(line.splitlines()), file=sys.stderr)
+    return 2

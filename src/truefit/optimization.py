@@ -44,7 +44,8 @@ class ScheduleSettings(Settings):
     """`train.schedule`: how the learning rate changes from epoch to epoch.
 
     constant: not at all. step: multiplied by `gamma` every `step_size` epochs. cosine: down to `min_lr` along half a cosine
-    over all epochs. plateau: multiplied by `factor` when the validation loss has not fallen for more than `patience` epochs.
+    over all epochs. plateau: multiplied by `factor` when the validation loss has not fallen, by torch's threshold of 0.01 %,
+    for more than `patience` epochs.
     """
 
     name: Literal["constant", "step", "cosine", "plateau"] = "constant"

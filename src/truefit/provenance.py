@@ -22,7 +22,10 @@ PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "mlflow", "dvc")
 
 @dataclass(frozen=True)
 class Workspace:
-    """The code that ran: the commit checked out, and a patch with all that differs from it, new files included."""
+    """The code that ran: the commit checked out, and a patch with all that differs from it.
+
+    The patch holds new files too, but for those under data/.
+    """
 
     commit: str
     patch: bytes
@@ -40,10 +43,11 @@ def read_workspace() -> Workspace:
     """
     commit = _git("rev-parse", "--verify", "HEAD").decode().strip()
     with tempfile.TemporaryDirectory() as folder:
-        # A copy of the index, so that files which git does not know yet can be added to it without a trace.
+        # A copy of the index, so that files which git does not know yet can be added to it without a trace. Not those of
+        # data/: a patch would grow with them, and the run has the digest of the CSV that it read.
         index = Path(folder, "index")
         shutil.copyfile(_git("rev-parse", "--path-format=absolute", "--git-path", "index").decode().strip(), index)
-        _git("add", "--intent-to-add", ":/", index=index)
+        _git("add", "--intent-to-add", ":/", ":(top,exclude)data", index=index)
         patch = _git("diff", "--binary", "--no-ext-diff", "--no-color", "HEAD", index=index)
     return Workspace(commit, patch)
 
@@ -69,5 +73,6 @@ def _git(*arguments: str, index: Path | None = None) -> bytes:
     except FileNotFoundError:
         raise ProvenanceError("git: not found; every run records the commit that it ran on") from None
     except subprocess.CalledProcessError as error:
-        reason = error.stderr.decode(errors="replace").strip().splitlines()[0]
-        raise ProvenanceError(f"git {arguments[0]}: {reason}; every run records its commit: `git init` and commit") from None
+        reason = (error.stderr.decode(errors="replace").strip() or "failed").splitlines()[0]
+        advice = ": `git init` and commit" if arguments[0] == "rev-parse" else ""
+        raise ProvenanceError(f"git {arguments[0]}: {reason}; every run records its commit{advice}") from None

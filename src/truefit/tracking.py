@@ -2,8 +2,8 @@
 
 The only module that imports mlflow, and only when a store is opened. Reads and writes the store at `MLFLOW_TRACKING_URI`,
 or else mlflow.db and mlartifacts/ in the repository's root, also from DVC's temporary workspaces. Guarantees that a run ends
-FINISHED, or FAILED with the reason in the tag `failure`, and that metrics reach the store in batches, so that training does
-not wait for each.
+FINISHED, or FAILED or KILLED with the reason in the tag `failure`, unless the process itself is killed, and that metrics
+reach the store in batches, so that training does not wait for each.
 """
 
 import json
@@ -13,7 +13,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -61,7 +61,7 @@ class Run:
         self.name = name
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record metrics at a step; they reach the store within FLUSH_SECONDS of the next call, or at `flush`."""
+        """Record metrics at a step; they wait for the first call more than FLUSH_SECONDS after the last sending."""
         from mlflow.entities import Metric
 
         now = time.time_ns() // 1_000_000
@@ -76,7 +76,7 @@ class Run:
         self._metrics, self._sent = [], time.monotonic()
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Record params, in the spelling that JSON gives them."""
+        """Record params, in the spelling that JSON gives them; MLflow cuts what is longer than 6000 characters."""
         from mlflow.entities import Param
 
         entities = [Param(key, value if isinstance(value, str) else json.dumps(value)) for key, value in params.items()]
@@ -133,9 +133,12 @@ class Store:
         scratch = root / ".truefit"
         scratch.mkdir(exist_ok=True)
         # Two processes that open a fresh SQLite store at once would both create its tables.
-        with self._errors(), FileLock(scratch / "store.lock"):
-            self._client: MlflowClient = MlflowClient(self.uri)
-            self._experiment_id = self._experiment(root)
+        try:
+            with self._errors(), FileLock(scratch / "store.lock"):
+                self._client: MlflowClient = MlflowClient(self.uri)
+                self._experiment_id = self._experiment(root)
+        except ImportError as error:
+            raise TrackingError(f"MLflow store {_shown(self.uri)}: its driver is not installed: {error}") from None
 
     @contextmanager
     def start_run(self, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
@@ -156,12 +159,18 @@ class Store:
                 yield run
                 run.flush()
             except BaseException as error:
-                reason = str(error) or type(error).__name__
-                run.flush()
-                run.set_tags({"failure": reason[:5000]})
-                self._client.set_terminated(run.run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+                self._fail(run, error)
                 raise
             self._client.set_terminated(run.run_id, "FINISHED")
+
+    def _fail(self, run: Run, error: BaseException) -> None:
+        """End a run with its reason; a store that does not answer here either must not hide that reason."""
+        from mlflow.exceptions import MlflowException
+
+        with suppress(MlflowException):
+            run.flush()
+            run.set_tags({"failure": (str(error) or type(error).__name__)[:5000]})
+            self._client.set_terminated(run.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
 
     @contextmanager
     def resume_run(self, digest: str) -> Iterator[Run]:
@@ -194,12 +203,20 @@ class Store:
     def _experiment(self, root: Path) -> str:
         """Return the experiment's id, creating it with its artifacts beside the store where that is a local file."""
         name = self._settings.experiment
+        here = (root / "mlartifacts").as_uri()
         known = self._client.get_experiment_by_name(name)
-        if known is not None:
-            return str(known.experiment_id)
-        local = self.uri.startswith(("sqlite:", "file:"))
-        # Left alone, a local store would take the current folder, which may be DVC's and soon be gone.
-        return str(self._client.create_experiment(name, (root / "mlartifacts").as_uri() if local else None))
+        if known is None:
+            local = self.uri.startswith(("sqlite:", "file:"))
+            # Left alone, a local store would take the current folder, which may be DVC's and soon be gone.
+            return str(self._client.create_experiment(name, here if local else None))
+        fault = ""
+        if known.lifecycle_stage == "deleted":
+            fault = f"is deleted; `mlflow experiments restore --experiment-id {known.experiment_id}`"
+        elif not os.environ.get("MLFLOW_TRACKING_URI") and known.artifact_location != here:
+            fault = f"keeps its artifacts in {known.artifact_location}; move the repository back"
+        if fault:
+            raise TrackingError(f"MLflow store {_shown(self.uri)}: {name!r} {fault}, or change track.experiment")
+        return str(known.experiment_id)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -209,9 +226,12 @@ class Store:
         try:
             yield
         except MlflowException as error:
-            line = f"MLflow store {self.uri}: {str(error).splitlines()[0]}"
-            # An address may hold a user's name and password.
-            raise TrackingError(re.sub(r"//[^/@\s]*@", "//", line)) from error
+            raise TrackingError(_shown(f"MLflow store {self.uri}: {str(error).splitlines()[0]}")) from error
+
+
+def _shown(text: str) -> str:
+    """Return the text without the user's name and password that an address in it may hold."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def _batches(items: list[T], size: int) -> Iterable[list[T]]:

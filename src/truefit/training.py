@@ -1,4 +1,4 @@
-"""fit(): epochs, validation, the learning rate's schedule and early stopping.
+"""train() and fit(): epochs, validation, the learning rate's schedule and early stopping.
 
 Reads the prepared table through TableDataset and DataLoader; writes nothing and knows no MLflow and no DVC. Guarantees
 that an epoch's losses are means over rows, not over batches, and that a loss which is not finite ends the training.
