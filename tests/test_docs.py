@@ -11,23 +11,10 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from dvc.cli import parse_args  # type: ignore[import-untyped]
-
-from truefit.config import Settings
-from truefit.evaluation import EvaluateSettings
-from truefit.ingest import PrepareSettings
-from truefit.synthetic import GenerateSettings
-from truefit.tracking import TrackSettings
-from truefit.training import TrainSettings
+from test_config import SECTIONS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-SECTIONS: dict[str, type[Settings]] = {
-    "generate": GenerateSettings,
-    "prepare": PrepareSettings,
-    "train": TrainSettings,
-    "evaluate": EvaluateSettings,
-    "track": TrackSettings,
-}
 
 
 def check_docs(root: Path) -> tuple[int, str]:

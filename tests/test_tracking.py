@@ -206,6 +206,16 @@ def test_moved_repository_is_refused_before_its_artifacts_go_elsewhere(
     )
 
 
+def test_experiment_made_in_the_ui_is_taken_with_its_own_folder(
+    root: Path, store: Store, request: pytest.FixtureRequest
+) -> None:
+    client, name = MlflowClient(f"sqlite:///{root / 'mlflow.db'}"), f"{request.node.name} in the UI"
+    client.create_experiment(name, f"file://{root / 'mlartifacts'}/7")
+    with Store(TrackSettings(experiment=name)).start_run("name", {}) as run:
+        run.log_artifacts({"file.txt": b"content"})
+    assert (root / "mlartifacts/7" / run.run_id / "artifacts/file.txt").read_bytes() == b"content"
+
+
 def test_store_whose_driver_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://user:secret@127.0.0.1:9/x")
     with pytest.raises(TrackingError) as caught:

@@ -212,7 +212,7 @@ class Store:
         fault = ""
         if known.lifecycle_stage == "deleted":
             fault = f"is deleted; `mlflow experiments restore --experiment-id {known.experiment_id}`"
-        elif not os.environ.get("MLFLOW_TRACKING_URI") and known.artifact_location != here:
+        elif not os.environ.get("MLFLOW_TRACKING_URI") and not known.artifact_location.startswith(here):
             fault = f"keeps its artifacts in {known.artifact_location}; move the repository back"
         if fault:
             raise TrackingError(f"MLflow store {_shown(self.uri)}: {name!r} {fault}, or change track.experiment")
