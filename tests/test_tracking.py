@@ -212,8 +212,8 @@ def test_experiment_made_in_the_ui_is_taken_with_its_own_folder(
     client, name = MlflowClient(f"sqlite:///{root / 'mlflow.db'}"), f"{request.node.name} in the UI"
     client.create_experiment(name, f"file://{root / 'mlartifacts'}/7")
     with Store(TrackSettings(experiment=name)).start_run("name", {}) as run:
-        run.log_artifacts({"file.txt": b"content"})
-    assert (root / "mlartifacts/7" / run.run_id / "artifacts/file.txt").read_bytes() == b"content"
+        run.log_artifacts({"record/file.txt": b"content"})
+    assert (root / "mlartifacts/7" / run.run_id / "artifacts/record/file.txt").read_bytes() == b"content"
 
 
 def test_store_whose_driver_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
