@@ -19,15 +19,15 @@ help: ## list these targets
 setup: $(READY) ## make .venv with everything in it; the other targets do this by themselves
 
 # torch comes by pip, because its build (CPU, CUDA) depends on the machine; all the rest is checked against its hash.
-# The project goes in last, as a link to src.
+# The project goes in last, as a link to src. uv is told where to, since it would follow an environment that is active.
 $(READY): requirements.lock pyproject.toml
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "truefit needs Python 3.11 or later")'
 	@echo "Setting up .venv; the largest download is torch."
 	python3 -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check uv==$(UV)
-	.venv/bin/uv pip install --quiet --require-hashes -r requirements.lock
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements.lock
 	.venv/bin/pip install --quiet --no-compile --disable-pip-version-check "$$(grep -o 'torch==[0-9.]*' pyproject.toml)"
-	.venv/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
 	touch $@
 
 repro: $(READY) ## run the pipeline: what changed since the last run, and nothing else

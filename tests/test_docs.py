@@ -152,3 +152,11 @@ def allowed_values(key: str) -> list[Any]:
     for name in names:
         annotation = annotation.model_fields[name].annotation
     return list(get_args(annotation)) if get_origin(annotation) is Literal else []
+
+
+def test_setup_fills_its_own_environment_whichever_is_active() -> None:
+    command = ["make", "--dry-run", "--always-make", "setup"]
+    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    installs = [line for line in printed.splitlines() if "uv pip install" in line]
+    assert len(installs) == 2
+    assert all("--python .venv/bin/python" in line for line in installs)
