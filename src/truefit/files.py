@@ -1,16 +1,19 @@
 """Files that are either whole or absent, and their digests.
 
 Writes to a temporary name in the target's folder, flushes it to the disk and renames it, so that a reader meets the old
-file or the new one and never a part of either.
+file or the new one and never a part of either. The temporary name is the same for each writer of a file, and locked: a
+second writer is refused, and what a killed one left is replaced by the next.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 @contextmanager
@@ -18,17 +21,33 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; what is written there takes the name `path` when the block ends well.
 
     When the block raises, the temporary file is removed and `path` stays as it was. The folder is created if need be.
-    Raises OSError as the operating system does.
+    Raises OSError, naming `path`, when the file system refuses it or another writer has begun with it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
+    with naming(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _open_locked(temporary, path) as lock:
+            try:
+                yield temporary
+                os.fsync(lock.fileno())
+                temporary.replace(path)
+            finally:
+                if _is_at(temporary, lock):
+                    temporary.unlink()
+        _sync(path.parent)
+
+
+@contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Name `path` in an OSError that names no file, as of a write to a full disk, or names `temporary`."""
     try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync(path.parent)
+        yield
+    except OSError as error:
+        if error.filename not in (None, temporary, str(temporary)):
+            raise
+        # Not the error's own text where there is a number: pyarrow's is long.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -48,9 +67,34 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
-    """Flush a file's content, or a folder's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _open_locked(temporary: Path, path: Path) -> IO[bytes]:
+    """Create the temporary file and lock it, until it is closed; the system unlocks it when the process dies."""
+    while True:
+        file = temporary.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            text = "being written by another process; try again when that has ended"
+            raise BlockingIOError(errno.EWOULDBLOCK, text, str(path)) from None
+        # Another writer may have renamed or removed the file between the opening and the locking.
+        if _is_at(temporary, file):
+            if os.fstat(file.fileno()).st_size == 0:
+                return file
+            temporary.unlink()  # a killed writer's, which may have had another umask
+        file.close()
+
+
+def _is_at(path: Path, file: IO[bytes]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _sync(folder: Path) -> None:
+    """Flush a folder's list of names to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
