@@ -218,7 +218,8 @@ sys.exit(errors.run(main))
 @pytest.mark.parametrize("how", ["write", "pyarrow"])
 def test_a_write_that_fails_names_the_file_and_leaves_the_old_one(how: str, path: Path) -> None:
     path.write_text("old")
-    command = [sys.executable, "-c", LARGE_WRITER, str(path), how]
+    # Without -B the limit would cut the bytecode that Python writes into the environment for what it imports.
+    command = [sys.executable, "-B", "-c", LARGE_WRITER, str(path), how]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(SRC)}, capture_output=True, text=True)
 
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {path}: File too large\n")
