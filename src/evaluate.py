@@ -38,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder, results = arguments.table, arguments.results
     settings = load_settings("evaluate", EvaluateSettings)
-    store = Store(load_settings("track", TrackSettings))
+    track, store = load_settings("track", TrackSettings), Store()
     # One thread, so that the figures do not depend on the number of cores.
     configure(threads=1)
     table = read_table(folder)
@@ -47,8 +47,9 @@ def main() -> None:
     content = report(folder, model, optimum, truth_of(table, arguments.synthetic))
     write_json(results / "metrics.json", content)
     pictures = write_sample(folder, table, model, optimum, settings.sample, results)
-    with store.resume_run(description.state_dict_sha256) as run:
+    with store.evaluation_run(track, description.state_dict_sha256) as run:
         log_evaluation(run, content, pictures)
+    print(run)
     print_summary(content)
 
 
@@ -67,8 +68,7 @@ def log_evaluation(run: Run, content: dict[str, Any], pictures: list[Path]) -> N
     """Add the test metrics and the pictures to the run."""
     metrics = {f"test_{name}": value for name, value in content["test"].items()} | {"excess_mse": content["excess_mse"]}
     run.log_metrics({name: value for name, value in metrics.items() if value is not None}, step=0)
-    run.log_artifacts({f"figures/{path.name}": path for path in pictures})
-    print(f"MLflow run {run.name!r}, {run.run_id}")
+    run.log_artifacts({f"figures/{path.name}": path.read_bytes() for path in pictures})
 
 
 def print_summary(content: dict[str, Any]) -> None:

@@ -9,13 +9,14 @@ import torch
 from tqdm import tqdm
 
 from truefit import errors
+from truefit.checkpoint import Checkpoints, CheckpointSettings, fingerprint
 from truefit.config import flatten, load_settings, read_params
 from truefit.device import choose_device, configure
 from truefit.files import atomic_path
 from truefit.models import save_model, state_dict_bytes, state_dict_digest
-from truefit.provenance import Workspace, read_environment, read_workspace
+from truefit.provenance import read_environment, read_workspace
 from truefit.table import Table, read_table
-from truefit.tracking import DIGEST_TAG, Run, Store, TrackSettings
+from truefit.tracking import DIGEST_TAG, Origin, Run, Store, TrackSettings, repository_root
 from truefit.training import Epoch, Outcome, TrainSettings, train
 
 RECORDED_FILES = ("params.yaml", "dvc.yaml", "dvc.lock")
@@ -27,15 +28,21 @@ def main() -> None:
     parser.add_argument("table", type=Path, help="the folder of the prepared table, such as data/prepared")
     parser.add_argument("results", type=Path, help="the folder for the model and its history, such as results")
     arguments = parser.parse_args()
-    settings = load_settings("train", TrainSettings)
-    store = Store(load_settings("track", TrackSettings))
+    settings, track = load_settings("train", TrainSettings), load_settings("track", TrackSettings)
+    every = load_settings("checkpoint", CheckpointSettings)
     device = choose_device("cpu" if settings.engine == "numpy" else settings.device)
     configure(settings.threads)
-    table, workspace = read_table(arguments.table), read_workspace()
-    with store.start_run(run_name(settings), {"csv.sha256": table.csv.sha256, "table.sha256": table.digest}) as run:
-        record_origin(run, settings, table, workspace, read_environment(device))
-        outcome = train_with_progress(arguments.table, settings, device, run)
+    table, store = read_table(arguments.table), Store()
+    key = fingerprint(device, settings.model_dump(), table.digest, track.model_dump(), store.address)
+    with (
+        Checkpoints(repository_root() / ".truefit/checkpoints" / key, every) as checkpoints,
+        store.training_run(track, run_name(settings), key, lambda: read_origin(settings, table, device)) as run,
+    ):
+        outcome = train_with_progress(arguments.table, settings, device, run, checkpoints)
         save_outcome(outcome, settings, table, arguments.results, run)
+    last = outcome.epochs[-1]
+    print(f"epoch {last.epoch}: train loss {last.train_loss:.6g}, validation loss {last.validation_loss:.6g}")
+    print(run)
 
 
 def run_name(settings: TrainSettings) -> str:
@@ -44,18 +51,24 @@ def run_name(settings: TrainSettings) -> str:
     return f"{settings.model.name} {optimizer.name} lr={optimizer.lr:g} batch={settings.batch_size} {settings.engine}"
 
 
-def record_origin(run: Run, settings: TrainSettings, table: Table, workspace: Workspace, environment: dict[str, str]) -> None:
-    """Log all that the run starts from: every param, the dataset, the code and the environment."""
-    run.log_params(flatten({**read_params(), "train": settings.model_dump()}))
-    run.log_dataset(table)
-    commit = {"git.commit": workspace.commit, "mlflow.source.git.commit": workspace.commit}
-    run.set_tags({**commit, "git.dirty": str(workspace.dirty).lower(), **environment})
-    files: dict[str, Path | bytes] = {f"record/{name}": Path(name) for name in RECORDED_FILES if Path(name).exists()}
+def read_origin(settings: TrainSettings, table: Table, device: torch.device) -> Origin:
+    """Return all that the run starts from: every param, the dataset, the code and the environment."""
+    workspace, environment = read_workspace(), read_environment(device)
+    files = {f"record/{name}": Path(name).read_bytes() for name in RECORDED_FILES if Path(name).exists()}
     patch = {"record/diff.patch": workspace.patch} if workspace.dirty else {}
-    run.log_artifacts({**files, **patch, "record/environment.json": json.dumps(environment, indent=2).encode()})
+    commit = {"git.commit": workspace.commit, "mlflow.source.git.commit": workspace.commit}
+    digests = {"csv.sha256": table.csv.sha256, "table.sha256": table.digest}
+    return Origin(
+        params=flatten({**read_params(), "train": settings.model_dump()}),
+        tags={**digests, **commit, "git.dirty": str(workspace.dirty).lower(), **environment},
+        table=table,
+        artifacts={**files, **patch, "record/environment.json": json.dumps(environment, indent=2).encode()},
+    )
 
 
-def train_with_progress(folder: Path, settings: TrainSettings, device: torch.device, run: Run) -> Outcome:
+def train_with_progress(
+    folder: Path, settings: TrainSettings, device: torch.device, run: Run, checkpoints: Checkpoints
+) -> Outcome:
     """Train, logging each epoch, with a progress bar where stderr is a terminal."""
     with tqdm(total=settings.epochs, desc="train", unit="epoch", disable=None) as bar:
 
@@ -71,7 +84,7 @@ def train_with_progress(folder: Path, settings: TrainSettings, device: torch.dev
             bar.set_postfix(train=f"{epoch.train_loss:.4g}", validation=f"{epoch.validation_loss:.4g}", refresh=False)
             bar.update()
 
-        return train(folder, settings, device, on_epoch)
+        return train(folder, settings, device, on_epoch, checkpoints)
 
 
 def save_outcome(outcome: Outcome, settings: TrainSettings, table: Table, results: Path, run: Run) -> None:
@@ -82,9 +95,6 @@ def save_outcome(outcome: Outcome, settings: TrainSettings, table: Table, result
     best, final = state_dict_bytes(outcome.best_state), state_dict_bytes(outcome.final_state)
     run.log_artifacts({"state_dict/best.pt": best, "state_dict/final.pt": final})
     run.set_tags({DIGEST_TAG: state_dict_digest(outcome.kept_state)})
-    last = outcome.epochs[-1]
-    print(f"epoch {last.epoch}: train loss {last.train_loss:.6g}, validation loss {last.validation_loss:.6g}")
-    print(f"MLflow run {run.name!r}, {run.run_id}")
 
 
 if __name__ == "__main__":

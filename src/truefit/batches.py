@@ -20,6 +20,8 @@ from truefit.seeds import torch_seed
 Shuffle = Literal["full", "block"]
 
 CHUNK_ROWS = 65_536
+# Between two chunks a training can save where it is or stop, so a chunk of small batches must not take long.
+CHUNK_BATCHES = 4_096
 # With `block`, runs of BLOCK_ROWS neighbours are read together, and mixed with those of BUFFER_BLOCKS others.
 BLOCK_ROWS = 4_096
 BUFFER_BLOCKS = 64
@@ -51,10 +53,12 @@ class ShuffledChunks(Sampler[Tensor]):
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 1
+        self.start = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of `epoch`, counted from 1."""
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the order of `epoch`, counted from 1, without its first `start` rows, which are a number of whole chunks."""
         self.epoch = epoch
+        self.start = start
 
     def __iter__(self) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(torch_seed(self.seed, "order", self.epoch))
@@ -62,7 +66,15 @@ class ShuffledChunks(Sampler[Tensor]):
             orders: Iterator[Tensor] = iter([torch.randperm(self.rows, generator=generator)])
         else:
             orders = _blocks(self.rows, generator)
-        chunk_rows = max(1, CHUNK_ROWS // self.batch_size) * self.batch_size
+        position = 0
+        for chunk in self._chunks(orders):
+            if position >= self.start:
+                yield chunk
+            position += len(chunk)
+
+    def _chunks(self, orders: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Cut the order, which comes in pieces, into chunks of whole batches."""
+        chunk_rows = min(max(1, CHUNK_ROWS // self.batch_size), CHUNK_BATCHES) * self.batch_size
         rest = torch.empty(0, dtype=torch.int64)
         for order in orders:
             joined = torch.cat([rest, order]) if len(rest) else order

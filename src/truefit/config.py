@@ -17,7 +17,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from truefit.errors import SettingsError
 
-SECTIONS = ("generate", "prepare", "train", "evaluate", "track")
+SECTIONS = ("generate", "prepare", "train", "evaluate", "track", "checkpoint")
 PARAMS = Path("params.yaml")
 
 

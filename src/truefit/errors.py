@@ -9,15 +9,20 @@ Reads and writes nothing. Guarantees that a stage ended by a TruefitError prints
     ├── TrainingError    a training that cannot go on
     ├── ModelError       a saved model that cannot be read
     ├── ProvenanceError  a workspace whose origin cannot be recorded
-    └── TrackingError    an MLflow store that does not answer
+    ├── TrackingError    an MLflow store, or a journal kept for one, that cannot be used
+    │   └── StoreAwayError   … for now: a server that does not answer
+    └── StoppedError     a signal that asked a training to stop
 """
 
+import signal
 import sys
 from collections.abc import Callable
 
 
 class TruefitError(Exception):
     """Something that the user can put right; its text is one line that names the place."""
+
+    status = 2
 
 
 class SettingsError(TruefitError):
@@ -45,21 +50,45 @@ class ProvenanceError(TruefitError):
 
 
 class TrackingError(TruefitError):
-    """The MLflow store cannot be used: its address and reason."""
+    """The MLflow store, or a run's journal, cannot be used: its address and reason."""
+
+
+class StoreAwayError(TrackingError):
+    """The MLflow server does not answer, or cannot for the moment; what it is to have waits in the journal."""
+
+
+class StoppedError(TruefitError):
+    """SIGTERM or SIGINT asked a training to stop, and it has saved where it was."""
+
+    def __init__(self, number: int, where: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} {where}")
+        self.status = 128 + number
+
+
+def is_final(error: BaseException | None) -> bool:
+    """Say whether a training that ended with `error`, or with none, is over, so that nothing is kept to go on from.
+
+    An error that would come again with the same inputs ends it; a signal, a full disk or a bug does not.
+    """
+    return error is None or (isinstance(error, TruefitError) and not isinstance(error, StoppedError))
 
 
 def run(main: Callable[[], None]) -> int:
-    """Run a stage's `main` and return its exit status: 0, or 2 after printing one line to stderr.
+    """Run a stage's `main` and return its exit status: 0, or another after printing one line to stderr.
 
-    The line is that of a TruefitError, or of a file or folder that the operating system refuses to read or write.
+    The status is 2 for a TruefitError, and for a file or folder that the operating system refuses to read or write; 128 and
+    the signal's number for a signal that was caught: 130 for Ctrl-C, 143 for SIGTERM.
     """
+    status = TruefitError.status
     try:
         main()
     except TruefitError as error:
-        line = str(error)
+        line, status = str(error), error.status
+    except KeyboardInterrupt:
+        line, status = "stopped by SIGINT", 128 + signal.SIGINT
     except OSError as error:
         line = f"{error.filename}: {error.strerror or 'failed'}" if error.filename else str(error)
     else:
         return 0
     print("error:", " ".join(line.splitlines()), file=sys.stderr)
-    return 2
+    return status

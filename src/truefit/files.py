@@ -67,21 +67,35 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _open_locked(temporary: Path, path: Path) -> IO[bytes]:
-    """Create the temporary file and lock it, until it is closed; the system unlocks it when the process dies."""
+def lock(path: Path) -> IO[bytes]:
+    """Open the file, created if need be, and lock it until it is closed; the system unlocks it when the process dies.
+
+    Raises BlockingIOError when another process has locked it.
+    """
     while True:
-        file = temporary.open("ab")
+        file = path.open("ab")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
+            raise
+        # The one who had it may have renamed or removed the file between the opening and the locking.
+        if _is_at(path, file):
+            return file
+        file.close()
+
+
+def _open_locked(temporary: Path, path: Path) -> IO[bytes]:
+    """Create the temporary file anew and lock it."""
+    while True:
+        try:
+            file = lock(temporary)
+        except BlockingIOError:
             text = "being written by another process; try again when that has ended"
             raise BlockingIOError(errno.EWOULDBLOCK, text, str(path)) from None
-        # Another writer may have renamed or removed the file between the opening and the locking.
-        if _is_at(temporary, file):
-            if os.fstat(file.fileno()).st_size == 0:
-                return file
-            temporary.unlink()  # a killed writer's, which may have had another umask
+        if os.fstat(file.fileno()).st_size == 0:
+            return file
+        temporary.unlink()  # a killed writer's, which may have had another umask
         file.close()
 
 

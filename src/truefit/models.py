@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -186,18 +186,27 @@ def state_dict_bytes(state: Mapping[str, Tensor]) -> bytes:
     return content.getvalue()
 
 
+def read_tensors(content: bytes) -> Any:
+    """Return what torch.save wrote, on the CPU: tensors and plain values; raises ValueError, saying why, for anything else."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            # Checked before torch reads it: a damaged pickle can make it raise almost anything.
+            damaged = archive.testzip()
+        if damaged is None:
+            return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    except _UNREADABLE:
+        raise ValueError("damaged, or not a state_dict") from None
+    raise ValueError(f"damaged, in its part {damaged}")
+
+
 def load_state_dict(path: Path) -> dict[str, Tensor]:
     """Return the state_dict in `path`, on the CPU; raises ModelError when the file holds anything but tensors."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            # Checked before torch reads it: a damaged pickle can make it raise almost anything.
-            if damaged := archive.testzip():
-                raise ModelError(f"{path}: damaged, in its part {damaged}; `dvc repro --force train` writes it anew")
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        state = read_tensors(path.read_bytes())
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
-    except _UNREADABLE:
-        raise ModelError(f"{path}: damaged, or not a state_dict; `dvc repro --force train` writes it anew") from None
+    except ValueError as error:
+        raise ModelError(f"{path}: {error}; `dvc repro --force train` writes it anew") from None
     if not isinstance(state, dict):
         raise ModelError(f"{path}: found {type(state).__name__}, allowed: a dictionary of tensors")
     for name, tensor in state.items():

@@ -1,41 +1,48 @@
 """MLflow: one run for every executed training, completed by its evaluation.
 
-The only module that imports mlflow, and only when a store is opened. Reads and writes the store at `MLFLOW_TRACKING_URI`,
-or else mlflow.db and mlartifacts/ in the repository's root, also from DVC's temporary workspaces. Guarantees that a run ends
-FINISHED, or FAILED or KILLED with the reason in the tag `failure`, unless the process itself is killed, and that metrics
-reach the store in batches, so that training does not wait for each.
+The only module that imports mlflow. Writes each run's journal, and sends it to the store at `MLFLOW_TRACKING_URI`, or else to
+mlflow.db and mlartifacts/ in the repository's root, also from DVC's temporary workspaces. Guarantees that a training never
+waits for the store, that whatever the store has not acknowledged stays in the journal, and that sending it again adds nothing:
+a run is found by its key, and the same metric of the same time and step counts once.
 """
 
 import json
 import logging
 import os
 import re
-import tempfile
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from filelock import FileLock
 from pydantic import Field
 
 from truefit.config import Settings
-from truefit.errors import TrackingError
+from truefit.errors import StoppedError, StoreAwayError, TrackingError, is_final
+from truefit.files import atomic_path
+from truefit.journal import Artifact, Header, Journal, Metrics, Record, Sent, Status, Values, now, pending
 from truefit.table import Table
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-# Seconds that an epoch's metrics may wait before they are sent together with those that follow.
+# Seconds that records may wait before they are sent together with those that follow.
 FLUSH_SECONDS = 5.0
+# A store that fails is tried again after 1, 2, 4 … seconds, and at the end of the stage.
+LONGEST_PAUSE = 60.0
+# Seconds without an answer, at the end of the stage, after which it is given up.
+PATIENCE = 60.0
 # What the store takes at once.
-METRICS_A_BATCH, PARAMS_A_BATCH = 1000, 100
+METRICS_A_BATCH, VALUES_A_BATCH = 1000, 100
 
 DIGEST_TAG = "state_dict.sha256"
-
-T = TypeVar("T")
+KEY_TAG = "truefit.run"
 
 
 class TrackSettings(Settings):
@@ -45,188 +52,361 @@ class TrackSettings(Settings):
     run_name: str | None = Field(None, min_length=1)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """All that a training starts from: params, tags, the table, and artifacts by their paths in the run."""
+
+    params: Mapping[str, Any]
+    tags: Mapping[str, str]
+    table: Table
+    artifacts: Mapping[str, bytes]
+
+    def records(self) -> list[Values]:
+        """Return it as records, params in the spelling that JSON gives them."""
+        params = {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.params.items()}
+        columns = [{"type": "double", "name": name, "required": True} for name in self.table.columns]
+        dataset = {
+            "name": Path(self.table.csv.path).name,
+            "digest": self.table.csv.sha256[:36],  # as much as MLflow takes
+            "source_type": "local",
+            "source": json.dumps({"uri": self.table.csv.path}),
+            "schema": json.dumps({"mlflow_colspec": columns}),
+            "profile": json.dumps({"num_rows": sum(self.table.rows.values()), **self.table.rows}),
+        }
+        tags = Values(kind="tags", values=dict(self.tags))
+        return [Values(kind="params", values=params), Values(kind="dataset", values=dataset), tags]
+
+
 def repository_root() -> Path:
     """Return the root of the main repository, which DVC names also inside a temporary workspace."""
-    return Path(os.environ.get("DVC_ROOT", ".")).resolve()
+    here = Path.cwd()
+    found = next((folder for folder in [here, *here.parents] if (folder / ".dvc").is_dir()), here)
+    return Path(os.environ.get("DVC_ROOT", found)).resolve()
 
 
 class Run:
-    """An MLflow run that is being written to."""
+    """A run that is being written to; `run_id` is the store's, known when the block that writes to it has ended."""
 
-    def __init__(self, client: "MlflowClient", run_id: str, name: str) -> None:
-        self._client = client
-        self._metrics: list[Any] = []
-        self._sent = time.monotonic()
-        self.run_id = run_id
-        self.name = name
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        recorded = [record.step for record, _ in journal.read() if isinstance(record, Metrics)]
+        self._last_step = max(recorded, default=-1)
+        self.name = journal.header.name
+        self.run_id: str | None = None
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record metrics at a step; they wait for the first call more than FLUSH_SECONDS after the last sending."""
-        from mlflow.entities import Metric
-
-        now = time.time_ns() // 1_000_000
-        self._metrics += [Metric(key, value, now, step) for key, value in metrics.items()]
-        if time.monotonic() - self._sent > FLUSH_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Send the metrics that wait."""
-        for batch in _batches(self._metrics, METRICS_A_BATCH):
-            self._client.log_batch(self.run_id, metrics=batch)
-        self._metrics, self._sent = [], time.monotonic()
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Record params, in the spelling that JSON gives them; MLflow cuts what is longer than 6000 characters."""
-        from mlflow.entities import Param
-
-        entities = [Param(key, value if isinstance(value, str) else json.dumps(value)) for key, value in params.items()]
-        for batch in _batches(entities, PARAMS_A_BATCH):
-            self._client.log_batch(self.run_id, params=batch)
+        """Record metrics at a step, but for a step that an interrupted execution has recorded already."""
+        if step > self._last_step:
+            self._journal.append(Metrics(step=step, time=now(), values=dict(metrics)))
+            self._last_step = step
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags; a tag that is there already is replaced."""
-        from mlflow.entities import RunTag
+        self._journal.append(Values(kind="tags", values=dict(tags)))
 
-        self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-
-    def log_dataset(self, table: Table) -> None:
-        """Record the CSV that the table was prepared from as the run's dataset, with the digest of all its bytes."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        columns = [{"type": "double", "name": name, "required": True} for name in table.columns]
-        dataset = Dataset(
-            name=Path(table.csv.path).name,
-            digest=table.csv.sha256[:36],  # as much as MLflow takes
-            source_type="local",
-            source=json.dumps({"uri": table.csv.path}),
-            schema=json.dumps({"mlflow_colspec": columns}),
-            profile=json.dumps({"num_rows": sum(table.rows.values()), **table.rows}),
-        )
-        self._client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
-
-    def log_artifacts(self, artifacts: Mapping[str, Path | bytes]) -> None:
-        """Record files, or bytes, under the paths that they are to have among the run's artifacts."""
+    def log_artifacts(self, artifacts: Mapping[str, bytes]) -> None:
+        """Record contents under the paths that they are to have among the run's artifacts."""
         for name, content in artifacts.items():
-            folder = str(Path(name).parent)
-            if isinstance(content, Path):
-                self._client.log_artifact(self.run_id, str(content), folder)
-                continue
-            with tempfile.TemporaryDirectory() as temporary:
-                path = Path(temporary, Path(name).name)
-                path.write_bytes(content)
-                self._client.log_artifact(self.run_id, str(path), folder)
+            self._journal.append_artifact(name, content)
+
+    def __str__(self) -> str:
+        return f"MLflow run {self.name!r}, {self.run_id or f'which waits in {self._journal.folder}'}"
 
 
 class Store:
-    """An experiment in an MLflow store, created when it is opened."""
+    """The MLflow store, and the journals of the runs that it does not have yet."""
 
-    def __init__(self, settings: TrackSettings) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        from mlflow import MlflowClient
-
-        # The store tells of each table that it creates, which is no news to anyone.
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        root = repository_root()
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
-        self._settings = settings
-        scratch = root / ".truefit"
-        scratch.mkdir(exist_ok=True)
-        # Two processes that open a fresh SQLite store at once would both create its tables.
-        try:
-            with self._errors(), FileLock(scratch / "store.lock"):
-                self._client: MlflowClient = MlflowClient(self.uri)
-                self._experiment_id = self._experiment(root)
-        except ImportError as error:
-            raise TrackingError(f"MLflow store {_shown(self.uri)}: its driver is not installed: {error}") from None
+    def __init__(self) -> None:
+        self._root = repository_root()
+        given = os.environ.get("MLFLOW_TRACKING_URI")
+        self.address = _shown(given) if given else None
+        self.uri = given or f"sqlite:///{self._root / 'mlflow.db'}"
+        self._runs = self._root / ".truefit/runs"
+        self._runs.mkdir(parents=True, exist_ok=True)
+        self._client: MlflowClient | None = None
+        self._experiments: dict[str, str] = {}
+        self.calls = 0  # that the store has answered
 
     @contextmanager
-    def start_run(self, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
-        """Open a run, named by the settings or else `name`; end it FINISHED, or FAILED when the block raises.
+    def training_run(
+        self, track: TrackSettings, name: str, fingerprint: str, read_origin: Callable[[], Origin]
+    ) -> Iterator[Run]:
+        """Begin a run, or go on with the one of an interrupted training that has the fingerprint; end it with its reason.
 
-        Raises TrackingError when the store does not answer.
+        It is called as in the settings, or else `name`. Raises TrackingError when the store is there and cannot take the run.
         """
-        from mlflow.tracking.context.registry import resolve_tags
-
-        experiment = os.environ.get("DVC_EXP_NAME")
-        full_name = self._settings.run_name or (f"{name} ({experiment})" if experiment else name)
-        tags = {**tags, **({"dvc.exp": experiment} if experiment else {})}
-        with self._errors():
-            # MLflow adds who started the run and from which script.
-            created = self._client.create_run(self._experiment_id, tags=resolve_tags(tags), run_name=full_name)
-            run = Run(self._client, created.info.run_id, full_name)
-            try:
-                yield run
-                run.flush()
-            except BaseException as error:
-                self._fail(run, error)
-                raise
-            self._client.set_terminated(run.run_id, "FINISHED")
-
-    def _fail(self, run: Run, error: BaseException) -> None:
-        """End a run with its reason; a store that does not answer here either must not hide that reason."""
-        from mlflow.exceptions import MlflowException
-
-        with suppress(MlflowException):
-            run.flush()
-            run.set_tags({"failure": (str(error) or type(error).__name__)[:5000]})
-            self._client.set_terminated(run.run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+        with suppress(StoreAwayError):
+            self._experiment(track.experiment)
+        open_runs = [journal for journal in pending(self._runs) if journal.header.fingerprint == fingerprint]
+        journal = next((journal for journal in open_runs if not journal.final), None)
+        if journal is None:
+            origin = read_origin()
+            header = self._header(track, name, fingerprint=fingerprint)
+            journal = Journal.create(self._runs, header, origin.records(), origin.artifacts)
+        else:
+            journal.append(Status(status="RUNNING", time=now(), final=False))
+            journal.append(Values(kind="tags", values=_experiment_tags()))
+        with self._recording(journal) as run:
+            yield run
 
     @contextmanager
-    def resume_run(self, digest: str) -> Iterator[Run]:
-        """Open the latest run whose model has the state_dict digest, or a run of its own where there is none.
+    def evaluation_run(self, track: TrackSettings, digest: str) -> Iterator[Run]:
+        """Add to the latest run whose model has the state_dict digest, or to a run of its own where there is none.
 
         Where several runs ended with the same bits, the one of the current DVC experiment is preferred.
-        Raises TrackingError when the store does not answer.
+        Raises TrackingError when the store is there and cannot take the run.
         """
-        with self._errors():
-            found = self._runs_of(digest)
-        if not found:
-            with self.start_run(f"evaluation of {digest[:8]}", {DIGEST_TAG: digest}) as run:
-                yield run
-            return
-        experiment = os.environ.get("DVC_EXP_NAME")
-        chosen = next((run for run in found if run.data.tags.get("dvc.exp") == experiment), found[0])
-        with self._errors():
-            run = Run(self._client, chosen.info.run_id, chosen.info.run_name or "")
+        with suppress(StoreAwayError):
+            self._experiment(track.experiment)
+        header = self._header(track, f"evaluation of {digest[:8]}", completes=digest)
+        journal = Journal.create(self._runs, header, [Values(kind="tags", values={DIGEST_TAG: digest})], {})
+        with self._recording(journal) as run:
             yield run
-            run.flush()
 
-    def _runs_of(self, digest: str) -> "Sequence[MlflowRun]":
-        """Return the finished runs with the state_dict digest, the latest first."""
-        where = f"tags.`{DIGEST_TAG}` = '{digest}' and attributes.status = 'FINISHED'"
-        found: Sequence[MlflowRun] = self._client.search_runs(
-            [self._experiment_id], where, order_by=["attributes.start_time DESC"]
+    def _header(self, track: TrackSettings, name: str, **purpose: str) -> Header:
+        from mlflow.tracking.context.registry import resolve_tags
+
+        tags = _experiment_tags()
+        full_name = track.run_name or (f"{name} ({tags['dvc.exp']})" if tags else name)
+        return Header(
+            key=uuid4().hex,
+            store=self.address,
+            experiment=track.experiment,
+            name=full_name,
+            start_time=now(),
+            # MLflow adds who started the run and from which script.
+            tags={**resolve_tags(), **tags},
+            **purpose,  # type: ignore[arg-type]
         )
+
+    @contextmanager
+    def _recording(self, journal: Journal) -> Iterator[Run]:
+        """Send the journal in the background while it is written; end the run as the block ends."""
+        run = Run(journal)
+        uploader = Uploader(self, journal)
+        uploader.start()
+        try:
+            yield run
+        except BaseException as error:
+            failed = isinstance(error, Exception) and not isinstance(error, StoppedError)
+            with suppress(OSError):  # a full disk must not hide its own report
+                run.set_tags({"failure": (str(error) or type(error).__name__)[:5000]})
+                status = Status(status="FAILED" if failed else "KILLED", time=now(), final=is_final(error))
+                journal.append(status)
+            raise
+        else:
+            journal.append(Status(status="FINISHED", time=now(), final=True))
+        finally:
+            journal.close()
+            fault = uploader.finish()
+            if uploader.sent:
+                run.name, run.run_id = uploader.sent.name, uploader.sent.run_id
+            if fault:
+                print(f"warning: {fault}; {journal.folder} keeps run {run.name!r}: `truefit sync` sends it", file=sys.stderr)
+
+    def sync(self) -> Iterator[tuple[Journal, Sent | Exception]]:
+        """Send what the journals hold; give each with its run in the store, or with what kept it from being sent."""
+        for journal in pending(self._runs):
+            try:
+                yield journal, self.send(journal)
+            except (TrackingError, OSError) as error:
+                yield journal, error
+
+    def send(self, journal: Journal) -> Sent:
+        """Send what the store does not have yet, and return the run there; a run that has ended for good is removed.
+
+        Raises TrackingError or OSError where the store does not take it; what it took is not sent again.
+        """
+        header = journal.header
+        if header.store != self.address:
+            raise TrackingError(f"is for the store {header.store or 'of this repository'}; see MLFLOW_TRACKING_URI")
+        with journal.sending() as sent, self._errors():
+            client = self._connect()
+            if sent.run_id is None:
+                sent = self._find_or_create(client, header)
+            try:
+                for batch in _batches(journal.read(sent.offset)):
+                    self._apply(client, journal, sent, [record for record, _ in batch])
+                    sent = sent.model_copy(update={"offset": batch[-1][1]})
+            finally:
+                journal.save_sent(sent)
+            if journal.is_sent() and journal.final:
+                journal.remove()
+        return sent
+
+    def _find_or_create(self, client: "MlflowClient", header: Header) -> Sent:
+        """Return the run that the header speaks of, which an attempt whose answer was lost may have created."""
+        experiment = self._experiment(header.experiment)
+        if found := self._search(client, experiment, f"tags.`{KEY_TAG}` = '{header.key}'"):
+            return Sent(run_id=found[0].info.run_id, name=header.name)
+        if header.completes:
+            for other in pending(self._runs):
+                if other.header.store == self.address and _trained(other) == header.completes:
+                    self.send(other)
+            where = f"tags.`{DIGEST_TAG}` = '{header.completes}' and attributes.status = 'FINISHED'"
+            if found := self._search(client, experiment, where):
+                wanted = header.tags.get("dvc.exp")
+                chosen = next((run for run in found if run.data.tags.get("dvc.exp") == wanted), found[0])
+                return Sent(run_id=chosen.info.run_id, name=chosen.info.run_name, joined=True)
+        created = client.create_run(experiment, header.start_time, {**header.tags, KEY_TAG: header.key}, header.name)
+        return Sent(run_id=created.info.run_id, name=header.name)
+
+    def _search(self, client: "MlflowClient", experiment: str, where: str) -> "Sequence[MlflowRun]":
+        """Return the runs of which `where` holds, the latest first."""
+        found: Sequence[MlflowRun] = client.search_runs([experiment], where, order_by=["attributes.start_time DESC"])
         return found
 
-    def _experiment(self, root: Path) -> str:
+    def _apply(self, client: "MlflowClient", journal: Journal, sent: Sent, records: "list[Record]") -> None:
+        """Send one record, or several of metrics."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+
+        run_id = str(sent.run_id)
+        match records:
+            case [Metrics(), *_]:
+                metrics = [
+                    Metric(key, value, record.time, record.step)
+                    for record in records
+                    if isinstance(record, Metrics)
+                    for key, value in record.values.items()
+                ]
+                client.log_batch(run_id, metrics=metrics)
+            case [Values(kind="params", values=values)]:
+                for part in _parts(values):
+                    client.log_batch(run_id, params=[Param(key, value) for key, value in part])
+            case [Values(kind="tags", values=values)]:
+                for part in _parts(values):
+                    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in part])
+            case [Values(kind="dataset", values=values)]:
+                client.log_inputs(run_id, [DatasetInput(Dataset(**values), [InputTag("mlflow.data.context", "training")])])
+            case [Artifact() as artifact]:
+                client.log_artifact(run_id, str(journal.artifact(artifact)), str(Path(artifact.name).parent))
+            case [Status(status="RUNNING")]:
+                client.update_run(run_id, "RUNNING")
+                if "failure" in client.get_run(run_id).data.tags:
+                    client.delete_tag(run_id, "failure")
+            case [Status() as status] if not sent.joined:
+                client.set_terminated(run_id, status.status, status.time)
+        self.calls += 1
+
+    def _connect(self) -> "MlflowClient":
+        """Return the client, made and the repository's own store created at the first call."""
+        if self._client is None:
+            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+            # A failed request is repeated by the uploader, which nobody waits for.
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+            from mlflow import MlflowClient
+
+            # The store tells of each table that it creates, which is no news to anyone.
+            logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+            logging.getLogger("alembic").setLevel(logging.WARNING)
+            try:
+                # Two processes that open a fresh SQLite store at once would both create its tables.
+                with FileLock(self._root / ".truefit/store.lock"):
+                    database = self._root / "mlflow.db"
+                    if self.address is None and not database.exists():
+                        # A kill in the middle of the creation would leave a store that nothing opens any more.
+                        with atomic_path(database) as temporary:
+                            MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
+                    client = MlflowClient(self.uri)
+                    client.search_experiments(max_results=1)
+            except ImportError as error:
+                raise TrackingError(f"MLflow store {_shown(self.uri)}: its driver is not installed: {error}") from None
+            self._client = client
+        return self._client
+
+    def _experiment(self, name: str) -> str:
         """Return the experiment's id, creating it with its artifacts beside the store where that is a local file."""
-        name = self._settings.experiment
-        here = (root / "mlartifacts").as_uri()
-        known = self._client.get_experiment_by_name(name)
-        if known is None:
-            local = self.uri.startswith(("sqlite:", "file:"))
-            # Left alone, a local store would take the current folder, which may be DVC's and soon be gone.
-            return str(self._client.create_experiment(name, here if local else None))
+        if name in self._experiments:
+            return self._experiments[name]
+        here = (self._root / "mlartifacts").as_uri()
+        with self._errors(), FileLock(self._root / ".truefit/experiment.lock"):
+            client = self._connect()
+            known = client.get_experiment_by_name(name)
+            if known is None:
+                # Left alone, a local store would take the current folder, which may be DVC's and soon be gone.
+                self._experiments[name] = client.create_experiment(name, here if self._is_local else None)
+                return self._experiments[name]
         fault = ""
         if known.lifecycle_stage == "deleted":
             fault = f"is deleted; `mlflow experiments restore --experiment-id {known.experiment_id}`"
-        elif not os.environ.get("MLFLOW_TRACKING_URI") and not known.artifact_location.startswith(here):
+        elif self.address is None and not known.artifact_location.startswith(here):
             fault = f"keeps its artifacts in {known.artifact_location}; move the repository back"
         if fault:
             raise TrackingError(f"MLflow store {_shown(self.uri)}: {name!r} {fault}, or change track.experiment")
-        return str(known.experiment_id)
+        self._experiments[name] = str(known.experiment_id)
+        return self._experiments[name]
+
+    @property
+    def _is_local(self) -> bool:
+        return self.uri.startswith(("sqlite:", "file:"))
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turn MLflow's own errors into one line that names the store."""
+        """Turn MLflow's own errors into one line that names the store, and tell those of a store that is away."""
         from mlflow.exceptions import MlflowException
 
         try:
             yield
         except MlflowException as error:
-            raise TrackingError(_shown(f"MLflow store {self.uri}: {str(error).splitlines()[0]}")) from error
+            status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+            away = not self._is_local and (status == 429 or status >= 500)
+            kind = StoreAwayError if away else TrackingError
+            raise kind(_shown(f"MLflow store {self.uri}: {str(error).splitlines()[0]}")) from error
+
+
+class Uploader(threading.Thread):
+    """Sends a journal in the background while it is written, and once more at the end."""
+
+    def __init__(self, store: Store, journal: Journal) -> None:
+        super().__init__(name="uploader", daemon=True)
+        self._store = store
+        self._journal = journal
+        self._closing = threading.Event()
+        self._fault: str | None = None
+        self.sent: Sent | None = None
+
+    def run(self) -> None:
+        """Send, wait, send again: soon while all goes well, later and later while it does not."""
+        pause = 1.0
+        while self._journal.folder.exists():
+            last = self._closing.is_set()
+            self._fault = f"MLflow store {_shown(self._store.uri)}: no answer"
+            try:
+                self.sent = self._store.send(self._journal)
+            except (TrackingError, OSError) as error:
+                self._fault = _shown(" ".join(str(error).split()))
+                wait, pause = pause, min(2 * pause, LONGEST_PAUSE)
+            else:
+                self._fault, wait, pause = None, FLUSH_SECONDS, 1.0
+            if last:
+                return
+            self._closing.wait(wait)
+
+    def finish(self) -> str | None:
+        """Wait for a last attempt, as long as the store answers; return what kept the journal from being sent, or None."""
+        self._closing.set()
+        while self.is_alive():
+            before = self._store.calls
+            self.join(PATIENCE)
+            if self._store.calls == before:
+                break
+        return self._fault
+
+
+def _trained(journal: Journal) -> str | None:
+    """Return the digest of the model that a training ended with for good, None where it has not, or is none."""
+    digest = None
+    for record, _ in journal.read():
+        if isinstance(record, Values) and record.kind == "tags":
+            digest = record.values.get(DIGEST_TAG, digest)
+    return digest if journal.header.fingerprint and journal.final else None
+
+
+def _experiment_tags() -> dict[str, str]:
+    """Return the tag that names the DVC experiment, where there is one."""
+    experiment = os.environ.get("DVC_EXP_NAME")
+    return {"dvc.exp": experiment} if experiment else {}
 
 
 def _shown(text: str) -> str:
@@ -234,5 +414,21 @@ def _shown(text: str) -> str:
     return re.sub(r"//[^/@\s]*@", "//", text)
 
 
-def _batches(items: list[T], size: int) -> Iterable[list[T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
+def _batches(records: "Iterable[tuple[Record, int]]") -> "Iterator[list[tuple[Record, int]]]":
+    """Join records of metrics as far as the store takes them at once; give each other record by itself."""
+    batch: list[tuple[Record, int]] = []
+    metrics = 0
+    for record, offset in records:
+        size = len(record.values) if isinstance(record, Metrics) else METRICS_A_BATCH
+        if batch and metrics + size > METRICS_A_BATCH:
+            yield batch
+            batch, metrics = [], 0
+        batch.append((record, offset))
+        metrics += size
+    if batch:
+        yield batch
+
+
+def _parts(values: Mapping[str, str]) -> Iterator[list[tuple[str, str]]]:
+    items = list(values.items())
+    return (items[start : start + VALUES_A_BATCH] for start in range(0, len(items), VALUES_A_BATCH))

@@ -1,15 +1,17 @@
-"""train() and fit(): epochs, validation, the learning rate's schedule and early stopping.
+"""train() and fit(): epochs, validation, the learning rate's schedule, early stopping, checkpoints.
 
-Reads the prepared table through TableDataset and DataLoader; writes nothing and knows no MLflow and no DVC. Guarantees
-that an epoch's losses are means over rows, not over batches, and that a loss which is not finite ends the training.
+Reads the prepared table through TableDataset and DataLoader; writes checkpoints, and knows no MLflow and no DVC. Guarantees
+that an epoch's losses are means over rows, not over batches, that a loss which is not finite ends the training, and that a
+training which goes on from a checkpoint, also from one inside an epoch, ends with the same bits.
 """
 
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pandas as pd
 import torch
@@ -18,11 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from truefit.batches import SequentialChunks, Shuffle, ShuffledChunks, make_loader
+from truefit.checkpoint import Checkpoints
 from truefit.config import Settings, impossible, require_defaults
 from truefit.dataset import TableDataset
 from truefit.device import DeviceName
 from truefit.engines import Engine, EngineName, make_engine
-from truefit.errors import DeviceError, TrainingError
+from truefit.errors import DeviceError, StoppedError, TrainingError
 from truefit.models import ModelSettings, build_model
 from truefit.optimization import LossSettings, OptimizerSettings, Schedule, ScheduleSettings
 
@@ -120,7 +123,64 @@ class Outcome:
         return pd.DataFrame(self.epochs)[columns]
 
 
-def train(folder: Path, settings: TrainSettings, device: torch.device, on_epoch: Callable[[Epoch], None]) -> Outcome:
+class Progress:
+    """How far a training is: what a checkpoint holds beside the engine's state.
+
+    `epochs` have ended; of the one after them, `rows` in `batches` have been trained on, with the summed `loss`, in
+    `seconds`. The schedule and early stopping follow from the epochs.
+    """
+
+    def __init__(self, settings: TrainSettings, state: State) -> None:
+        self.schedule = Schedule(settings.schedule, settings.optimizer.lr, settings.epochs)
+        self._stopping = settings.early_stopping
+        self.epochs: list[Epoch] = []
+        self.best_loss, self.best_epoch, self.best_state = math.inf, 0, state
+        self._mark, self._marked = math.inf, 0  # the last loss that counted as lower, and its epoch
+        self.begin_epoch()
+
+    def begin_epoch(self) -> None:
+        """Begin the next epoch."""
+        self.loss, self.rows, self.batches, self.seconds = 0.0, 0, 0, 0.0
+
+    def end_epoch(self, epoch: Epoch) -> bool:
+        """Add an epoch; return whether its validation loss is the lowest so far."""
+        self.epochs.append(epoch)
+        self.schedule.advance(epoch.validation_loss)
+        if epoch.validation_loss < self._mark - self._stopping.min_delta:
+            self._mark, self._marked = epoch.validation_loss, epoch.epoch
+        best = epoch.validation_loss < self.best_loss
+        if best:
+            self.best_loss, self.best_epoch = epoch.validation_loss, epoch.epoch
+        self.begin_epoch()
+        return best
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the validation loss has not fallen for as long as early stopping waits."""
+        patience = self._stopping.patience
+        return patience is not None and len(self.epochs) - self._marked >= patience
+
+    def state(self) -> dict[str, Any]:
+        """Return all of it as tensors and numbers."""
+        epochs = torch.tensor([list(vars(epoch).values()) for epoch in self.epochs], dtype=torch.float64)  # [E, 6]
+        position = {name: getattr(self, name) for name in ("loss", "rows", "batches", "seconds")}
+        return {"epochs": epochs, "best_state": self.best_state, "position": position}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take what `state` returned, on a new Progress of the same settings."""
+        for number, *figures in state["epochs"].tolist():
+            self.end_epoch(Epoch(int(number), *figures))
+        self.best_state = state["best_state"]
+        vars(self).update(state["position"])
+
+
+def train(
+    folder: Path,
+    settings: TrainSettings,
+    device: torch.device,
+    on_epoch: Callable[[Epoch], None],
+    checkpoints: Checkpoints | None = None,
+) -> Outcome:
     """Train the model of `settings` on the prepared table in `folder`; see `fit`.
 
     Raises DeviceError where the device cannot hold the table's numbers.
@@ -133,7 +193,7 @@ def train(folder: Path, settings: TrainSettings, device: torch.device, on_epoch:
     batch_size = len(train_rows) if settings.batch_size == "all" else settings.batch_size
     sampler = ShuffledChunks(len(train_rows), batch_size, settings.seed, settings.shuffle)
     validation = make_loader(validation_rows, SequentialChunks(len(validation_rows)))
-    return fit(engine, make_loader(train_rows, sampler), sampler, validation, settings, on_epoch)
+    return fit(engine, make_loader(train_rows, sampler), sampler, validation, settings, on_epoch, checkpoints)
 
 
 def fit(
@@ -143,51 +203,72 @@ def fit(
     validation_loader: Loader,
     settings: TrainSettings,
     on_epoch: Callable[[Epoch], None],
+    checkpoints: Checkpoints | None = None,
 ) -> Outcome:
     """Train for `settings.epochs`, or until early stopping, calling `on_epoch` after each epoch.
 
-    The state kept is the best where early stopping has a patience, or else the final one.
-    Raises TrainingError, naming epoch and batch, when a loss is not finite.
+    With `checkpoints` the training goes on from the latest, calling `on_epoch` for the epochs before it as well, and ends
+    with the same bits as one that was never interrupted. The state kept is the best where early stopping has a patience, or
+    else the final one. Raises TrainingError, naming epoch and batch, when a loss is not finite, and StoppedError, after
+    saving a checkpoint, when SIGTERM or SIGINT asks for it.
     """
-    schedule = Schedule(settings.schedule, settings.optimizer.lr, settings.epochs)
-    stopping = settings.early_stopping
-    epochs: list[Epoch] = []
-    best_loss, best_epoch, best_state = math.inf, 0, engine.state_dict()
-    mark, marked = math.inf, 0  # the last loss that counted as lower, and its epoch
-    for number in range(1, settings.epochs + 1):
-        started = time.perf_counter()
-        sampler.set_epoch(number)
-        engine.begin_epoch(number, schedule.learning_rate)
-        train_loss = _train_epoch(engine, train_loader, sampler.batch_size, number, settings)
-        trained = time.perf_counter()
-        validation_loss = _validate(engine, validation_loader, number, settings)
-        ended = time.perf_counter()
-        speed = sampler.rows / (trained - started)
-        epochs.append(Epoch(number, train_loss, validation_loss, schedule.learning_rate, ended - started, speed))
-        on_epoch(epochs[-1])
-        schedule.advance(validation_loss)
-        if validation_loss < best_loss:
-            best_loss, best_epoch, best_state = validation_loss, number, engine.state_dict()
-        if validation_loss < mark - stopping.min_delta:
-            mark, marked = validation_loss, number
-        elif stopping.patience is not None and number - marked >= stopping.patience:
-            break
+    progress = Progress(settings, engine.state_dict())
+    if checkpoints is not None and (saved := checkpoints.load()) is not None:
+        progress.load_state(saved["progress"])
+        engine.load_training_state(saved["engine"])
+        for epoch in progress.epochs:
+            on_epoch(epoch)
+
+    def pause(ended_epoch: int | None = None) -> None:
+        if checkpoints is not None and checkpoints.due(ended_epoch):
+            checkpoints.save({"progress": progress.state(), "engine": engine.training_state()})
+            if checkpoints.signal is not None:
+                where = f"after {len(progress.epochs)} of {settings.epochs} epochs; the next run goes on from there"
+                raise StoppedError(checkpoints.signal, where)
+
+    with checkpoints.hold_signals() if checkpoints is not None else nullcontext():
+        while len(progress.epochs) < settings.epochs and not progress.stopped_early:
+            number = len(progress.epochs) + 1
+            sampler.set_epoch(number, start=progress.rows)
+            if not progress.rows:
+                engine.begin_epoch(number, progress.schedule.learning_rate)
+            _train_epoch(engine, train_loader, sampler.batch_size, number, settings, progress, pause)
+            started = time.perf_counter()
+            validation_loss = _validate(engine, validation_loader, number, settings)
+            seconds = progress.seconds + time.perf_counter() - started
+            train_loss, speed = progress.loss / progress.rows, progress.rows / progress.seconds
+            epoch = Epoch(number, train_loss, validation_loss, progress.schedule.learning_rate, seconds, speed)
+            if progress.end_epoch(epoch):
+                progress.best_state = engine.state_dict()
+            on_epoch(epoch)
+            pause(number)
     final_state = engine.state_dict()
-    kept_state = final_state if stopping.patience is None else best_state
-    return Outcome(epochs, final_state, best_state, best_epoch, kept_state)
+    kept_state = final_state if settings.early_stopping.patience is None else progress.best_state
+    return Outcome(progress.epochs, final_state, progress.best_state, progress.best_epoch, kept_state)
 
 
-def _train_epoch(engine: Engine, loader: Loader, batch_size: int, epoch: int, settings: TrainSettings) -> float:
-    """Take an epoch's steps; return the mean loss of its rows."""
-    total, rows, batches = 0.0, 0, 0
+def _train_epoch(
+    engine: Engine,
+    loader: Loader,
+    batch_size: int,
+    epoch: int,
+    settings: TrainSettings,
+    progress: Progress,
+    pause: Callable[[], None],
+) -> None:
+    """Take an epoch's steps, adding to `progress`, with a pause after each chunk."""
+    started = time.perf_counter() - progress.seconds
     for features, target in loader:
         losses = engine.train_chunk(features, target, batch_size)
         finite = torch.isfinite(losses)
         if not finite.all():
-            batch = batches + int(finite.logical_not().nonzero()[0]) + 1
+            batch = progress.batches + int(finite.logical_not().nonzero()[0]) + 1
             raise _not_finite(f"epoch {epoch}, batch {batch}: the training loss", settings)
-        total, rows, batches = total + float(losses.sum()), rows + len(features), batches + len(losses)
-    return total / rows
+        progress.loss += float(losses.sum())
+        progress.rows += len(features)
+        progress.batches += len(losses)
+        progress.seconds = time.perf_counter() - started
+        pause()
 
 
 def _validate(engine: Engine, loader: Loader, epoch: int, settings: TrainSettings) -> float:

@@ -3,6 +3,8 @@
 Reads and writes nothing. Guarantees the same parameters, names and losses as the other engines, to rounding.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -48,6 +50,15 @@ class AutogradEngine:
         self.weight = torch.tensor(weight, dtype=dtype, device=self.device, requires_grad=True)  # [F, 1]
         self.bias = torch.tensor(bias, dtype=dtype, device=self.device, requires_grad=True)  # [1]
         self.buffers = {name: state[name].to(self.device, copy=True) for name in self.names if not name.startswith("linear.")}
+
+    def training_state(self) -> dict[str, Any]:
+        """Return the parameters, buffers and learning rate: plain SGD remembers nothing else."""
+        return {"model": self.state_dict(), "learning_rate": self.learning_rate}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `training_state`."""
+        self.load_state_dict(state["model"])
+        self.learning_rate = state["learning_rate"]
 
     def _step(self, x: Tensor, y: Tensor) -> Tensor:
         """Take one step on the batch x [B, F], y [B, 1]; return its loss."""

@@ -3,7 +3,7 @@
 Reads and writes nothing. Legend for shapes: C rows a chunk, B rows a batch, K batches a chunk, F features.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -28,3 +28,13 @@ class Engine(Protocol):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take the parameters and buffers of a state_dict with the same names."""
+
+    def training_state(self) -> dict[str, Any]:
+        """Return all that the next step depends on beside its batch, as tensors, numbers, lists and dicts.
+
+        That is the parameters and buffers, the learning rate, and what the optimizer and dropout carry along. What is
+        returned may change with the next step.
+        """
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `training_state` of an engine with the same settings, to the bit, also inside an epoch."""

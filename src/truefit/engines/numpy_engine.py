@@ -57,6 +57,15 @@ class NumpyEngine:
         self.weight, self.bias = arrays.pop("linear.weight").T, arrays.pop("linear.bias")  # w [F, 1], b [1]
         self.buffers = arrays
 
+    def training_state(self) -> dict[str, Any]:
+        """Return the parameters, buffers and learning rate: plain SGD remembers nothing else."""
+        return {"model": self.state_dict(), "learning_rate": self.learning_rate}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `training_state`."""
+        self.load_state_dict(state["model"])
+        self.learning_rate = state["learning_rate"]
+
     def _step(self, x: NDArray[Any], y: NDArray[Any]) -> float:
         """Take one step on the batch x [B, F], y [B, 1]; return its loss."""
         error = x @ self.weight + self.bias - y  # [B, 1]

@@ -4,6 +4,7 @@ Reads and writes nothing. Takes every model, loss and optimizer of the settings,
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +59,8 @@ class TorchEngine:
         """Set the learning rate and the streams that dropout draws from."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        for module in self.model.modules():
-            if isinstance(module, Dropout):
-                module.begin_epoch(epoch, self.device)
+        for dropout in self._dropouts():
+            dropout.begin_epoch(epoch, self.device)
 
     def train_chunk(self, features: Tensor, target: Tensor, batch_size: int) -> Tensor:
         """Take a step for each batch of (features [C, F], target [C, 1]); return their summed losses, float64 [K]."""
@@ -82,3 +82,19 @@ class TorchEngine:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take the parameters and buffers of a state_dict with the same names."""
         self.model.load_state_dict(state)
+
+    def training_state(self) -> dict[str, Any]:
+        """Return the parameters, the optimizer's state with its learning rate, and where dropout's streams are."""
+        streams = [dropout.generator.get_state() for dropout in self._dropouts()]
+        return {"model": self.state_dict(), "optimizer": self.optimizer.state_dict(), "dropout": streams}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `training_state`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for dropout, stream in zip(self._dropouts(), state["dropout"], strict=True):
+            dropout.begin_epoch(0, self.device)  # makes the generator on the device
+            dropout.generator.set_state(stream)
+
+    def _dropouts(self) -> list[Dropout]:
+        return [module for module in self.model.modules() if isinstance(module, Dropout)]
