@@ -69,9 +69,9 @@ class Workspace:
         """A client of the workspace's own store."""
         return MlflowClient(f"sqlite:///{self.path / 'mlflow.db'}")
 
-    def runs(self) -> list[Run]:
-        """Return all runs of the experiment truefit, the latest first."""
-        experiment = self.client.get_experiment_by_name("truefit")
+    def runs(self, name: str = "truefit") -> list[Run]:
+        """Return all runs of the experiment, the latest first."""
+        experiment = self.client.get_experiment_by_name(name)
         if experiment is None:
             return []
         return list(self.client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"]))

@@ -1,0 +1,271 @@
+"""Kills real trainings, and real `dvc repro`, with SIGKILL at random moments, and compares what they end with, bit for bit.
+
+A few kills here; `make torture` sets TRUEFIT_TORTURE=1 for all of them. The seed is printed, and TRUEFIT_SEED sets it.
+"""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.entities import Run
+from workspace import Workspace
+
+TORTURE = os.environ.get("TRUEFIT_TORTURE") == "1"
+SEED = int(os.environ.get("TRUEFIT_SEED", time.time_ns() % 2**32 if TORTURE else 7))
+
+LOSSES = ("train_loss", "validation_loss", "learning_rate", "epoch_seconds", "train_rows_per_second")
+
+# Every engine, model, optimizer, schedule and shuffle, with and without early stopping, dropout, clipping and standardisation.
+TRAININGS: dict[str, dict[str, Any]] = {
+    "numpy": {"engine": "numpy", "batch_size": 1, "schedule": {"name": "cosine", "min_lr": 0.001}, "epochs": 24},
+    "mlp": {
+        "model": {"name": "mlp", "hidden": [16], "dropout": 0.2},
+        "optimizer": {"name": "adam", "lr": 0.01},
+        "schedule": {"name": "plateau", "patience": 0},
+        "shuffle": "block",
+        "batch_size": 2,
+        "epochs": 5,
+    },
+    "autograd": {
+        "engine": "autograd",
+        "batch_size": 3,
+        "loss": {"reduction": "sum"},
+        "optimizer": {"lr": 0.01},
+        "schedule": {"name": "step", "step_size": 2, "gamma": 0.5},
+        "standardize": True,
+        "epochs": 5,
+    },
+    "momentum": {
+        "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 0.001},
+        "schedule": {"name": "plateau", "patience": 0, "factor": 0.5},
+        "early_stopping": {"patience": 2, "min_delta": 1e-5},
+        "clip_norm": 1.0,
+        "batch_size": 2,
+        "epochs": 8,
+    },
+    "adamw": {
+        "model": {"name": "mlp", "hidden": [8, 8], "activation": "tanh"},
+        "optimizer": {"name": "adamw", "lr": 0.01},
+        "schedule": {"name": "cosine"},
+        "loss": {"name": "huber"},
+        "early_stopping": {"patience": 3},
+        "batch_size": 4,
+        "epochs": 8,
+    },
+    "adam": {
+        "optimizer": {"name": "adam", "lr": 0.01},
+        "schedule": {"name": "step", "step_size": 3},
+        "loss": {"name": "l1"},
+        "shuffle": "block",
+        "batch_size": 2,
+        "epochs": 6,
+    },
+    "all": {"batch_size": "all", "schedule": {"name": "constant"}, "standardize": True, "epochs": 3000},
+}
+KILLS = dict.fromkeys(TRAININGS, 4) if TORTURE else {"numpy": 1, "mlp": 1}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A clone with a table of 8,000 training rows, so that an epoch of small batches is several chunks long."""
+    workspace = Workspace(tmp_path_factory.mktemp("clone"))
+    workspace.set_params(generate__rows=10_000)
+    workspace.run("python", "src/generate.py", "data/synthetic.csv")
+    workspace.run("python", "src/prepare.py", "data/prepared")
+    return workspace
+
+
+def start(workspace: Workspace, *command: str) -> subprocess.Popen[str]:
+    """Start a command as the leader of a group of processes, so that all of it can be killed."""
+    pipe = subprocess.PIPE
+    environment = workspace.environment
+    return subprocess.Popen(
+        command, cwd=workspace.path, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
+
+
+def kill(process: subprocess.Popen[str]) -> bool:
+    """Kill the whole group; return whether it was still running."""
+    alive = process.poll() is None
+    if alive:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return alive
+
+
+def configure(workspace: Workspace, name: str, settings: dict[str, Any], **others: Any) -> None:
+    """Put these settings of train, and no others, into params.yaml, with an experiment of that name."""
+    (workspace.path / "params.yaml").write_text(workspace.run("git", "show", "HEAD:params.yaml").stdout)
+    train = {f"train__{key}": value for key, value in settings.items()}
+    workspace.set_params(**train, **others, track__experiment=name)
+
+
+def until_begun(workspace: Workspace, process: subprocess.Popen[str], metrics: bool = False) -> None:
+    """Wait until the training has its run and so begins its steps, or has metrics of an epoch, or has ended."""
+    while process.poll() is None:
+        journals = [path.read_text() for path in workspace.path.glob(".truefit/runs/*/journal.jsonl")]
+        if any('"metrics"' in journal for journal in journals) if metrics else journals:
+            return
+        time.sleep(0.01)
+
+
+def results(workspace: Workspace) -> dict[str, bytes]:
+    return {name: (workspace.path / "results" / name).read_bytes() for name in ("model.pt", "model.json", "history.csv")}
+
+
+def histories(workspace: Workspace, run: Run) -> dict[str, list[tuple[int, float]]]:
+    found = {name: workspace.client.get_metric_history(run.info.run_id, name) for name in LOSSES}
+    return {name: sorted((metric.step, metric.value) for metric in metrics) for name, metrics in found.items()}
+
+
+def check_run(workspace: Workspace, run: Run, reference: Run) -> None:
+    """Check that a run is whole: finished, each metric of each epoch once, with the losses of the reference."""
+    assert run.info.status == "FINISHED"
+    assert "failure" not in run.data.tags
+    assert run.data.params == reference.data.params
+    assert run.data.tags["state_dict.sha256"] == reference.data.tags["state_dict.sha256"]
+    ours, theirs = histories(workspace, run), histories(workspace, reference)
+    for name in LOSSES:
+        assert [step for step, _ in ours[name]] == [step for step, _ in theirs[name]], name
+    for name in ("train_loss", "validation_loss", "learning_rate"):
+        assert ours[name] == theirs[name], name
+    for artifact in ("state_dict/best.pt", "state_dict/final.pt", "record/params.yaml"):
+        mine, other = (Path(workspace.client.download_artifacts(one.info.run_id, artifact)) for one in (run, reference))
+        assert mine.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("name", KILLS)
+@pytest.mark.xdist_group("torture")
+def test_killed_training_ends_with_the_bits_of_one_that_was_not(prepared: Workspace, name: str) -> None:
+    generator = random.Random(f"{SEED} {name}")
+    print(f"seed {SEED}")
+    workspace, train = prepared, ("python", "src/train.py", "data/prepared", "results")
+    configure(workspace, name, TRAININGS[name], checkpoint={"epochs": 2, "seconds": 0.05})
+    process = start(workspace, *train)
+    until_begun(workspace, process)
+    begun = time.monotonic()
+    assert process.communicate()[1] == ""
+    duration = time.monotonic() - begun
+    expected = results(workspace)
+    shutil.rmtree(workspace.path / "results")
+    (reference,) = workspace.runs(name)
+
+    resumed = 0
+    for _ in range(KILLS[name]):
+        process = start(workspace, *train)
+        until_begun(workspace, process)
+        moment = generator.uniform(0, 0.7 * duration / (1 + resumed))
+        time.sleep(moment)
+        resumed += kill(process)
+    done = workspace.run(*train)
+    assert "warning" not in done.stderr
+    assert results(workspace) == expected
+    runs = [run for run in workspace.runs(name) if run.info.run_id != reference.info.run_id]
+    for run in runs:
+        check_run(workspace, run, reference)
+    # A training killed when it had ended already has its run, and the next one is another.
+    assert len(runs) == 1 + KILLS[name] - resumed
+    assert not list((workspace.path / ".truefit/checkpoints").iterdir())
+    assert not list((workspace.path / ".truefit/runs").iterdir())
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.xdist_group("torture")
+def test_stopped_training_saves_where_it_is_and_goes_on_in_the_same_run(
+    prepared: Workspace, number: signal.Signals, status: int
+) -> None:
+    workspace, train, name = prepared, ("python", "src/train.py", "data/prepared", "results"), number.name
+    configure(workspace, name, TRAININGS["numpy"], checkpoint={"epochs": None, "seconds": None})
+    process = start(workspace, *train)
+    until_begun(workspace, process, metrics=True)
+    process.send_signal(number)
+    _, complaint = process.communicate()
+    assert process.returncode == status
+    assert re.fullmatch(rf"error: stopped by {name} after \d+ of 24 epochs; the next run goes on from there\n", complaint), (
+        complaint
+    )
+    (run,) = workspace.runs(name)
+    assert run.info.status == "KILLED"
+    assert f"error: {run.data.tags['failure']}\n" == complaint
+    done_epochs = int(complaint.split()[5])
+    assert len(list(workspace.path.glob(".truefit/checkpoints/*/*.checkpoint"))) == 1
+
+    workspace.run(*train)
+    (resumed,) = workspace.runs(name)
+    assert resumed.info.run_id == run.info.run_id
+    assert resumed.info.status == "FINISHED"
+    assert "failure" not in resumed.data.tags
+    assert [step for step, _ in histories(workspace, resumed)["train_loss"]] == list(range(1, 25))
+    assert done_epochs < 24
+
+
+@pytest.mark.xdist_group("torture")
+def test_of_two_trainings_with_the_same_fingerprint_the_second_says_why_it_ends(prepared: Workspace) -> None:
+    workspace, train = prepared, ("python", "src/train.py", "data/prepared", "results")
+    configure(workspace, "two", TRAININGS["numpy"])
+    first = start(workspace, *train)
+    until_begun(workspace, first)
+    first.send_signal(signal.SIGSTOP)
+    second = workspace.run(*train, status=2)
+    first.send_signal(signal.SIGCONT)
+    assert second.stderr.endswith("a training with the same settings, table and code is running; wait until it has ended\n")
+    assert second.stderr.count("\n") == 1
+    assert (first.communicate()[1], first.returncode) == ("", 0)
+    (run,) = workspace.runs("two")
+    assert run.info.status == "FINISHED"
+
+
+def test_two_repros_at_once_leave_what_one_does(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    both = [start(workspace, "dvc", "repro") for _ in range(2)]
+    complaints = [process.communicate()[1] for process in both]
+    assert 0 in [process.returncode for process in both], complaints
+    for process, complaint in zip(both, complaints, strict=True):
+        assert process.returncode == 0 or "lock" in complaint, complaint
+    workspace.run("dvc", "repro")
+    workspace.run("dvc", "status", "--quiet")
+    lock = (tmp_path / "dvc.lock").read_bytes()
+    workspace.run("dvc", "repro", "--force")
+    assert (tmp_path / "dvc.lock").read_bytes() == lock
+    assert {run.info.status for run in workspace.runs()} == {"FINISHED"}
+
+
+@pytest.mark.parametrize("number", range(4 if TORTURE else 1))
+def test_killed_pipeline_ends_with_the_bits_of_one_that_was_not(tmp_path: Path, number: int) -> None:
+    """Kills `dvc repro` with all its stages, wherever it is: in generate, prepare, train, evaluate, or between them."""
+    generator = random.Random(f"{SEED} pipeline {number}")
+    print(f"seed {SEED}")
+    (tmp_path / "clone").mkdir()
+    workspace = Workspace(tmp_path / "clone")
+    workspace.set_params(generate__rows=200_000, train__epochs=3, checkpoint__seconds=0.1)
+    workspace.commit()
+    shutil.copytree(tmp_path / "clone", tmp_path / "reference")
+    started = time.monotonic()
+    reference = subprocess.run(
+        ["dvc", "repro"], cwd=tmp_path / "reference", env=workspace.environment, capture_output=True, text=True, check=False
+    )
+    duration = time.monotonic() - started
+    assert reference.returncode == 0, reference.stderr
+
+    kills = 0
+    for _ in range(6 if TORTURE else 1):
+        process = start(workspace, "dvc", "repro")
+        time.sleep(generator.uniform(0, 0.8 * duration))
+        kills += kill(process)
+    workspace.run("dvc", "repro")
+    assert kills
+    for file in ("dvc.lock", "results/metrics.json", "results/history.csv", "results/model.pt", "results/predictions.csv"):
+        assert (workspace.path / file).read_bytes() == (tmp_path / "reference" / file).read_bytes(), file
+    assert not list(workspace.path.glob("**/.*.tmp"))
+    assert not list((workspace.path / ".truefit/runs").iterdir())
+    runs = workspace.runs()
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert "test_mse" in runs[0].data.metrics
+    workspace.run("dvc", "status", "--quiet")
