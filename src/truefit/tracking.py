@@ -90,15 +90,14 @@ class Run:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         recorded = [record.step for record, _ in journal.read() if isinstance(record, Metrics)]
-        self._last_step = max(recorded, default=-1)
+        self._recorded = max(recorded, default=-1)
         self.name = journal.header.name
         self.run_id: str | None = None
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics at a step, but for a step that an interrupted execution has recorded already."""
-        if step > self._last_step:
+        if step > self._recorded:
             self._journal.append(Metrics(step=step, time=now(), values=dict(metrics)))
-            self._last_step = step
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags; a tag that is there already is replaced."""
