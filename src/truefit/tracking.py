@@ -244,8 +244,10 @@ class Store:
                     self.send(other)
             where = f"tags.`{DIGEST_TAG}` = '{header.completes}' and attributes.status = 'FINISHED'"
             if found := self._search(client, experiment, where):
+                # A later one with the same bits has an evaluation of its own.
+                before = [run for run in found if run.info.start_time <= header.start_time] or found
                 wanted = header.tags.get("dvc.exp")
-                chosen = next((run for run in found if run.data.tags.get("dvc.exp") == wanted), found[0])
+                chosen = next((run for run in before if run.data.tags.get("dvc.exp") == wanted), before[0])
                 return Sent(run_id=chosen.info.run_id, name=chosen.info.run_name, joined=True)
         created = client.create_run(experiment, header.start_time, {**header.tags, KEY_TAG: header.key}, header.name)
         return Sent(run_id=created.info.run_id, name=header.name)
