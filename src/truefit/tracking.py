@@ -346,9 +346,12 @@ class Store:
     def _errors(self) -> Iterator[None]:
         """Turn MLflow's own errors into one line that names the store, and tell those of a store that is away."""
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         try:
             yield
+        except SQLAlchemyError as error:  # which MLflow lets through where it opens a database
+            raise TrackingError(_shown(f"MLflow store {self.uri}: {str(error).splitlines()[0]}")) from error
         except MlflowException as error:
             status = error.get_http_status_code()  # type: ignore[no-untyped-call]
             away = not self._is_local and (status == 429 or status >= 500)
