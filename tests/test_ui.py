@@ -15,6 +15,8 @@ from workspace import Workspace
 
 from truefit.tracking import Run, Store, TrackSettings
 
+DIGEST = "d" * 64  # of a model that no training has, so that its evaluation is a run of its own
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -27,7 +29,7 @@ def run(root: Path) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVC_ROOT", str(root))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        with Store(TrackSettings()).start_run("a run to look at", {}) as run:
+        with Store().evaluation_run(TrackSettings(run_name="a run to look at"), DIGEST) as run:
             run.log_metrics({"train_loss": 0.5}, 1)
             run.log_artifacts({"figures/loss.png": b"a picture"})
     return run
@@ -98,7 +100,7 @@ def test_runs_reach_a_server_named_by_the_environment(
 ) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    with Store(TrackSettings(experiment="remote")).start_run("from afar", {}) as sent:
+    with Store().evaluation_run(TrackSettings(experiment="remote"), DIGEST) as sent:
         sent.log_artifacts({"record/params.yaml": b"content"})
     with urllib.request.urlopen(f"{address}/get-artifact?path=record/params.yaml&run_uuid={sent.run_id}") as answer:
         assert answer.read() == b"content"
