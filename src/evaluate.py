@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from truefit import errors
 from truefit.config import load_settings
+from truefit.dataset import TableDataset, open_verified
 from truefit.device import configure
 from truefit.evaluation import (
     EvaluateSettings,
@@ -25,7 +26,6 @@ from truefit.evaluation import (
 from truefit.figures import write_figures
 from truefit.files import atomic_path, write_json
 from truefit.models import MLP, Linear, load_model
-from truefit.table import Table, read_table
 from truefit.tracking import Run, Store, TrackSettings
 
 
@@ -36,17 +36,17 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="the folder of the model, for its evaluation too, such as results")
     parser.add_argument("synthetic", type=Path, help="the CSV of stage generate, whose true line is known")
     arguments = parser.parse_args()
-    folder, results = arguments.table, arguments.results
+    results: Path = arguments.results
     settings = load_settings("evaluate", EvaluateSettings)
     track, store = load_settings("track", TrackSettings), Store()
     # One thread, so that the figures do not depend on the number of cores.
     configure(threads=1)
-    table = read_table(folder)
-    model, description = load_model(results, table)
-    optimum = least_squares(folder)
-    content = report(folder, model, optimum, truth_of(table, arguments.synthetic))
+    train, test = open_verified(arguments.table, "train", "test")
+    model, description = load_model(results, test.table)
+    optimum = least_squares(train)
+    content = report(test, model, optimum, truth_of(test.table, arguments.synthetic))
     write_json(results / "metrics.json", content)
-    pictures = write_sample(folder, table, model, optimum, settings.sample, results)
+    pictures = write_sample(test, model, optimum, settings.sample, results)
     with store.evaluation_run(track, description.state_dict_sha256) as run:
         log_evaluation(run, content, pictures)
     print(run)
@@ -54,14 +54,14 @@ def main() -> None:
 
 
 def write_sample(
-    folder: Path, table: Table, model: Linear | MLP, optimum: NDArray[np.float64], sample: int, results: Path
+    test: TableDataset, model: Linear | MLP, optimum: NDArray[np.float64], sample: int, results: Path
 ) -> list[Path]:
     """Write predictions.csv and the pictures of the sampled test rows; return the pictures' paths."""
-    features, predictions = sample_predictions(folder, model_predictor(model, getattr(torch, table.dtype)), sample)
+    features, predictions = sample_predictions(test, model_predictor(model, getattr(torch, test.table.dtype)), sample)
     with atomic_path(results / "predictions.csv") as temporary:
         predictions.to_csv(temporary, index=False)
     history = pd.read_csv(results / "history.csv")
-    return write_figures(results / "figures", history, features, predictions, line_predictor(optimum), table.columns)
+    return write_figures(results / "figures", history, features, predictions, line_predictor(optimum), test.table.columns)
 
 
 def log_evaluation(run: Run, content: dict[str, Any], pictures: list[Path]) -> None:

@@ -11,11 +11,12 @@ from tqdm import tqdm
 from truefit import errors
 from truefit.checkpoint import Checkpoints, CheckpointSettings, fingerprint
 from truefit.config import flatten, load_settings, read_params
+from truefit.dataset import open_verified
 from truefit.device import choose_device, configure
 from truefit.files import atomic_path
 from truefit.models import save_model, state_dict_bytes, state_dict_digest
 from truefit.provenance import read_environment, read_workspace
-from truefit.table import Table, read_table
+from truefit.table import Table
 from truefit.tracking import DIGEST_TAG, Origin, Run, Store, TrackSettings, repository_root
 from truefit.training import Epoch, Outcome, TrainSettings, train
 
@@ -32,13 +33,14 @@ def main() -> None:
     every = load_settings("checkpoint", CheckpointSettings)
     device = choose_device("cpu" if settings.engine == "numpy" else settings.device)
     configure(settings.threads)
-    table, store = read_table(arguments.table), Store()
+    datasets, store = open_verified(arguments.table, "train", "validation"), Store()
+    table = datasets[0].table
     key = fingerprint(device, settings.model_dump(), table.digest, track.model_dump(), store.address)
     with (
         Checkpoints(repository_root() / ".truefit/checkpoints" / key, every) as checkpoints,
         store.training_run(track, run_name(settings), key, lambda: read_origin(settings, table, device)) as run,
     ):
-        outcome = train_with_progress(arguments.table, settings, device, run, checkpoints)
+        outcome = train_with_progress(datasets, settings, device, run, checkpoints)
         save_outcome(outcome, settings, table, arguments.results, run)
     last = outcome.epochs[-1]
     print(f"epoch {last.epoch}: train loss {last.train_loss:.6g}, validation loss {last.validation_loss:.6g}")
@@ -67,7 +69,7 @@ def read_origin(settings: TrainSettings, table: Table, device: torch.device) -> 
 
 
 def train_with_progress(
-    folder: Path, settings: TrainSettings, device: torch.device, run: Run, checkpoints: Checkpoints
+    datasets: list[TableDataset], settings: TrainSettings, device: torch.device, run: Run, checkpoints: Checkpoints
 ) -> Outcome:
     """Train, logging each epoch, with a progress bar where stderr is a terminal."""
     with tqdm(total=settings.epochs, desc="train", unit="epoch", disable=None) as bar:
@@ -84,7 +86,7 @@ def train_with_progress(
             bar.set_postfix(train=f"{epoch.train_loss:.4g}", validation=f"{epoch.validation_loss:.4g}", refresh=False)
             bar.update()
 
-        return train(folder, settings, device, on_epoch, checkpoints)
+        return train(datasets, settings, device, on_epoch, checkpoints)
 
 
 def save_outcome(outcome: Outcome, settings: TrainSettings, table: Table, results: Path, run: Run) -> None:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from truefit.dataset import open_verified
 from truefit.files import write_json
 from truefit.table import TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table
 from truefit.training import Outcome, TrainSettings, train
@@ -73,7 +74,7 @@ def tensors(rows: Rows, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Ten
 
 def train_with(folder: Path, **settings: Any) -> Outcome:
     """Train on the CPU with these settings, written as in params.yaml."""
-    return train(folder, TrainSettings.model_validate(settings), CPU, lambda _: None)
+    return train(open_verified(folder, "train", "validation"), TrainSettings.model_validate(settings), CPU, lambda _: None)
 
 
 def same_bits(one: State, other: State) -> bool:

@@ -19,6 +19,7 @@ from workspace import ROOT
 
 from truefit import batches, errors
 from truefit.checkpoint import Checkpoints, CheckpointSettings, fingerprint
+from truefit.dataset import open_verified
 from truefit.errors import StoppedError, TrainingError
 from truefit.training import Epoch, Outcome, TrainSettings, train
 
@@ -272,7 +273,11 @@ def stopped_everywhere(table: Path, folder: Path, settings: TrainSettings) -> tu
         told: list[Epoch] = []
         try:
             with StopEach(folder, NEVER) as checkpoints:
-                return train(table, settings, CPU, told.append, checkpoints), stops, told
+                return (
+                    train(open_verified(table, "train", "validation"), settings, CPU, told.append, checkpoints),
+                    stops,
+                    told,
+                )
         except StoppedError:
             continue
     raise AssertionError("it never ends")
@@ -299,7 +304,7 @@ def test_a_training_stopped_at_every_place_ends_with_the_same_bits(
     monkeypatch.setattr(batches, "CHUNK_BATCHES", 3)
     write_prepared(tmp_path / "table", normal_line(100, [2.0, -1.0]), normal_line(30, [2.0, -1.0], seed=1), dtype="float32")
     settings = TrainSettings.model_validate({"batch_size": 7, "epochs": 6, "optimizer": {"lr": 0.05}} | SETTINGS[name])
-    whole = train(tmp_path / "table", settings, CPU, lambda _: None)
+    whole = train(open_verified(tmp_path / "table", "train", "validation"), settings, CPU, lambda _: None)
     resumed, stops, told = stopped_everywhere(tmp_path / "table", tmp_path / "a", settings)
     assert stops == len(whole.epochs) * 7  # 14 whole batches in 5 chunks, the short one, and the epoch's end
     assert same_bits(resumed.final_state, whole.final_state)
@@ -317,7 +322,7 @@ def test_an_epochs_seconds_are_those_of_all_its_parts(tmp_path: Path, monkeypatc
     settings = TrainSettings(batch_size=7, epochs=1)
     began = time.perf_counter()
     with pytest.raises(StoppedError), StopEach(tmp_path / "a", NEVER) as checkpoints:
-        train(tmp_path / "table", settings, CPU, lambda _: None, checkpoints)
+        train(open_verified(tmp_path / "table", "train", "validation"), settings, CPU, lambda _: None, checkpoints)
     first = time.perf_counter() - began
     with opened(tmp_path / "a") as checkpoints:
         state = checkpoints.load()
@@ -328,7 +333,9 @@ def test_an_epochs_seconds_are_those_of_all_its_parts(tmp_path: Path, monkeypatc
         checkpoints.save(state)
         raise KeyboardInterrupt
     with opened(tmp_path / "a") as checkpoints:
-        (epoch,) = train(tmp_path / "table", settings, CPU, lambda _: None, checkpoints).epochs
+        (epoch,) = train(
+            *open_verified(tmp_path / "table", "train", "validation"), settings, CPU, lambda _: None, checkpoints
+        ).epochs
     assert 1000 < epoch.seconds < 1000 + 60
     assert epoch.train_rows_per_second < 100 / 1000
 

@@ -1,5 +1,9 @@
+import gc
+import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from truefit.batches import SequentialChunks, make_loader
-from truefit.dataset import TableDataset
+from truefit.dataset import TableDataset, open_verified
 from truefit.errors import TableError
 
 Batch = tuple[Tensor, Tensor]
@@ -97,13 +101,11 @@ def test_each_split_gives_its_own_rows(folder: Path) -> None:
         assert_rows(TableDataset(folder, split)[:], torch.from_numpy(expected))
 
 
-def test_the_array_is_not_opened_before_a_row_is_asked_for(folder: Path) -> None:
+def test_a_missing_array_is_an_error_at_once(folder: Path) -> None:
     (folder / "train.npy").unlink()
-    dataset = TableDataset(folder, "train")
 
-    assert len(dataset) == 16
     with pytest.raises(TableError) as caught:
-        dataset[0]
+        TableDataset(folder, "train")
     assert str(caught.value) == (
         f"{folder}/train.npy: cannot be read: No such file or directory; `dvc repro prepare` writes it"
     )
@@ -154,7 +156,6 @@ def test_torchs_own_batching_and_shuffling_work(folder: Path, rows: Tensor) -> N
 
 def test_a_worker_process_reads_the_same_batches(folder: Path, rows: Tensor) -> None:
     dataset = TableDataset(folder, "train")
-    _ = dataset[0]  # opened here already, which the worker must not inherit
     # A spawned worker gets the dataset as a pickle, as on any system.
     loader = DataLoader(dataset, batch_size=6, num_workers=1, multiprocessing_context="spawn")
 
@@ -167,3 +168,101 @@ def test_a_loader_of_chunks_gives_the_rows_in_the_files_order(folder: Path, rows
     (chunk,) = make_loader(dataset, SequentialChunks(len(dataset)))
 
     assert_rows(chunk, rows)
+
+
+# --- a table that changes
+
+
+def changed(path: Path) -> str:
+    return f"{path}: changed while it was read; `dvc repro --force prepare` writes it anew"
+
+
+def change(path: Path) -> None:
+    """Change the last byte in place, at a time that the file system can tell from that of the writing."""
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
+    os.utime(path, ns=(0, 0))
+
+
+@pytest.mark.parametrize("index", [3, slice(0, 4), torch.tensor([0, 15])])
+@pytest.mark.parametrize("act", [change, lambda path: os.truncate(path, 0)], ids=["changed", "truncated"])
+def test_a_file_changed_in_place_is_noticed_at_the_next_read(
+    act: Callable[[Path], None], index: int | slice | Tensor, folder: Path
+) -> None:
+    dataset = TableDataset(folder, "train")
+    _ = dataset[index]
+    act(folder / "train.npy")
+
+    with pytest.raises(TableError) as caught:
+        dataset[index]
+    assert str(caught.value) == changed(folder / "train.npy")
+
+
+class _Meddling(Tensor):
+    """An index under whose use the file is changed."""
+
+    path: Path
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.index_select:
+            change(cls.path)
+        return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+
+
+def test_a_change_during_the_read_is_noticed_by_that_read(folder: Path) -> None:
+    _Meddling.path = folder / "train.npy"
+
+    with pytest.raises(TableError, match="changed while it was read"):
+        TableDataset(folder, "train")[torch.tensor([0, 1]).as_subclass(_Meddling)]
+
+
+def test_a_file_replaced_by_another_leaves_the_rows_as_they_were(folder: Path, rows: Tensor) -> None:
+    dataset = TableDataset(folder, "train")
+    prepare(folder.parent, numbered_csv(40, features=2))
+
+    assert_rows(dataset[:], rows)
+    dataset.verify()
+
+
+def test_a_worker_refuses_a_file_that_replaced_the_one_opened_first(folder: Path) -> None:
+    content = pickle.dumps(TableDataset(folder, "train"))
+    copied = (folder / "train.npy").read_bytes()
+    (folder / "train.npy").unlink()
+    (folder / "train.npy").write_bytes(copied)
+    os.utime(folder / "train.npy", ns=(0, 0))
+
+    with pytest.raises(TableError) as caught:
+        pickle.loads(content)
+    assert str(caught.value) == changed(folder / "train.npy")
+
+
+def test_verified_splits_are_of_one_description(folder: Path) -> None:
+    train, test = open_verified(folder, "train", "test")
+
+    assert train.table is test.table
+    assert (len(train), len(test)) == (16, 2)
+
+
+def test_splits_of_two_versions_are_refused(folder: Path) -> None:
+    before = (folder / "test.npy").read_bytes()
+    prepare(folder.parent, numbered_csv(20, features=2), split={"seed": 1})
+    (folder / "test.npy").write_bytes(before)
+
+    with pytest.raises(TableError, match=r"test\.npy: found the SHA-256 \w{12}…, allowed: \w{12}…, as table\.json says"):
+        open_verified(folder, "train", "test")
+    open_verified(folder, "train", "validation")
+
+
+def test_datasets_that_are_dropped_leave_no_descriptor_open(folder: Path) -> None:
+    def count() -> int:
+        gc.collect()
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = count()
+    for _ in range(2000):
+        rows = TableDataset(folder, "train")[0]
+        del rows
+
+    assert count() == before

@@ -11,6 +11,7 @@ from helpers_training import Rows, normal_line, write_prepared
 from numpy.typing import NDArray
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
+from truefit.dataset import TableDataset
 from truefit.evaluation import (
     Predictor,
     least_squares,
@@ -51,7 +52,7 @@ def test_scores_are_those_of_scikit_learn(tmp_path: Path, dtype: Dtype, offset: 
         "mae": mean_absolute_error(actual, predicted),
         "r2": r2_score(actual, predicted),
     }
-    found = score(tmp_path, line_predictor(coefficients))
+    found = score(TableDataset(tmp_path, "test"), line_predictor(coefficients))
     assert list(found) == ["mse", "rmse", "mae", "r2"]
     assert found == {name: pytest.approx(value, rel=1e-9) for name, value in expected.items()}
 
@@ -61,7 +62,9 @@ def test_r2_keeps_its_digits_where_the_test_rows_lie_far_from_the_training_rows(
     far = near + np.array([0, 1e8])
     write_test_rows(tmp_path, far, train_rows=near)
     predict: Predictor = lambda features: 1e8 + 1.5 + 2 * features[:, 0]  # noqa: E731
-    assert score(tmp_path, predict)["r2"] == pytest.approx(r2_score(far[:, -1], predict(far[:, :-1])), rel=1e-6)
+    assert score(TableDataset(tmp_path, "test"), predict)["r2"] == pytest.approx(
+        r2_score(far[:, -1], predict(far[:, :-1])), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, 0.7, 3.3, 1e8 / 3])
@@ -70,7 +73,7 @@ def test_r2_of_a_constant_target_is_none(tmp_path: Path, rows: int, constant: fl
     tested = normal_line(rows)
     tested[:, -1] = constant
     write_test_rows(tmp_path, tested, train_rows=normal_line(20))
-    found = score(tmp_path, lambda features: features[:, 0])
+    found = score(TableDataset(tmp_path, "test"), lambda features: features[:, 0])
     assert found["r2"] is None
     assert found["mse"] == pytest.approx(float(((constant - tested[:, 0]) ** 2).mean()), rel=1e-12)
 
@@ -78,7 +81,12 @@ def test_r2_of_a_constant_target_is_none(tmp_path: Path, rows: int, constant: fl
 def test_a_perfect_prediction_scores_no_error_and_an_r2_of_1(tmp_path: Path) -> None:
     rows = np.array([[0.0, 1.0], [1.0, 3.0], [2.0, 5.0]])
     write_test_rows(tmp_path, rows)
-    assert score(tmp_path, line_predictor(np.array([1.0, 2.0]))) == {"mse": 0.0, "rmse": 0.0, "mae": 0.0, "r2": 1.0}
+    assert score(TableDataset(tmp_path, "test"), line_predictor(np.array([1.0, 2.0]))) == {
+        "mse": 0.0,
+        "rmse": 0.0,
+        "mae": 0.0,
+        "r2": 1.0,
+    }
 
 
 # Least squares.
@@ -87,7 +95,7 @@ def test_a_perfect_prediction_scores_no_error_and_an_r2_of_1(tmp_path: Path) -> 
 def fit(folder: Path, rows: Rows) -> Array:
     """Return the least-squares solution for these training rows."""
     write_prepared(folder, rows, rows[:5])
-    return least_squares(folder)
+    return least_squares(TableDataset(folder, "train"))
 
 
 def residuals(rows: Rows, solution: Array) -> Array:
@@ -114,7 +122,7 @@ def test_least_squares_of_float32_rows_is_taken_in_float64(tmp_path: Path) -> No
     write_prepared(tmp_path, data.astype(np.float64), normal_line(3, (2.0, -1.0)), dtype="float32")
     exact = data.astype(np.float64)
     expected = np.linalg.lstsq(np.column_stack([np.ones(40), exact[:, :-1]]), exact[:, -1])[0]
-    np.testing.assert_allclose(least_squares(tmp_path), expected, rtol=1e-12)
+    np.testing.assert_allclose(least_squares(TableDataset(tmp_path, "train")), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("rows", [50, 70_003], ids=["one chunk", "two chunks"])
@@ -212,10 +220,13 @@ def test_the_report_of_a_linear_model_on_synthetic_data_has_the_designs_keys(tmp
     table = write_report_rows(tmp_path)
     model = build_model(ModelSettings(), table, True, seed=1)
     truth = GenerateSettings(intercept=1.0, coefficients=(2.0, -1.0), noise_std=0.3)
-    optimum = least_squares(tmp_path)
-    content = report(tmp_path, model, optimum, truth)
+    optimum = least_squares(TableDataset(tmp_path, "train"))
+    content = report(TableDataset(tmp_path, "test"), model, optimum, truth)
     assert list(content) == ["test", "least_squares", "excess_mse", "parameters", "truth"]
-    ours, best = score(tmp_path, model_predictor(model, torch.float64)), score(tmp_path, line_predictor(optimum))
+    ours, best = (
+        score(TableDataset(tmp_path, "test"), model_predictor(model, torch.float64)),
+        score(TableDataset(tmp_path, "test"), line_predictor(optimum)),
+    )
     assert (content["test"], content["least_squares"]) == (ours, best)
     assert ours["mse"] is not None
     assert best["mse"] is not None
@@ -233,24 +244,26 @@ def test_the_report_of_a_linear_model_on_synthetic_data_has_the_designs_keys(tmp
 def test_the_report_of_an_mlp_has_no_parameters_and_of_own_data_no_truth(tmp_path: Path) -> None:
     table = write_report_rows(tmp_path)
     model = build_model(ModelSettings(name="mlp", hidden=(4,)), table, False, seed=1)
-    content = report(tmp_path, model, least_squares(tmp_path), None)
+    content = report(TableDataset(tmp_path, "test"), model, least_squares(TableDataset(tmp_path, "train")), None)
     assert list(content) == ["test", "least_squares", "excess_mse"]
 
 
 def test_the_excess_of_the_optimum_itself_is_zero(tmp_path: Path) -> None:
     table = write_report_rows(tmp_path)
-    optimum = least_squares(tmp_path)
+    optimum = least_squares(TableDataset(tmp_path, "train"))
     model = build_model(ModelSettings(), table, False, seed=1)
     with torch.no_grad():
         model.get_parameter("linear.bias").fill_(float(optimum[0]))
         model.get_parameter("linear.weight").copy_(torch.from_numpy(optimum[None, 1:]))
-    assert report(tmp_path, model, optimum, None)["excess_mse"] == pytest.approx(0, abs=1e-12)
+    assert report(TableDataset(tmp_path, "test"), model, optimum, None)["excess_mse"] == pytest.approx(0, abs=1e-12)
 
 
 def test_the_excess_over_an_optimum_without_error_is_none(tmp_path: Path) -> None:
     rows = np.array([[0.0, 1.0], [1.0, 3.0], [2.0, 5.0]])
     table = write_test_rows(tmp_path, rows)
-    content = report(tmp_path, build_model(ModelSettings(), table, False, seed=1), np.array([1.0, 2.0]), None)
+    content = report(
+        TableDataset(tmp_path, "test"), build_model(ModelSettings(), table, False, seed=1), np.array([1.0, 2.0]), None
+    )
     assert content["excess_mse"] is None
     assert content["test"]["mse"] > 0
 
@@ -259,7 +272,12 @@ def test_the_report_of_a_constant_target_has_no_r2(tmp_path: Path) -> None:
     rows = normal_line(30)
     rows[:, -1] = 0.1
     table = write_test_rows(tmp_path, rows)
-    content = report(tmp_path, build_model(ModelSettings(), table, False, seed=1), least_squares(tmp_path), None)
+    content = report(
+        TableDataset(tmp_path, "test"),
+        build_model(ModelSettings(), table, False, seed=1),
+        least_squares(TableDataset(tmp_path, "train")),
+        None,
+    )
     assert content["test"]["r2"] is None
     assert content["least_squares"]["r2"] is None
     json.dumps(content, allow_nan=False)
@@ -313,14 +331,14 @@ def test_an_own_csv_has_no_truth_even_with_the_same_columns(synthetic: Table) ->
 def test_a_sample_is_bounded_and_evenly_spaced(tmp_path: Path, sample: int, expected: list[int]) -> None:
     rows = normal_line(10, (2.0, -1.0))
     write_test_rows(tmp_path, rows)
-    features, table = sample_predictions(tmp_path, line_predictor(np.array([1.0, 2.0, -1.0])), sample)
+    features, table = sample_predictions(TableDataset(tmp_path, "test"), line_predictor(np.array([1.0, 2.0, -1.0])), sample)
     assert table["row"].tolist() == expected
     np.testing.assert_array_equal(features, rows[expected, :-1])
 
 
 def test_a_sample_spans_all_rows_of_a_long_table(tmp_path: Path) -> None:
     write_test_rows(tmp_path, normal_line(10_007))
-    _, table = sample_predictions(tmp_path, line_predictor(np.array([1.0, 2.0])), 1000)
+    _, table = sample_predictions(TableDataset(tmp_path, "test"), line_predictor(np.array([1.0, 2.0])), 1000)
     steps = np.diff(table["row"].to_numpy())
     assert len(table) == 1000
     assert (table["row"].iloc[0], set(steps.tolist())) == (0, {10, 11})
@@ -331,7 +349,7 @@ def test_a_sample_spans_all_rows_of_a_long_table(tmp_path: Path) -> None:
 def test_a_samples_columns_are_the_rows_values_and_their_differences(tmp_path: Path, dtype: Dtype) -> None:
     stored = normal_line(10).astype(dtype).astype(np.float64)
     write_test_rows(tmp_path, stored, dtype)
-    features, table = sample_predictions(tmp_path, line_predictor(np.array([1.0, 2.0])), 5)
+    features, table = sample_predictions(TableDataset(tmp_path, "test"), line_predictor(np.array([1.0, 2.0])), 5)
     chosen = stored[[0, 2, 4, 6, 8]]
     assert list(table) == ["row", "actual", "predicted", "residual"]
     assert features.dtype == np.float64

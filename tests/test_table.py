@@ -1,4 +1,6 @@
+import gc
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,10 @@ from helpers_data import numbered_csv, prepare
 
 from truefit.errors import TableError
 from truefit.files import sha256
-from truefit.table import ArrayWriter, Table, open_split, read_table
+from truefit.table import ArrayWriter, SplitFile, Table, read_table
 
 FOLDER = Path("prepared")
+ANEW = "`dvc repro --force prepare` writes it anew"
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +37,7 @@ def reading_error() -> str:
 
 def opening_error(table: Table) -> str:
     with pytest.raises(TableError) as caught:
-        open_split(FOLDER, "train", table)
+        SplitFile(FOLDER, "train", table)
     return str(caught.value)
 
 
@@ -101,7 +104,7 @@ def test_a_description_that_is_no_tables_is_an_error(change: dict[str, Any], rea
 
 
 def test_a_split_is_the_array_in_its_file(table: Table) -> None:
-    rows = open_split(FOLDER, "train", table)
+    rows = SplitFile(FOLDER, "train", table).rows
 
     assert rows.shape == (16, 3)
     assert rows.dtype == np.float32
@@ -110,12 +113,12 @@ def test_a_split_is_the_array_in_its_file(table: Table) -> None:
 
 def test_writing_to_the_map_does_not_reach_the_file(table: Table) -> None:
     before = (FOLDER / "train.npy").read_bytes()
-    rows = open_split(FOLDER, "train", table)
+    rows = SplitFile(FOLDER, "train", table).rows
     rows[:] = -1.0
 
     assert (rows == -1.0).all()
     assert (FOLDER / "train.npy").read_bytes() == before
-    assert (open_split(FOLDER, "train", table) != -1.0).all()
+    assert (SplitFile(FOLDER, "train", table).rows != -1.0).all()
 
 
 def test_opening_a_file_far_larger_than_memory_loads_nothing(table: Table) -> None:
@@ -124,7 +127,8 @@ def test_opening_a_file_far_larger_than_memory_loads_nothing(table: Table) -> No
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (rows, 3)})
         file.truncate(file.tell() + rows * 3 * 4)
 
-    opened = open_split(FOLDER, "train", table.model_copy(update={"rows": {**table.rows, "train": rows}}))
+    described = table.model_copy(update={"rows": {**table.rows, "train": rows}})
+    opened = SplitFile(FOLDER, "train", described).rows
 
     assert opened.shape == (rows, 3)
     assert opened[rows - 1].tolist() == [0.0, 0.0, 0.0]
@@ -152,7 +156,7 @@ def test_a_missing_array_is_an_error(table: Table) -> None:
 def test_an_array_of_another_shape_or_type_is_an_error(array: np.ndarray[Any, Any], found: str, table: Table) -> None:
     np.save(FOLDER / "train.npy", array)
 
-    assert opening_error(table) == f"prepared/train.npy: found {found}, allowed: float32 (16, 3), as table.json says"
+    assert opening_error(table) == (f"prepared/train.npy: found {found}, allowed: float32 (16, 3), as table.json says; {ANEW}")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +165,6 @@ def test_an_array_of_another_shape_or_type_is_an_error(array: np.ndarray[Any, An
         (0, "EOF: reading magic string, expected 8 bytes got 0"),
         (5, "EOF: reading magic string, expected 8 bytes got 5"),
         (100, "EOF: reading array header, expected 118 bytes got 90"),
-        (-1, "mmap length is greater than file size"),
     ],
 )
 def test_a_truncated_array_is_an_error(size: int, reason: str, table: Table) -> None:
@@ -171,11 +174,25 @@ def test_a_truncated_array_is_an_error(size: int, reason: str, table: Table) -> 
     assert opening_error(table) == f"prepared/train.npy: not a whole .npy file: {reason}"
 
 
+@pytest.mark.parametrize("size", [319, 321])
+def test_an_array_of_another_size_is_an_error(size: int, table: Table) -> None:
+    os.truncate(FOLDER / "train.npy", size)
+
+    assert opening_error(table) == f"prepared/train.npy: found {size} bytes, allowed: 320, as table.json says; {ANEW}"
+
+
+def test_an_array_in_the_order_of_columns_is_read_as_it_is_meant(table: Table) -> None:
+    rows = SplitFile(FOLDER, "train", table).rows.copy()
+    np.save(FOLDER / "train.npy", np.asfortranarray(rows))
+
+    assert np.array_equal(SplitFile(FOLDER, "train", table).rows, rows)
+
+
 def test_an_array_of_pickled_objects_is_refused(table: Table) -> None:
     np.save(FOLDER / "train.npy", np.array([[Path()] * 3] * 16, dtype=object), allow_pickle=True)
 
     assert opening_error(table) == (
-        "prepared/train.npy: not a whole .npy file: Array can't be memory-mapped: Python objects in dtype."
+        f"prepared/train.npy: found object (16, 3), allowed: float32 (16, 3), as table.json says; {ANEW}"
     )
 
 
@@ -210,6 +227,42 @@ def test_an_archive_of_arrays_is_refused(table: Table) -> None:
     assert opening_error(table).startswith("prepared/train.npy: not a whole .npy file: ")
 
 
+def test_the_arrays_that_were_prepared_have_the_digests_of_the_description(table: Table) -> None:
+    for split in table.rows:
+        SplitFile(FOLDER, split, table).verify()
+
+
+@pytest.mark.parametrize("place", [0, 100, 128, 319], ids=["magic", "header", "first value", "last byte"])
+def test_one_changed_bit_is_refused(place: int, table: Table) -> None:
+    opened = SplitFile(FOLDER, "train", table)
+    with (FOLDER / "train.npy").open("r+b") as file:
+        file.seek(place)
+        value = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([value ^ 1]))
+    found = sha256(FOLDER / "train.npy")
+
+    with pytest.raises(TableError) as caught:
+        opened.verify()
+    allowed = f"{table.sha256['train'][:12]}…, as table.json says"
+    assert str(caught.value) == f"prepared/train.npy: found the SHA-256 {found[:12]}…, allowed: {allowed}; {ANEW}"
+
+
+def test_no_descriptor_is_left_open(table: Table) -> None:
+    def count() -> int:
+        gc.collect()
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    (FOLDER / "test.npy").write_bytes(b"no array")
+    before = count()
+    for _ in range(1000):
+        SplitFile(FOLDER, "train", table)
+        with pytest.raises(TableError):
+            SplitFile(FOLDER, "test", table)
+
+    assert count() == before
+
+
 # --- writing arrays
 
 
@@ -232,3 +285,11 @@ def test_a_chunk_that_is_not_contiguous_is_written_row_by_row(tmp_path: Path) ->
         writer.write(rows[::2, :2])
 
     assert np.array_equal(np.load(tmp_path / "rows.npy"), rows[::2, :2])
+
+
+@pytest.mark.parametrize("rows", [1, 10_000], ids=["buffered until it is closed", "written at once"])
+def test_a_full_disk_is_an_error_that_names_the_array(rows: int) -> None:
+    full = Path("/dev/full")  # which takes nothing
+
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"), ArrayWriter(full, rows, 2, "float64") as writer:
+        writer.write(np.zeros((rows, 2)))

@@ -12,6 +12,7 @@ import torch
 from helpers_training import CPU, Rows, global_streams, normal_line, same_bits, tensors, train_with, write_prepared
 
 from truefit.batches import ShuffledChunks
+from truefit.dataset import open_verified
 from truefit.engines import EngineName
 from truefit.errors import DeviceError, TrainingError
 from truefit.ingest import PrepareSettings, write_table
@@ -340,7 +341,7 @@ def test_a_training_loss_that_is_not_finite_is_an_error_with_epoch_and_batch(tmp
     seen: list[Epoch] = []
     settings = TrainSettings.model_validate({"engine": engine, "batch_size": 2, "optimizer": {"lr": 2.5e29}})
     with pytest.raises(TrainingError) as error:
-        train(tmp_path, settings, CPU, seen.append)
+        train(open_verified(tmp_path, "train", "validation"), settings, CPU, seen.append)
     assert str(error.value) == f"epoch 2, batch 3: the training loss {advice(engine)}"
     assert [epoch.epoch for epoch in seen] == [1]
 
@@ -393,7 +394,7 @@ def test_only_what_is_not_done_already_is_advised(tmp_path: Path) -> None:
 def test_a_device_that_cannot_hold_float64_is_refused_for_such_a_table(tmp_path: Path) -> None:
     write_line(tmp_path)
     with pytest.raises(DeviceError) as error:
-        train(tmp_path, TrainSettings(), torch.device("mps"), lambda _: None)
+        train(open_verified(tmp_path, "train", "validation"), TrainSettings(), torch.device("mps"), lambda _: None)
     expected = "train.device: found mps with prepare.dtype float64, allowed: float32, which is all that it has"
     assert str(error.value) == expected
 
@@ -404,7 +405,7 @@ def test_a_device_that_cannot_hold_float64_is_refused_for_such_a_table(tmp_path:
 def test_on_epoch_is_called_once_after_each_epoch(tmp_path: Path) -> None:
     write_line(tmp_path)
     seen: list[Epoch] = []
-    outcome = train(tmp_path, TrainSettings(epochs=5), CPU, seen.append)
+    outcome = train(open_verified(tmp_path, "train", "validation"), TrainSettings(epochs=5), CPU, seen.append)
     assert [epoch.epoch for epoch in seen] == [1, 2, 3, 4, 5]
     assert seen == outcome.epochs
     assert all(epoch.seconds > 0 and epoch.train_rows_per_second > 0 for epoch in seen)
@@ -417,7 +418,7 @@ def test_an_error_of_on_epoch_ends_the_training(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, TrainSettings(), CPU, fail)
+        train(open_verified(tmp_path, "train", "validation"), TrainSettings(), CPU, fail)
 
 
 def test_the_history_holds_the_epochs_without_their_timings(tmp_path: Path) -> None:

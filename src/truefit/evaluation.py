@@ -1,7 +1,7 @@
 """How good a model is on the test rows, and how good it could have been.
 
-Reads the prepared table; writes nothing. Guarantees float64 arithmetic and memory bounded by a chunk of rows, for any number
-of rows; a figure that is undefined (r2 of a constant target) is None and never NaN.
+Reads splits of the prepared table; writes nothing. Guarantees float64 arithmetic and memory bounded by a chunk of rows, for
+any number of rows; a figure that is undefined (r2 of a constant target) is None and never NaN.
 """
 
 import math
@@ -21,7 +21,7 @@ from truefit.config import Settings, load_settings
 from truefit.dataset import TableDataset
 from truefit.models import Linear
 from truefit.synthetic import TARGET, GenerateSettings
-from truefit.table import Split, Table
+from truefit.table import Table
 
 Array = NDArray[Any]  # float64
 Predictor = Callable[[Array], Array]
@@ -51,7 +51,7 @@ def line_predictor(solution: Array) -> Predictor:
     return lambda features: solution[0] + features @ solution[1:]
 
 
-def least_squares(folder: Path) -> Array:
+def least_squares(train: TableDataset) -> Array:
     """Return the intercept and coefficients [F + 1] that minimise the squared error over the training rows.
 
     The rows (1, x, y), features and target standardised so that offsets and units cost no digits, are reduced to one
@@ -60,29 +60,28 @@ def least_squares(folder: Path) -> Array:
     the normal equations lose by squaring the condition number. What is left is a system of F + 2 rows; where features
     depend on each other, its shortest solution is taken.
     """
-    dataset = TableDataset(folder, "train")
-    mean, std = np.array(dataset.table.mean), np.array(dataset.table.std)
+    mean, std = np.array(train.table.mean), np.array(train.table.std)
     std = np.where(std > 0, std, 1)
     factor: Array = np.empty((0, len(mean) + 1))
-    for features, target in _chunks(folder, "train"):
+    for features, target in _chunks(train):
         rows = (np.column_stack([features, target]) - mean) / std
         stacked = np.vstack([factor, np.column_stack([np.ones(len(rows)), rows])])
         factor = np.asarray(np.linalg.qr(stacked, mode="r"))
     # NumPy's tolerance for the rank of one decomposition, for as many as there were.
-    rank_tolerance = np.finfo(np.float64).eps * factor.shape[1] * -(-len(dataset) // CHUNK_ROWS)
+    rank_tolerance = np.finfo(np.float64).eps * factor.shape[1] * -(-len(train) // CHUNK_ROWS)
     solution = np.linalg.lstsq(factor[:, :-1], factor[:, -1], rcond=rank_tolerance)[0]
     coefficients = solution[1:] / std[:-1] * std[-1]
     return np.asarray([mean[-1] + std[-1] * solution[0] - mean[:-1] @ coefficients, *coefficients])
 
 
-def score(folder: Path, predict: Predictor) -> Metrics:
+def score(test: TableDataset, predict: Predictor) -> Metrics:
     """Return mse, rmse, mae and r2 of the predictions on the test rows.
 
     r2 = 1 - Σ(y - p)² / Σ(y - ȳ)², None where all targets are equal.
     """
     rows, squares, absolute, total, total_squares = 0, 0.0, 0.0, 0.0, 0.0
     origin: float | None = None
-    for features, target in _chunks(folder, "test"):
+    for features, target in _chunks(test):
         error = target - predict(features)
         # Taken from the first row's, so that equal targets have no variance, and an offset does not cost its digits.
         origin = float(target[0]) if origin is None else origin
@@ -99,16 +98,16 @@ def score(folder: Path, predict: Predictor) -> Metrics:
     }
 
 
-def report(folder: Path, model: nn.Module, optimum: Array, truth: GenerateSettings | None) -> dict[str, Any]:
+def report(test: TableDataset, model: nn.Module, optimum: Array, truth: GenerateSettings | None) -> dict[str, Any]:
     """Return what metrics.json holds.
 
     `test` and `least_squares` have the scores of the model and of `optimum`, the least-squares solution [F + 1];
     `excess_mse` is the model's mse over that of least squares, minus 1. A linear model adds its `parameters`, in the
     data's units, and synthetic data, whose settings are `truth`, the true ones.
     """
-    table = TableDataset(folder, "test").table
-    ours = score(folder, model_predictor(model, getattr(torch, table.dtype)))
-    best = score(folder, line_predictor(optimum))
+    table = test.table
+    ours = score(test, model_predictor(model, getattr(torch, table.dtype)))
+    best = score(test, line_predictor(optimum))
     assert ours["mse"] is not None and best["mse"] is not None
     content: dict[str, Any] = {
         "test": ours,
@@ -132,21 +131,19 @@ def truth_of(table: Table, synthetic_csv: Path) -> GenerateSettings | None:
     return settings if (table.features, table.target) == (settings.features, TARGET) else None
 
 
-def sample_predictions(folder: Path, predict: Predictor, sample: int) -> tuple[Array, pd.DataFrame]:
+def sample_predictions(test: TableDataset, predict: Predictor, sample: int) -> tuple[Array, pd.DataFrame]:
     """Return at most `sample` evenly spaced test rows: features [N, F], and row, actual, predicted and residual."""
-    dataset = TableDataset(folder, "test")
-    count = min(sample, len(dataset))
-    index = torch.arange(count) * len(dataset) // count
-    features, target = (values.double().numpy() for values in dataset[index])
+    count = min(sample, len(test))
+    index = torch.arange(count) * len(test) // count
+    features, target = (values.double().numpy() for values in test[index])
     predicted = predict(features)
     actual = target[:, 0]
     columns = {"row": index.numpy(), "actual": actual, "predicted": predicted, "residual": actual - predicted}
     return features, pd.DataFrame(columns)
 
 
-def _chunks(folder: Path, split: Split) -> Iterator[tuple[Array, Array]]:
+def _chunks(dataset: TableDataset) -> Iterator[tuple[Array, Array]]:
     """Give a split's features [C, F] and targets [C], in float64."""
-    dataset = TableDataset(folder, split)
     for features, target in make_loader(dataset, SequentialChunks(len(dataset))):
         yield features.double().numpy(), target[:, 0].double().numpy()
 

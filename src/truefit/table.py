@@ -1,17 +1,20 @@
 """The prepared table on disk: one array a split, and a description of them.
 
 Reads and writes train.npy, validation.npy and test.npy, each [rows, F + 1] with the target as the last column, and
-table.json. Guarantees that what is opened has the shape and type that the description gives it, and that nothing is loaded
-before it is asked for: arrays are memory maps.
+table.json. Guarantees that what is opened has the shape, type and size that the description gives it, that a file which
+changes afterwards is noticed, and that nothing is loaded before it is asked for: arrays are memory maps.
 """
 
 import hashlib
 import io
+import math
 import mmap
+import os
 import sys
+import weakref
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from truefit.errors import TableError
+from truefit.files import naming
 
 TABLE_JSON = "table.json"
 # Without it Linux refuses a private map larger than its memory. The module mmap has no name for it yet.
@@ -89,25 +93,58 @@ def read_table(folder: Path) -> Table:
         raise TableError(f"{path}: {reason}; `dvc repro --force prepare` writes it anew") from None
 
 
-def open_split(folder: Path, split: Split, table: Table) -> NDArray[Any]:
-    """Return the split's rows [N, F + 1] as a memory map; writing to it changes private pages, never the file.
+class SplitFile:
+    """A split's file, held open: its rows [N, F + 1] as a memory map, and whether it still is what was opened.
 
-    Raises TableError when the file is missing or is not the array that `table` describes.
+    Writing to `rows` changes private pages, never the file. Raises TableError when the file is missing or is not the array
+    that `table` describes.
     """
-    path = folder / f"{split}.npy"
-    try:
-        array = np.lib.format.open_memmap(path, mode="r")
-        with path.open("rb") as file:
-            content = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE)
-        rows: NDArray[Any] = np.ndarray(array.shape, array.dtype, content, array.offset, array.strides)
-    except OSError as error:
-        raise TableError(f"{path}: cannot be read: {error.strerror}; `dvc repro prepare` writes it") from None
-    except (ValueError, EOFError) as error:
-        raise TableError(f"{path}: not a whole .npy file: {error}") from None
-    found, allowed = (str(rows.dtype), rows.shape), (table.dtype, (table.rows[split], len(table.columns)))
-    if found != allowed:
-        raise TableError(f"{path}: found {found[0]} {found[1]}, allowed: {allowed[0]} {allowed[1]}, as {TABLE_JSON} says")
-    return rows
+
+    def __init__(self, folder: Path, split: Split, table: Table) -> None:
+        self.path = folder / f"{split}.npy"
+        self._sha256 = table.sha256[split]
+        try:
+            self._file = self.path.open("rb", buffering=0)  # a buffer could be older than the file
+            # The file is closed with the object, wherever that ends.
+            weakref.finalize(self, self._file.close)
+            self.version = self._version()
+            np.lib.format.read_magic(self._file)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(self._file)
+        except OSError as error:
+            raise TableError(f"{self.path}: cannot be read: {error.strerror}; `dvc repro prepare` writes it") from None
+        except (ValueError, EOFError) as error:
+            raise TableError(f"{self.path}: not a whole .npy file: {error}") from None
+        found, allowed = (str(dtype), shape), (table.dtype, (table.rows[split], len(table.columns)))
+        if found != allowed:
+            self._refuse(f"found {found[0]} {found[1]}, allowed: {allowed[0]} {allowed[1]}")
+        offset, found_size = self._file.tell(), self.version[0]
+        size = offset + math.prod(shape) * dtype.itemsize
+        if found_size != size:
+            self._refuse(f"found {found_size} bytes, allowed: {size}")
+        content = mmap.mmap(self._file.fileno(), size, mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE)
+        self.rows: NDArray[Any] = np.ndarray(shape, dtype, content, offset, order="F" if fortran else "C")
+
+    def verify(self) -> None:
+        """Read the whole file; raises TableError when its digest is not the one that the description gives."""
+        self._file.seek(0)
+        found = hashlib.file_digest(self._file, "sha256").hexdigest()
+        if found != self._sha256:
+            self._refuse(f"found the SHA-256 {found[:12]}…, allowed: {self._sha256[:12]}…")
+
+    def require(self, version: tuple[int, int]) -> None:
+        """Raise TableError unless the file has the version: size and time of the last change.
+
+        Reading a map beyond the end of a file that was cut would kill the process.
+        """
+        if self._version() != version:
+            raise TableError(f"{self.path}: changed while it was read; `dvc repro --force prepare` writes it anew")
+
+    def _version(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise TableError(f"{self.path}: {reason}, as {TABLE_JSON} says; `dvc repro --force prepare` writes it anew")
 
 
 class ArrayWriter:
@@ -118,6 +155,7 @@ class ArrayWriter:
         described = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (rows, columns)}
         np.lib.format.write_array_header_1_0(header, described)
         self._digest = hashlib.sha256()
+        self._path = path
         self._file = path.open("wb")
         self._write(header.getvalue())
 
@@ -134,8 +172,10 @@ class ArrayWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
 
     def _write(self, content: bytes) -> None:
-        self._file.write(content)
+        with naming(self._path):
+            self._file.write(content)
         self._digest.update(content)

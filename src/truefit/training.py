@@ -7,10 +7,9 @@ training which goes on from a checkpoint, also from one inside an epoch, ends wi
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pandas as pd
@@ -175,17 +174,17 @@ class Progress:
 
 
 def train(
-    folder: Path,
+    datasets: Sequence[TableDataset],
     settings: TrainSettings,
     device: torch.device,
     on_epoch: Callable[[Epoch], None],
     checkpoints: Checkpoints | None = None,
 ) -> Outcome:
-    """Train the model of `settings` on the prepared table in `folder`; see `fit`.
+    """Train the model of `settings` on two datasets, the training and the validation rows; see `fit`.
 
     Raises DeviceError where the device cannot hold the table's numbers.
     """
-    train_rows, validation_rows = TableDataset(folder, "train"), TableDataset(folder, "validation")
+    train_rows, validation_rows = datasets
     if device.type == "mps" and train_rows.table.dtype == "float64":
         raise DeviceError("train.device: found mps with prepare.dtype float64, allowed: float32, which is all that it has")
     model = build_model(settings.model, train_rows.table, settings.standardize, settings.seed)
