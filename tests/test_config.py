@@ -35,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     },
     "prepare": {
         "csv": "data/synthetic.csv",
+        "separator": ",",
         "features": None,
         "target": None,
         "split": {"train": 0.8, "validation": 0.1, "test": 0.1, "seed": 42, "column": None},
@@ -237,7 +238,10 @@ def test_generate_refuses(values: str, line: str) -> None:
     ("values", "line"),
     [
         # Keys.
-        ("{feature: [a]}", "feature: unknown key, allowed: csv, features, target, split, dtype; did you mean features?"),
+        (
+            "{feature: [a]}",
+            "feature: unknown key, allowed: csv, separator, features, target, split, dtype; did you mean features?",
+        ),
         (
             "{split: {colum: s}}",
             "split.colum: unknown key, allowed: train, validation, test, seed, column; did you mean column?",
@@ -255,6 +259,7 @@ def test_generate_refuses(values: str, line: str) -> None:
         ("{split: {column: 5}}", "split.column: found 5, allowed: a valid string"),
         # Ranges.
         ("{csv: ''}", "csv: found '', allowed: at least 1 character"),
+        ("{separator: .}", "separator: found '.', allowed: ',', ';', '\\t', '|' or ' '"),
         ("{features: []}", "features: found [], allowed: at least 1 item"),
         ("{dtype: float16}", "dtype: found 'float16', allowed: 'float32' or 'float64'"),
         ("{dtype: null}", "dtype: found None, allowed: 'float32' or 'float64'"),
@@ -561,6 +566,7 @@ def test_flatten_of_params_yaml_gives_every_dotted_key() -> None:
 
     assert {key for key in flat if key.startswith("prepare.")} == {
         "prepare.csv",
+        "prepare.separator",
         "prepare.features",
         "prepare.target",
         "prepare.split.train",

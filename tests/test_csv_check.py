@@ -1,9 +1,11 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from truefit.csv_check import find_fault, read_header
+from truefit.csv_check import CsvFile, Separator, checked_rows, read_header
 from truefit.errors import TableError
+from truefit.table import Dtype
 
 
 @pytest.fixture
@@ -17,17 +19,33 @@ def write(path: Path, content: str | bytes) -> None:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
+def header_of(path: Path) -> list[str]:
+    return read_header(CsvFile(path, ","))
+
+
 def header_error(path: Path) -> str:
     with pytest.raises(TableError) as caught:
-        read_header(path)
+        header_of(path)
     return str(caught.value)
 
 
 def fault(
-    path: Path, content: str | bytes, columns: list[str], dtype: str = "float32", split: str | None = None
+    path: Path,
+    content: str | bytes,
+    columns: list[str],
+    dtype: Dtype = "float32",
+    split: str | None = None,
+    separator: Separator = ",",
 ) -> str | None:
+    """Return the text of the error that checking this CSV raises, if any."""
     write(path, content)
-    return find_fault(path, read_header(path), columns, dtype, split)
+    source = CsvFile(path, separator)
+    read_header(source)
+    try:
+        list(checked_rows(source, columns, dtype, split))
+    except TableError as error:
+        return str(error)
+    return None
 
 
 # --- the header
@@ -50,7 +68,7 @@ def fault(
 def test_the_header_is_read(content: str, header: list[str], path: Path) -> None:
     write(path, content)
 
-    assert read_header(path) == header
+    assert header_of(path) == header
 
 
 @pytest.mark.parametrize(
@@ -66,6 +84,9 @@ def test_the_header_is_read(content: str, header: list[str], path: Path) -> None
         ("y,x,x,y\n1,2,3,4\n", "line 1, column 3: found 'x' again, allowed: each name once"),
         ("größe,y\n1,2\n".encode("latin-1"), "line 1, column 1: found b'gr\\xf6\\xdfe', allowed: text in UTF-8"),
         (b"\xff\xfe" + "x,y\n".encode("utf-16-le"), "line 1, column 1: found b'\\xff\\xfex\\x00', allowed: text in UTF-8"),
+        ("x,y\n".encode("utf-16-le"), "line 1, column 1: found 'x\\x00', allowed: text in UTF-8"),
+        ("\r\n\nx,\n", "line 3, column 2: found no name, allowed: a name for each column"),
+        ('x,"y\n1,2\n', "line 1, column 2: found a quote that is not closed, allowed: a closing quote"),
     ],
 )
 def test_a_wrong_header_is_refused(content: str | bytes, line: str, path: Path) -> None:
@@ -84,23 +105,104 @@ def test_a_folder_is_refused(path: Path) -> None:
     assert header_error(path) == "data.csv: cannot be read: Is a directory"
 
 
-def test_a_quote_left_open_is_refused_where_it_opens(path: Path) -> None:
-    content = "x,y\n1,2\n" + '1,"2\n' + "1,2\n" * 50_000
+def test_a_pipe_is_refused_without_waiting_for_a_writer(path: Path) -> None:
+    os.mkfifo(path)
 
-    with pytest.raises(TableError) as caught:
-        fault(path, content, ["x", "y"])
+    assert header_error(path) == "data.csv: found a pipe or a device, allowed: a file, which can be read twice"
 
-    assert str(caught.value) == (
-        "data.csv: line 3: found a cell of more than 131072 characters, allowed: shorter cells (is a quote left open?)"
+
+def test_a_file_without_permission_is_refused(path: Path) -> None:
+    write(path, "x,y\n1,2\n")
+    path.chmod(0)
+    user = os.geteuid()
+    if user == 0:  # whom no mode keeps out
+        os.seteuid(65_534)
+    try:
+        line = header_error(path)
+    finally:
+        os.seteuid(user)
+
+    assert line == "data.csv: cannot be read: Permission denied"
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that opens and cannot be read, as Linux has")
+def test_a_file_that_fails_while_it_is_read_is_refused() -> None:
+    assert header_error(Path("/proc/self/mem")) == "/proc/self/mem: cannot be read: Input/output error"
+
+
+# --- quotes
+
+
+CLOSING = "allowed: a closing quote"
+BEHIND = "found text after a closing quote, allowed: ',' or the end of the row there"
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        ('1,t,"2\n3,t,4\n', f"line 3, column 'y': found a quote that is not closed, {CLOSING}"),
+        ('1,"t,2\n3,t,4\n', f"line 3, column 'note': found a quote that is not closed, {CLOSING}"),
+        ('"1,t,2\n3,t,4\n', f"line 3, column 'x': found a quote that is not closed, {CLOSING}"),
+        ('1,"a\nb",2\n1,"t""","2\n"\n3,t,"4\n', f"line 7, column 'y': found a quote that is not closed, {CLOSING}"),
+        ('"1","a\n""b""","2', f"line 3, column 'y': found a quote that is not closed, {CLOSING}"),
+        ('1,"', f"line 3, column 'note': found a quote that is not closed, {CLOSING}"),
+        ('1,t,2,"', f"line 3, column 4: found a quote that is not closed, {CLOSING}"),
+        ('\r\n\r\n1,"t,2\r\n', f"line 5, column 'note': found a quote that is not closed, {CLOSING}"),
+        ('1,"t,2\n3,"t",4\n', f"line 3, column 'note': {BEHIND}"),
+        ('1,"t"t,2\n', f"line 3, column 'note': {BEHIND}"),
+        ('1,t,"2" \n', f"line 3, column 'y': {BEHIND}"),
+        ('1,"t"\0,2\n', f"line 3, column 'note': {BEHIND}"),
+    ],
+)
+def test_a_wrong_quote_is_found_where_it_opens(rows: str, line: str, path: Path) -> None:
+    assert fault(path, f"x,note,y\n1,t,2\n{rows}", ["x", "y"]) == f"data.csv: {line}"
+
+
+@pytest.mark.parametrize("rest", ['"2\n' + "1,2\n" * 50_000, '"' + '""' * 140_000 + '"\n1,2\n', "2" * 140_000 + "\n1,2\n"])
+def test_a_cell_that_is_too_long_is_refused_where_it_begins(rest: str, path: Path) -> None:
+    assert fault(path, 'x,y\n1,2\n"' + '""' * 100_000 + '",' + rest, ["y"]) == (
+        "data.csv: line 3, column 'y': found a cell of more than 131072 characters, "
+        "allowed: shorter cells (is a quote left open?)"
     )
+
+
+def test_a_quote_inside_a_cell_without_quotes_is_text(path: Path) -> None:
+    assert fault(path, 'x,note,y\n1,6" pipe,2\n1,a"b"c,2\n', ["x", "y"]) is None
 
 
 # --- the rows
 
 
+EXACTLY = "an integer up to 2^53 (9007199254740992), beyond which float64 does not hold each, or a number such as 1e20"
+
+
 @pytest.mark.parametrize(
     "cell",
-    ["1", "-1", "+1", "1.5", "1.", ".5", "-.5", "1e5", "1E-5", "1e+5", "  1 ", "\t1", "00", "1e-400", "-0", '"1"', '" 1"'],
+    [
+        "1",
+        "-1",
+        "+1",
+        "1.5",
+        "1.",
+        ".5",
+        "-.5",
+        "1e5",
+        "1E-5",
+        "1e+5",
+        "  1 ",
+        "\t1",
+        "00",
+        "1e-400",
+        "-0",
+        '"1"',
+        '" 1"',
+        "9007199254740992",
+        "-9007199254740992",
+        "0" * 5000 + "1",
+        "9007199254740993.0",
+        "1e20",
+        "9007199254740993e0",
+    ],
 )
 def test_a_number_is_no_fault(cell: str, path: Path) -> None:
     assert fault(path, f"x,y\n1,2\n3,{cell}\n", ["x", "y"]) is None
@@ -114,7 +216,9 @@ def test_a_number_is_no_fault(cell: str, path: Path) -> None:
         ("null", "'null'", "a number"),
         ("?", "'?'", "a number"),
         ("1_000", "'1_000'", "a number"),
-        ('"1,5"', "'1,5'", "a number"),
+        ('"1,5"', "'1,5'", "a number with a point, without a comma"),
+        ('"-1.234,5e3"', "'-1.234,5e3'", "a number with a point, without a comma"),
+        ('","', "','", "a number"),
         ("0x10", "'0x10'", "a number"),
         ("1e", "'1e'", "a number"),
         ("--1", "'--1'", "a number"),
@@ -146,10 +250,14 @@ def test_a_number_is_no_fault(cell: str, path: Path) -> None:
         ("1e39", "'1e39'", "a number within float32's range"),
         ("-3.5e38", "'-3.5e38'", "a number within float32's range"),
         ("1e999", "'1e999'", "a number within float32's range"),
+        ("1" * 39, f"'{'1' * 39}'", f"{EXACTLY}"),
+        ("1" * 40, f"'{'1' * 40}'", "a number within float32's range"),
+        ("9007199254740993", "'9007199254740993'", EXACTLY),
+        (" -009007199254740993", "' -009007199254740993'", EXACTLY),
     ],
 )
 def test_a_cell_that_is_no_finite_number_is_found(cell: str, found: str, allowed: str, path: Path) -> None:
-    line = fault(path, f"x,y\n1,2\n3,{cell}\n5,?\n", ["x", "y"])
+    line = fault(path, f"x,y\n1,2\n3,{cell}\n5,6\n", ["x", "y"])
 
     assert line == f"data.csv: line 3, column 'y': found {found}, allowed: {allowed}"
 
@@ -172,12 +280,42 @@ def test_the_range_is_that_of_the_dtype(path: Path) -> None:
     ],
 )
 def test_a_ragged_row_is_found(row: str, line: str, path: Path) -> None:
-    assert fault(path, f"x,y\n1,2\n{row}\n3,?\n", ["x", "y"]) == f"data.csv: {line}"
+    assert fault(path, f"x,y\n1,2\n{row}\n3,4\n", ["x", "y"]) == f"data.csv: {line}"
 
 
-def test_the_first_fault_is_named_and_in_a_row_that_of_the_first_column_asked_for(path: Path) -> None:
-    assert fault(path, "a,b,c\n1,2,3\n1,b,c\nx\n", ["c", "b"]) == (
-        "data.csv: line 3, column 'c': found 'c', allowed: a number"
+def test_all_faults_are_named_in_the_order_of_the_file(path: Path) -> None:
+    assert fault(path, "a,b,c\n1,2,3\n?,b,\n1\n1,2,nan\n", ["c", "b"]) == (
+        "data.csv: line 3, column 'b': found 'b', allowed: a number; "
+        "line 3, column 'c': found an empty cell, allowed: a number; "
+        "line 4: found 1 cells, allowed: 3, as in the header; "
+        "line 5, column 'c': found 'nan', allowed: a finite number (4 bad cells in all)"
+    )
+
+
+@pytest.mark.parametrize(("bad", "named"), [(9, 9), (10, 10), (11, 10), (1017, 10)])
+def test_ten_faults_are_named_and_all_are_counted(bad: int, named: int, path: Path) -> None:
+    faults = [f"line {line}, column 'y': found '?', allowed: a number" for line in range(2, named + 2)]
+
+    assert fault(path, "x,y\n" + "1,?\n" * bad, ["x", "y"]) == f"data.csv: {'; '.join(faults)} ({bad} bad cells in all)"
+
+
+@pytest.mark.parametrize(
+    ("row", "separator", "remark"),
+    [
+        ("1;2", ",", " (is prepare.separator ';'?)"),
+        ("1\t2", ",", " (is prepare.separator '\\t'?)"),
+        ("1|2", ",", " (is prepare.separator '|'?)"),
+        ("1 2", ",", " (is prepare.separator ' '?)"),
+        ("1,2", ";", " (is prepare.separator ','?)"),
+        ("1,5|2,5", ";", " (is prepare.separator '|'?)"),
+        ('"1,2"', ",", ""),
+    ],
+)
+def test_another_separator_is_named_as_the_likely_cause(row: str, separator: Separator, remark: str, path: Path) -> None:
+    content = f"x{separator}y\n{row}\n"
+
+    assert fault(path, content, ["x", "y"], separator=separator) == (
+        f"data.csv: line 2: found 1 cells, allowed: 2, as in the header{remark}"
     )
 
 

@@ -1,13 +1,16 @@
+import gzip
 import hashlib
 import json
 import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from helpers_data import numbered_csv, prepare, read_splits
 
@@ -21,6 +24,18 @@ from truefit.table import SPLITS, read_table
 SRC = Path(__file__).parents[1] / "src"
 
 NUMBERED = numbered_csv(20)
+
+
+def gzip_in_two_members(content: bytes) -> bytes:
+    half = len(content) // 2
+    return gzip.compress(content[:half]) + gzip.compress(content[half:])
+
+
+def zstd(content: bytes) -> bytes:
+    return bytes(pa.compress(content, "zstd", asbytes=True))
+
+
+compressed = pytest.mark.parametrize("compress", [gzip_in_two_members, zstd])
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +78,7 @@ def refusal(content: str | bytes, **settings: Any) -> str:
         ("20,-inf", "line 22, column 'y': found '-inf', allowed: a finite number"),
         ("20", "line 22: found 1 cells, allowed: 2, as in the header"),
         ("20,1,2", "line 22: found 3 cells, allowed: 2, as in the header"),
-        ('20,"1', "line 22, column 'y': found '1\\n21,1\\n', allowed: a number"),
+        ('20,"1', "line 22, column 'y': found a quote that is not closed, allowed: a closing quote"),
     ],
 )
 def test_a_wrong_row_is_refused_with_file_line_and_column(row: str, line: str, dtype: str) -> None:
@@ -93,15 +108,20 @@ def test_the_line_of_a_fault_far_down_is_right() -> None:
     [
         ("", "line 1: found an empty file, allowed: a header with column names, then rows"),
         ("\n\n", "line 1: found an empty file, allowed: a header with column names, then rows"),
-        ("x,y", "line 2: found the end of the file, allowed: rows below the header"),
-        ("x,y\n", "line 2: found the end of the file, allowed: rows below the header"),
-        ("x,y\r\n\r\n", "line 2: found the end of the file, allowed: rows below the header"),
-        ("\ufeffx,y\n", "line 2: found the end of the file, allowed: rows below the header"),
+        ("x,y", "line 1: found no rows below the header, allowed: at least one"),
+        ("x,y\n", "line 1: found no rows below the header, allowed: at least one"),
+        ("x,y\r\n\r\n", "line 1: found no rows below the header, allowed: at least one"),
+        ("\ufeffx,y\n", "line 1: found no rows below the header, allowed: at least one"),
         ("x,x\n1,2\n", "line 1, column 2: found 'x' again, allowed: each name once"),
         ("x,\n1,2\n", "line 1, column 2: found no name, allowed: a name for each column"),
         ("größe,y\n1,2\n".encode("latin-1"), "line 1, column 1: found b'gr\\xf6\\xdfe', allowed: text in UTF-8"),
         ("y\n1\n2\n", "line 1: found the columns y, allowed: a target and at least one feature"),
-        ("x;y\n1;2\n", "line 1: found the columns x;y, allowed: a target and at least one feature"),
+        ('\n"two\nlines",y\n\n', "line 2: found no rows below the header, allowed: at least one"),
+        (
+            "x;y\n1;2\n",
+            "line 1: found the columns x;y, allowed: a target and at least one feature (is prepare.separator ';'?)",
+        ),
+        ('"two\nlines"\n1\n', "line 1: found the columns 'two\\nlines', allowed: a target and at least one feature"),
     ],
 )
 def test_a_csv_without_header_or_rows_is_refused(content: str | bytes, line: str) -> None:
@@ -187,6 +207,113 @@ def test_a_refused_csv_leaves_the_table_that_was_there() -> None:
     assert {path.name: path.read_bytes() for path in Path("prepared").iterdir()} == before
 
 
+@pytest.mark.parametrize("row", ["100000;1,5", '100000;"1,5"'])
+def test_a_decimal_comma_is_named(row: str) -> None:
+    assert refusal("x;y\n" + "1;2\n" * 30_000 + f"{row}\n", separator=";") == (
+        "data.csv: line 30002, column 'y': found '1,5', allowed: a number with a point, without a comma"
+    )
+
+
+@pytest.mark.parametrize("cell", ["9007199254740993", "-9007199254740993", "123456789012345678901234567890"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_integer_that_float64_does_not_hold_is_refused(cell: str, dtype: str) -> None:
+    assert refusal(f"{NUMBERED}20,{cell}\n", dtype=dtype) == (
+        f"data.csv: line 22, column 'y': found '{cell}', allowed: an integer up to 2^53 (9007199254740992), "
+        "beyond which float64 does not hold each, or a number such as 1e20"
+    )
+
+
+def test_all_bad_cells_are_counted_and_the_first_ten_named() -> None:
+    faults = [f"line {22 + row}, column 'y': found 'x{row}', allowed: a number" for row in range(10)]
+
+    assert refusal(NUMBERED + "".join(f"1,x{row}\n" for row in range(100_000))) == (
+        f"data.csv: {'; '.join(faults)} (100000 bad cells in all)"
+    )
+
+
+@pytest.mark.parametrize("rows", ["20,t,1\n", "20,t,1\n" * 5000])
+@pytest.mark.parametrize("last", ['21,"t,1', '21,t,"1', '21,t,1,"', '21,"'])
+def test_a_quote_that_is_not_closed_swallows_no_rows(last: str, rows: str) -> None:
+    line = refusal(f"x,note,y\n{rows}{last}\n{rows}", features=["x"])
+
+    assert line.startswith(f"data.csv: line {rows.count(chr(10)) + 2}, column ")
+    assert line.endswith("found a quote that is not closed, allowed: a closing quote")
+
+
+@compressed
+def test_the_line_of_a_fault_in_a_compressed_csv_is_that_of_the_text(compress: Callable[[bytes], bytes]) -> None:
+    assert refusal(compress(("x,y\n" + "1,2\n" * 100_000 + "1,?\n").encode())) == (
+        "data.csv: line 100002, column 'y': found '?', allowed: a number"
+    )
+
+
+@pytest.mark.parametrize(
+    ("stored", "found"),
+    [
+        (gzip.compress(NUMBERED.encode())[:-1], "damaged gzip data (Truncated compressed stream)"),
+        (gzip.compress(NUMBERED.encode())[:5], "damaged gzip data (Truncated compressed stream)"),
+        (b"\x1f\x8b" + NUMBERED.encode(), "damaged gzip data (zlib inflate failed: unknown compression method)"),
+        (
+            gzip.compress(numbered_csv(100_000).encode())[:-8] + bytes(8),
+            "damaged gzip data (zlib inflate failed: incorrect data check)",
+        ),
+        (zstd(NUMBERED.encode())[:-1], "damaged zstd data (Truncated compressed stream)"),
+        (zstd(numbered_csv(100_000).encode())[:-1], "damaged zstd data (Truncated compressed stream)"),
+        (zstd(NUMBERED.encode()) + b"more", "damaged zstd data (ZSTD decompress failed: Unknown frame descriptor)"),
+    ],
+)
+def test_a_damaged_compressed_csv_is_refused(stored: bytes, found: str) -> None:
+    assert refusal(stored) == f"data.csv: found {found}, allowed: a whole {found.split()[1]} file"
+
+
+def append(path: Path) -> None:
+    with path.open("a") as file:
+        file.write("20,20.25\n")
+
+
+def overwrite(path: Path) -> None:
+    with path.open("r+") as file:
+        file.write("x2")
+
+
+def replace(path: Path) -> None:
+    status = path.stat()
+    other = path.with_name("other.csv")
+    other.write_bytes(path.read_bytes())
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+
+
+@pytest.mark.parametrize("change", [append, overwrite, replace, Path.unlink])
+@pytest.mark.parametrize(
+    ("reader", "row"),
+    [("_fast_batches", "1"), ("_fast_batches", "1e20"), ("_slow_batches", "1e20"), ("_slow_batches", "?")],
+    ids=["fast", "between", "slow", "fault"],
+)
+def test_a_csv_that_changes_while_it_is_read_is_refused(
+    reader: str, row: str, change: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = getattr(ingest, reader)
+
+    def read_and_change(*arguments: Any) -> Iterator[Any]:
+        try:
+            yield from read(*arguments)
+        finally:
+            change(Path("data.csv"))
+
+    prepare(Path(), NUMBERED)
+    before = {path.name: path.read_bytes() for path in Path("prepared").iterdir()}
+    Path("data.csv").write_text(f"{NUMBERED}20,{row}\n")
+    os.utime("data.csv", (0, 0))  # two changes within a tick of the clock have the same time
+    monkeypatch.setattr(ingest, reader, read_and_change)
+
+    with pytest.raises(TableError) as caught:
+        write_table(PrepareSettings(csv="data.csv"), Path("prepared"))
+
+    assert str(caught.value) == "data.csv: changed while it was read; run again"
+    assert {path.name: path.read_bytes() for path in Path("prepared").iterdir()} == before
+
+
 # --- CSVs that are accepted
 
 
@@ -240,6 +367,51 @@ def test_columns_that_are_not_chosen_may_change_in_a_large_csv(tmp_path: Path) -
     rows = np.concatenate(list(read_splits(tmp_path).values()))
     assert sum(table.rows.values()) == 202_000
     assert np.array_equal(np.sort(rows[:, 0]), np.arange(202_000))
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|", " "])
+def test_other_separators_give_the_same_table(separator: str, tmp_path: Path) -> None:
+    plain = prepare(tmp_path, NUMBERED)
+
+    assert prepare(tmp_path, NUMBERED.replace(",", separator), separator=separator).sha256 == plain.sha256
+
+
+def test_numbers_that_are_looked_at_twice_are_the_csvs(tmp_path: Path) -> None:
+    cells = ["1e20", "-1e100", "9007199254740992", "-9007199254740992", "9007199254740993.0", *["1"] * 60_000]
+    prepare(tmp_path, "x,y\n" + "".join(f"{row},{cell}\n" for row, cell in enumerate(cells)), dtype="float64")
+
+    rows = np.concatenate(list(read_splits(tmp_path).values()))
+    assert rows[np.argsort(rows[:, 0]), 1].tolist() == [float(cell) for cell in cells]
+
+
+def test_a_row_longer_than_a_block_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = prepare(tmp_path, NUMBERED)
+    monkeypatch.setattr(ingest, "BLOCK_BYTES", 8)
+
+    assert prepare(tmp_path, NUMBERED.replace("\n1,", "\n1.000000000000,")).sha256 == plain.sha256
+
+
+@compressed
+@pytest.mark.parametrize("start", ["", "\ufeff", "\r\n"], ids=["plain", "bom", "blank"])
+def test_a_compressed_csv_gives_the_same_table_with_the_digest_of_the_file(
+    start: str, compress: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    content = start + numbered_csv(60_000) + '"1","2"\n'
+    plain, stored = prepare(tmp_path, content), compress(content.encode())
+
+    table = prepare(tmp_path, stored)
+
+    assert table.sha256 == plain.sha256
+    assert table.csv.sha256 == hashlib.sha256(stored).hexdigest()
+
+
+@compressed
+def test_the_digest_of_a_csv_that_is_read_slowly_is_that_of_the_file(
+    compress: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    stored = compress((NUMBERED + "1e20,2\n" + "1,2\n" * 60_000).encode())
+
+    assert prepare(tmp_path, stored).csv.sha256 == hashlib.sha256(stored).hexdigest()
 
 
 # --- which columns
@@ -443,6 +615,17 @@ def test_a_chunk_without_training_rows_changes_no_moment(tmp_path: Path) -> None
     train = np.array([0.0, 1.0, 2.0, 28.0, 29.0])
     np.testing.assert_allclose(table.mean, [train.mean(), (train**2).mean()], rtol=1e-14)
     np.testing.assert_allclose(table.std, [train.std(), (train**2).std()], rtol=1e-14)
+
+
+@pytest.mark.parametrize("far", ["-1e200", "-1.7e308"])
+def test_numbers_too_far_apart_for_a_deviation_are_refused(far: str) -> None:
+    content = "x,y,s\n1,1e200,train\n2,1e308,validation\n3,1e308,test\n" + f"4,{far},train\n"
+
+    assert refusal(content, dtype="float64", split={"column": "s"}) == (
+        "data.csv: column 'y': found training rows whose standard deviation is beyond float64, "
+        "allowed: numbers between -1e150 and 1e150"
+    )
+    assert list(Path("prepared").iterdir()) == []
 
 
 # --- what is written

@@ -1,14 +1,16 @@
 """CSV -> validated, split table, in one pass over the CSV.
 
 Reads the CSV at `prepare.csv`; writes the arrays and the description that table.py defines. Guarantees that every value is
-a finite number, that each split keeps the CSV's row order, the same bytes for the same CSV and settings, and memory bounded
-by a chunk of rows: the rows wait in a staging file until their number, and with it the size of each split, is known.
+the finite number that the CSV says, that each split keeps the CSV's row order, the same bytes for the same CSV and settings,
+and memory bounded by a chunk of rows: the rows wait in a staging file until their number, and with it the size of each
+split, is known. What pyarrow's fast reader cannot take, or might take otherwise than it was meant, csv_check.py reads.
 """
 
 import hashlib
-import io
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, Self
@@ -22,7 +24,7 @@ from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from truefit.config import Settings, impossible
-from truefit.csv_check import find_fault, read_header
+from truefit.csv_check import EXACT, CsvFile, See, Separator, checked_rows, read_header
 from truefit.errors import TableError
 from truefit.files import atomic_path, write_json
 from truefit.seeds import numpy_generator
@@ -30,6 +32,8 @@ from truefit.table import SPLITS, TABLE_JSON, ArrayWriter, CsvSource, Dtype, Spl
 
 # Part of the split's definition: another length draws other rows from the same seed.
 CHUNK_ROWS = 65_536
+# What pyarrow parses at a time; a row that is longer is left to csv_check.py.
+BLOCK_BYTES = 1 << 20
 
 
 class SplitSettings(Settings):
@@ -56,6 +60,7 @@ class PrepareSettings(Settings):
     """Section `prepare`: which CSV, which of its columns, and how they are split and stored."""
 
     csv: str = Field("data/synthetic.csv", min_length=1)
+    separator: Separator = ","
     features: list[str] | None = Field(None, min_length=1)
     target: str | None = None
     split: SplitSettings = SplitSettings()
@@ -79,16 +84,15 @@ def write_table(settings: PrepareSettings, folder: Path) -> Table:
     Raises TableError, naming file, line and column, for a CSV that cannot be used.
     """
     path = Path(settings.csv)
-    header = read_header(path)
-    features, target = choose_columns(path, header, settings)
-    width = len(features) + 1
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryFile(dir=folder) as rows, TemporaryFile(dir=folder) as labels:
-        digest, total = _stage(path, header, [*features, target], settings, rows, labels)
+        with CsvFile(path, settings.separator) as source:
+            features, target = choose_columns(source, read_header(source), settings)
+            columns = [*features, target]
+            digest, total = _stage(source, columns, settings, rows, labels)
         sizes = _split_sizes(path, total, labels, settings.split)
-        mean, std, digests = _write_splits(
-            folder, _labelled(rows, labels, sizes, width, settings), sizes, width, settings.dtype
-        )
+        chunks = _labelled(rows, labels, sizes, len(columns), settings)
+        mean, std, digests = _write_splits(path, folder, chunks, sizes, columns, settings.dtype)
     table = Table(
         csv=CsvSource(path=settings.csv, sha256=digest),
         features=features,
@@ -103,7 +107,7 @@ def write_table(settings: PrepareSettings, folder: Path) -> Table:
     return table
 
 
-def choose_columns(path: Path, header: list[str], settings: PrepareSettings) -> tuple[list[str], str]:
+def choose_columns(source: CsvFile, header: list[str], settings: PrepareSettings) -> tuple[list[str], str]:
     """Return the features' names and the target's: those of the settings, or by default the last column and all others.
 
     Raises TableError when the CSV lacks a column that the settings name, or has no column left for a feature.
@@ -114,72 +118,104 @@ def choose_columns(path: Path, header: list[str], settings: PrepareSettings) -> 
         ("target", settings.target),
         ("split.column", split),
     ]
+    where = f"{source.path}: line {source.header_line}"
+    names = ", ".join(name if name.isprintable() else repr(name) for name in header)
+    remark = source.other_separator(header)
     for key, name in named:
         if name is not None and name not in header:
-            raise TableError(f"{path}: line 1: found no column {name!r} (prepare.{key}), allowed: {', '.join(header)}")
+            raise TableError(f"{where}: found no column {name!r} (prepare.{key}), allowed: {names}{remark}")
     target = settings.target or (candidates[-1] if candidates else "")
     features = settings.features or [name for name in candidates if name != target]
     if target in features:
         raise TableError(
-            f"{path}: line 1: found the last column {target!r}, the target by default, among prepare.features, "
+            f"{where}: found the last column {target!r}, the target by default, among prepare.features, "
             "allowed: prepare.target set to another column"
         )
     if not features:
-        raise TableError(f"{path}: line 1: found the columns {', '.join(header)}, allowed: a target and at least one feature")
+        raise TableError(f"{where}: found the columns {names}, allowed: a target and at least one feature{remark}")
     return features, target
 
 
-class _HashingReader(io.RawIOBase):
-    """A file read once, front to back, whose digest is known at the end."""
-
-    def __init__(self, file: IO[bytes], progress: tqdm) -> None:  # type: ignore[type-arg]
-        super().__init__()
-        self._file = file
-        self._progress = progress
-        self.digest = hashlib.sha256()
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        count = self._file.readinto(buffer)  # type: ignore[attr-defined]
-        self.digest.update(memoryview(buffer)[:count])
-        self._progress.update(count)
-        return int(count)
-
-
 def _stage(
-    path: Path, header: list[str], columns: list[str], settings: PrepareSettings, rows: IO[bytes], labels: IO[bytes]
+    source: CsvFile, columns: list[str], settings: PrepareSettings, rows: IO[bytes], labels: IO[bytes]
 ) -> tuple[str, int]:
-    """Append the CSV's values to `rows` and, with a split column, each row's split to `labels`, one byte a row.
+    """Append the CSV's values to `rows` and each row's position in SPLITS, where a column says it, to `labels`, as bytes.
 
     Return the CSV's digest and its number of rows.
     """
-    split = settings.split.column
-    total = 0
-    types = dict.fromkeys(columns, pa.float64()) | ({split: pa.string()} if split is not None else {})
-    # An empty cell must not become a missing value: it is refused as a number.
-    convert = pyarrow.csv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[], check_utf8=False)
-    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    with (
-        path.open("rb") as file,
-        tqdm(total=path.stat().st_size, desc="prepare", unit="B", unit_scale=True, disable=None) as bar,
-    ):
-        source = _HashingReader(file, bar)
+    with tqdm(total=source.size, desc="prepare", unit="B", unit_scale=True, disable=None) as bar:
+
+        def append(read: Callable[..., Iterator[tuple[NDArray[Any], NDArray[np.uint8]]]]) -> tuple[str, int]:
+            digest, total = hashlib.sha256(), 0
+
+            def see(content: memoryview) -> None:
+                digest.update(content)
+                bar.update(len(content))
+
+            for values, codes in read(source, columns, settings, see):
+                rows.write(values.data)
+                labels.write(codes.data)
+                total += len(values)
+            if not total:
+                raise pa.ArrowInvalid("found no rows")
+            return digest.hexdigest(), total
+
         try:
-            with pyarrow.csv.open_csv(source, parse_options=parse, convert_options=convert) as batches:
-                for batch in batches:
-                    values = _matrix(batch, columns, settings.dtype)
-                    _write_finite(rows, values)
-                    if split is not None:
-                        labels.write(_codes(batch.column(split)).data)
-                    total += len(values)
-        except pa.ArrowInvalid as error:
-            fault = find_fault(path, header, columns, settings.dtype, split)
-            raise TableError(fault or f"{path}: {' '.join(str(error).split())}") from None
-    if not total:
-        raise TableError(find_fault(path, header, columns, settings.dtype, split))
-    return source.digest.hexdigest(), total
+            return append(_fast_batches)
+        except pa.ArrowInvalid:
+            for staged in (rows, labels):
+                staged.seek(0)
+                staged.truncate()
+            bar.reset()
+            return append(_slow_batches)
+
+
+def _fast_batches(
+    source: CsvFile, columns: list[str], settings: PrepareSettings, see: See
+) -> Iterator[tuple[NDArray[Any], NDArray[np.uint8]]]:
+    """Give the values [B, columns] and, with a split column, the splits [B] of so many rows at a time, as pyarrow reads them.
+
+    Raises pa.ArrowInvalid when there is something that must be looked at cell by cell.
+    """
+    split = settings.split.column
+    types = dict.fromkeys(columns, pa.float64()) | ({split: pa.string()} if split is not None else {})
+    quotes = False
+
+    def look(content: memoryview) -> None:
+        nonlocal quotes
+        quotes = quotes or b'"' in bytes(content)
+
+    with (
+        source.content(see, look) as stream,
+        pyarrow.csv.open_csv(
+            stream,
+            read_options=pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=source.separator, newlines_in_values=True),
+            # An empty cell must not become a missing value: it is refused as a number.
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=types, include_columns=list(types), null_values=[], check_utf8=False
+            ),
+        ) as batches,
+    ):
+        for batch in batches:
+            values = _matrix(batch, columns, settings.dtype)
+            # Not a number, not finite, or perhaps an integer that was rounded.
+            if not (values.min(initial=0) > -EXACT and values.max(initial=0) < EXACT):
+                raise pa.ArrowInvalid("found a value to be looked at")
+            yield values, np.empty(0, np.uint8) if split is None else _codes(batch.column(split))
+    if quotes:
+        # pyarrow forgives a quote that is left open, and takes the rows behind it for text.
+        deque(source.rows(), maxlen=0)
+
+
+def _slow_batches(
+    source: CsvFile, columns: list[str], settings: PrepareSettings, see: See
+) -> Iterator[tuple[NDArray[Any], NDArray[np.uint8]]]:
+    """Give the same as `_fast_batches`, read cell by cell; raises TableError when there are faults."""
+    rows = checked_rows(source, columns, settings.dtype, settings.split.column, see)
+    while batch := list(islice(rows, 4096)):
+        codes = [SPLITS.index(split) for _, split in batch if split]
+        yield np.array([values for values, _ in batch], settings.dtype), np.array(codes, np.uint8)
 
 
 def _matrix(batch: pa.RecordBatch, columns: list[str], dtype: Dtype) -> NDArray[Any]:
@@ -189,12 +225,6 @@ def _matrix(batch: pa.RecordBatch, columns: list[str], dtype: Dtype) -> NDArray[
         for index, name in enumerate(columns):
             values[:, index] = batch.column(name).to_numpy(zero_copy_only=False)
     return values
-
-
-def _write_finite(file: IO[bytes], values: NDArray[Any]) -> None:
-    if not np.isfinite(values).all():
-        raise pa.ArrowInvalid("found a value that is not finite")
-    file.write(values.data)
 
 
 def _codes(column: pa.Array) -> NDArray[np.uint8]:
@@ -262,17 +292,23 @@ def _labelled(
 
 
 def _write_splits(
+    path: Path,
     folder: Path,
     chunks: Iterator[tuple[NDArray[Any], NDArray[np.uint8]]],
     sizes: dict[Split, int],
-    width: int,
+    columns: list[str],
     dtype: Dtype,
 ) -> tuple[list[float], list[float], dict[Split, str]]:
-    """Write each split's array; return the training rows' mean and standard deviation [width], and the arrays' digests."""
+    """Write each split's array; return the training rows' mean and standard deviation [columns], and the arrays' digests.
+
+    Raises TableError, before an array gets its name, when a column's deviation is beyond float64.
+    """
+    width = len(columns)
     count, origin, mean, squares = 0, np.zeros(width), np.zeros(width), np.zeros(width)
     with ExitStack() as stack:
         paths = {name: stack.enter_context(atomic_path(folder / f"{name}.npy")) for name in sizes}
         writers = {name: stack.enter_context(ArrayWriter(paths[name], sizes[name], width, dtype)) for name in sizes}
+        stack.enter_context(np.errstate(over="ignore", invalid="ignore"))
         for values, codes in chunks:
             for code, writer in enumerate(writers.values()):
                 writer.write(values[codes == code])
@@ -288,5 +324,9 @@ def _write_splits(
                     count - len(train)
                 ) / count
                 mean += delta * len(train) / count
+        for name, sum_of_squares in zip(columns, squares, strict=True):
+            if not np.isfinite(sum_of_squares):
+                found = "found training rows whose standard deviation is beyond float64"
+                raise TableError(f"{path}: column {name!r}: {found}, allowed: numbers between -1e150 and 1e150")
         digests = {name: writer.sha256 for name, writer in writers.items()}
     return (origin + mean).tolist(), np.sqrt(squares / count).tolist(), digests
