@@ -9,9 +9,10 @@ unexport PYTHONDONTWRITEBYTECODE
 READY := .venv/.ready
 UV := 0.13.9
 PORT ?= 5000
+TORTURE := $(wildcard tests/test_torture.py tests/test_fuzz_*.py tests/test_sync.py)
 STORE := $(or $(MLFLOW_TRACKING_URI),sqlite:///$(CURDIR)/mlflow.db)
 
-.PHONY: help setup repro test check ui bench lock
+.PHONY: help setup repro test torture check ui bench lock
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +36,9 @@ repro: $(READY) ## run the pipeline: what changed since the last run, and nothin
 
 test: $(READY) ## run the tests
 	pytest -n 2 --dist loadgroup
+
+torture: $(READY) ## kill, starve and feed rubbish at length: 25 random kills and more, thousands of mutations
+	TRUEFIT_TORTURE=1 pytest -n 2 --dist loadgroup -rA $(TORTURE)
 
 check: $(READY) ## check style, types, the direction of imports, and the documents
 	ruff format --check .

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from truefit import errors
 from truefit.checkpoint import Checkpoints, CheckpointSettings, fingerprint
 from truefit.config import flatten, load_settings, read_params
-from truefit.dataset import open_verified
+from truefit.dataset import TableDataset, open_verified
 from truefit.device import choose_device, configure
 from truefit.files import atomic_path
 from truefit.models import save_model, state_dict_bytes, state_dict_digest

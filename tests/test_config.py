@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from truefit.checkpoint import CheckpointSettings
 from truefit.config import Settings, flatten, load_settings, read_params
 from truefit.errors import SettingsError
 from truefit.evaluation import EvaluateSettings
@@ -20,6 +21,7 @@ SECTIONS: dict[str, type[Settings]] = {
     "train": TrainSettings,
     "evaluate": EvaluateSettings,
     "track": TrackSettings,
+    "checkpoint": CheckpointSettings,
 }
 
 # What DESIGN.md, "Names that others rely on", fixes.
@@ -59,6 +61,7 @@ DEFAULTS: dict[str, Any] = {
     },
     "evaluate": {"sample": 1000},
     "track": {"experiment": "truefit", "run_name": None},
+    "checkpoint": {"epochs": None, "seconds": 10.0},
 }
 
 GENERATE_KEYS = "rows, seed, intercept, coefficients, low, high, noise_std"
@@ -66,7 +69,7 @@ TRAIN_KEYS = (
     "engine, device, seed, threads, standardize, model, loss, optimizer, schedule, batch_size, shuffle, epochs, "
     "clip_norm, early_stopping"
 )
-SECTION_NAMES = "generate, prepare, train, evaluate, track"
+SECTION_NAMES = "generate, prepare, train, evaluate, track, checkpoint"
 
 
 @pytest.fixture(autouse=True)
@@ -474,9 +477,13 @@ def test_the_numpy_engine_refuses_an_accelerator(device: str) -> None:
         ("track", "{experiment: ''}", "experiment: found '', allowed: at least 1 character"),
         ("track", "{run_name: 5}", "run_name: found 5, allowed: a valid string"),
         ("track", "{run_name: ''}", "run_name: found '', allowed: at least 1 character"),
+        ("checkpoint", "{epoch: 1}", "epoch: unknown key, allowed: epochs, seconds; did you mean epochs?"),
+        ("checkpoint", "{epochs: 0}", "epochs: found 0, allowed: greater than or equal to 1"),
+        ("checkpoint", "{seconds: 0}", "seconds: found 0, allowed: greater than 0"),
+        ("checkpoint", "{seconds: .inf}", "seconds: found inf, allowed: a finite number"),
     ],
 )
-def test_evaluate_and_track_refuse(section: str, values: str, line: str) -> None:
+def test_evaluate_track_and_checkpoint_refuse(section: str, values: str, line: str) -> None:
     assert refusal(section, f"{section}: {values}\n") == f"params.yaml: {section}.{line}"
 
 

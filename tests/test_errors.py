@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from truefit import errors
-from truefit.errors import SettingsError, TruefitError
+from truefit.errors import SettingsError, StoppedError, TrainingError, TruefitError, is_final
 
 SRC = Path(__file__).parents[1] / "src"
 
@@ -26,7 +26,12 @@ def test_a_main_that_ends_well_gives_status_0_and_no_output(capfd: pytest.Captur
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("kind", [TruefitError, *TruefitError.__subclasses__()])
+def subclasses(kind: type[TruefitError]) -> list[type[TruefitError]]:
+    """Return the tree below `kind`, each class before those below it."""
+    return [found for child in kind.__subclasses__() for found in [child, *subclasses(child)]]
+
+
+@pytest.mark.parametrize("kind", [TruefitError, *(kind for kind in subclasses(TruefitError) if kind is not StoppedError)])
 def test_a_truefit_error_gives_status_2_and_one_line_on_stderr(
     kind: type[TruefitError], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -47,7 +52,7 @@ def test_a_text_of_several_lines_is_still_one_line_on_stderr(capfd: pytest.Captu
     assert capfd.readouterr().err == "error: data.csv: line 1: found no column 'z', allowed: a b, c\n"
 
 
-@pytest.mark.parametrize("kind", [ValueError, AssertionError, KeyboardInterrupt])
+@pytest.mark.parametrize("kind", [ValueError, AssertionError, SystemExit])
 def test_any_other_exception_passes_through(kind: type[BaseException], capfd: pytest.CaptureFixture[str]) -> None:
     def main() -> None:
         raise kind("our own bug")
@@ -58,11 +63,33 @@ def test_any_other_exception_passes_through(kind: type[BaseException], capfd: py
     assert capfd.readouterr() == ("", "")
 
 
+def test_ctrl_c_gives_status_130_and_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    assert errors.run(main) == 130
+
+    assert capfd.readouterr() == ("", "error: stopped by SIGINT\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "final"),
+    [
+        (None, True),
+        (TrainingError("not finite"), True),
+        (StoppedError(15, "here"), False),
+        (OSError("disk full"), False),
+        (KeyboardInterrupt(), False),
+    ],
+)
+def test_a_training_is_over_unless_it_could_end_otherwise(error: BaseException | None, final: bool) -> None:
+    assert is_final(error) == final
+
+
 def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
     drawn = re.findall(r"[├└]── (\w+) ", errors.__doc__ or "")
 
-    assert drawn == [kind.__name__ for kind in TruefitError.__subclasses__()]
-    assert [kind.__subclasses__() for kind in TruefitError.__subclasses__()] == [[]] * len(drawn)
+    assert drawn == [kind.__name__ for kind in subclasses(TruefitError)]
 
 
 def test_generate_with_a_wrong_setting_exits_with_2_and_one_line(tmp_path: Path) -> None:
