@@ -130,6 +130,18 @@ def test_a_file_that_fails_while_it_is_read_is_refused() -> None:
     assert header_error(Path("/proc/self/mem")) == "/proc/self/mem: cannot be read: Input/output error"
 
 
+def test_another_file_under_the_same_name_is_not_read(path: Path) -> None:
+    write(path, "x,y\n1,2\n")
+    source = CsvFile(path, ",")
+    path.rename("kept.csv")
+    write(path, "x,y\n1,2\n")
+
+    with pytest.raises(TableError) as caught:
+        read_header(source)
+
+    assert str(caught.value) == "data.csv: changed while it was read; run again"
+
+
 # --- quotes
 
 

@@ -270,7 +270,7 @@ def judge(case: Case) -> Verdict:
 
 def compress(content: bytes, compression: str | None) -> bytes:
     if compression == "gzip":  # in two members, as `cat a.gz b.gz` leaves them
-        return gzip.compress(content[:20]) + gzip.compress(content[20:])
+        return gzip.compress(content[:20], mtime=0) + gzip.compress(content[20:], mtime=0)
     return pa.compress(content, "zstd", asbytes=True) if compression else content
 
 
@@ -433,3 +433,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_damaged_csv_is_read_as_python_reads_it_or_its_faults_are_named(case: Case, folder: Path) -> None:
     assume(not case.content.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")))
     check(case, folder)
+
+
+@given(compression=st.sampled_from(["gzip", "zstd"]), place=places)
+@profile
+def test_a_compressed_csv_that_is_cut_off_anywhere_is_refused(compression: str, place: int, folder: Path) -> None:
+    stored = compress(numbered_csv(50).encode(), compression)
+
+    with pytest.raises(TableError) as caught:
+        prepare(folder, stored[: place % len(stored)])
+
+    assert str(caught.value).startswith(f"{folder / 'data.csv'}: ")

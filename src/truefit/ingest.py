@@ -10,6 +10,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -34,6 +35,8 @@ from truefit.table import SPLITS, TABLE_JSON, ArrayWriter, CsvSource, Dtype, Spl
 CHUNK_ROWS = 65_536
 # What pyarrow parses at a time; a row that is longer is left to csv_check.py.
 BLOCK_BYTES = 1 << 20
+_FLOAT64 = pa.float64()
+_LONG_INTEGER = r"^[ \t]*[+-]?[0-9]{16,}[ \t]*$"
 
 
 class SplitSettings(Settings):
@@ -160,25 +163,27 @@ def _stage(
                 raise pa.ArrowInvalid("found no rows")
             return digest.hexdigest(), total
 
-        try:
-            return append(_fast_batches)
-        except pa.ArrowInvalid:
-            for staged in (rows, labels):
-                staged.seek(0)
-                staged.truncate()
-            bar.reset()
-            return append(_slow_batches)
+        # Large numbers are rare, and to tell them from integers that float64 rounds takes their text.
+        for read in (_fast_batches, partial(_fast_batches, number=pa.string())):
+            try:
+                return append(read)
+            except pa.ArrowInvalid:
+                for staged in (rows, labels):
+                    staged.seek(0)
+                    staged.truncate()
+                bar.reset()
+        return append(_slow_batches)
 
 
 def _fast_batches(
-    source: CsvFile, columns: list[str], settings: PrepareSettings, see: See
+    source: CsvFile, columns: list[str], settings: PrepareSettings, see: See, number: pa.DataType = _FLOAT64
 ) -> Iterator[tuple[NDArray[Any], NDArray[np.uint8]]]:
     """Give the values [B, columns] and, with a split column, the splits [B] of so many rows at a time, as pyarrow reads them.
 
     Raises pa.ArrowInvalid when there is something that must be looked at cell by cell.
     """
     split = settings.split.column
-    types = dict.fromkeys(columns, pa.float64()) | ({split: pa.string()} if split is not None else {})
+    types = dict.fromkeys(columns, number) | ({split: pa.string()} if split is not None else {})
     quotes = False
 
     def look(content: memoryview) -> None:
@@ -200,7 +205,8 @@ def _fast_batches(
         for batch in batches:
             values = _matrix(batch, columns, settings.dtype)
             # Not a number, not finite, or perhaps an integer that was rounded.
-            if not (values.min(initial=0) > -EXACT and values.max(initial=0) < EXACT):
+            limit = EXACT if number == _FLOAT64 else np.inf
+            if not (values.min(initial=0) > -limit and values.max(initial=0) < limit):
                 raise pa.ArrowInvalid("found a value to be looked at")
             yield values, np.empty(0, np.uint8) if split is None else _codes(batch.column(split))
     if quotes:
@@ -223,7 +229,12 @@ def _matrix(batch: pa.RecordBatch, columns: list[str], dtype: Dtype) -> NDArray[
     values = np.empty((batch.num_rows, len(columns)), dtype)
     with np.errstate(over="ignore"):
         for index, name in enumerate(columns):
-            values[:, index] = batch.column(name).to_numpy(zero_copy_only=False)
+            column = batch.column(name)
+            if column.type == pa.string():
+                if pyarrow.compute.any(pyarrow.compute.match_substring_regex(column, _LONG_INTEGER)).as_py():
+                    raise pa.ArrowInvalid("found an integer that may be beyond 2^53")
+                column = pyarrow.compute.ascii_trim(column, characters=" \t").cast(pa.float64())
+            values[:, index] = column.to_numpy(zero_copy_only=False)
     return values
 
 
