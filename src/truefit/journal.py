@@ -13,28 +13,32 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import IO, Annotated, Literal, TypeVar
+from typing import IO, Annotated, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from truefit.errors import TrackingError
 from truefit.files import lock, naming, write_bytes, write_json
 
 # Records may wait so long for the disk; the operating system has them at once.
 SYNC_SECONDS = 1.0
+# Another process that sends the same journal is waited for so long.
+BUSY_SECONDS = 10.0
 
 JOURNAL = "journal.jsonl"
+DATASET_FIELDS = {"name", "digest", "source_type", "source", "schema", "profile"}
 
 T = TypeVar("T")
 
 Key = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Natural = Annotated[int, Field(ge=0, lt=2**63)]  # as much as a database takes
 
 
 def _check_place(name: str) -> str:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or len(path.parts) < 2 or str(path) != name:
-        raise ValueError("a relative path with a folder and no ..")
+    if path.is_absolute() or ".." in path.parts or len(path.parts) < 2 or str(path) != name or not name.isprintable():
+        raise ValueError("not a relative path with a folder and no ..")
     return name
 
 
@@ -54,7 +58,7 @@ class Header(_Line):
     store: str | None
     experiment: str
     name: str
-    start_time: int
+    start_time: Natural
     tags: dict[str, str]
     fingerprint: Digest | None = None
     completes: Digest | None = None
@@ -64,8 +68,8 @@ class Metrics(_Line):
     """Metrics at a step; `time` is in milliseconds."""
 
     kind: Literal["metrics"] = "metrics"
-    step: int
-    time: int
+    step: Natural
+    time: Natural
     values: dict[str, float]
 
 
@@ -74,6 +78,12 @@ class Values(_Line):
 
     kind: Literal["params", "tags", "dataset"]
     values: dict[str, str]
+
+    @model_validator(mode="after")
+    def _dataset_is_whole(self) -> Self:
+        if self.kind == "dataset" and set(self.values) != DATASET_FIELDS:
+            raise ValueError(f"a dataset has the fields {', '.join(sorted(DATASET_FIELDS))}")
+        return self
 
 
 class Artifact(_Line):
@@ -89,7 +99,7 @@ class Status(_Line):
 
     kind: Literal["status"] = "status"
     status: Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
-    time: int
+    time: Natural
     final: bool
 
 
@@ -103,7 +113,7 @@ class Sent(_Line):
     run_id: str | None = None
     name: str = ""
     joined: bool = False
-    offset: int = 0
+    offset: Natural = 0
 
 
 def now() -> int:
@@ -187,18 +197,27 @@ class Journal:
 
     @contextmanager
     def sending(self) -> Iterator[Sent]:
-        """Hold the journal for sending; raises TrackingError where another process does, or has done so to the end."""
-        try:
-            held = lock(self.folder / "lock")
-        except BlockingIOError:
-            raise TrackingError(f"{self.folder}: being sent by another process") from None
-        except FileNotFoundError:
-            raise TrackingError(f"{self.folder}: sent by another process") from None
+        """Hold the journal for sending.
+
+        Raises TrackingError where another process holds it for long, FileNotFoundError where one has sent it to the end.
+        """
+        latest = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                held = lock(self.folder / "lock")
+                break
+            except BlockingIOError:
+                if time.monotonic() > latest:
+                    raise TrackingError(f"{self.folder}: being sent by another process") from None
+                time.sleep(0.1)
         with held:
             yield self._sent()
 
     def save_sent(self, sent: Sent) -> None:
         """Keep how far the journal has reached the store."""
+        # Not further than the disk has it: after a power failure the offset would be that of other records.
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())
         write_json(self.folder / "sent.json", sent.model_dump())
 
     def is_sent(self) -> bool:
@@ -213,9 +232,13 @@ class Journal:
 
     def _sent(self) -> Sent:
         try:
-            return Sent.model_validate_json((self.folder / "sent.json").read_bytes())
+            sent = Sent.model_validate_json((self.folder / "sent.json").read_bytes())
         except (FileNotFoundError, ValidationError):
             return Sent()  # sending everything again changes nothing
+        with self._path.open("rb") as file:
+            file.seek(max(sent.offset - 1, 0))
+            ends_a_line = file.read(1) == b"\n"
+        return sent if ends_a_line or sent.offset == 0 else Sent()
 
     def _checked(self, validate: Callable[[bytes], T], line: bytes, position: int) -> T:
         try:

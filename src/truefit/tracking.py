@@ -209,7 +209,8 @@ class Store:
             try:
                 yield journal, self.send(journal)
             except (TrackingError, OSError) as error:
-                yield journal, error
+                if journal.folder.exists():  # where it is gone, another process has sent it to the end
+                    yield journal, error
 
     def send(self, journal: Journal) -> Sent:
         """Send what the store does not have yet, and return the run there; a run that has ended for good is removed.
@@ -240,8 +241,10 @@ class Store:
             return Sent(run_id=found[0].info.run_id, name=header.name)
         if header.completes:
             for other in pending(self._runs):
-                if other.header.store == self.address and _trained(other) == header.completes:
-                    self.send(other)
+                # Another process may have sent it to the end in this moment.
+                with suppress(FileNotFoundError):
+                    if other.header.store == self.address and _trained(other) == header.completes:
+                        self.send(other)
             where = f"tags.`{DIGEST_TAG}` = '{header.completes}' and attributes.status = 'FINISHED'"
             if found := self._search(client, experiment, where):
                 # A later one with the same bits has an evaluation of its own.
@@ -384,8 +387,10 @@ class Uploader(threading.Thread):
             else:
                 self._fault, wait, pause = None, FLUSH_SECONDS, 1.0
             if last:
-                return
+                break
             self._closing.wait(wait)
+        if not self._journal.folder.exists():  # sent to the end, if not here then by another process
+            self._fault = None
 
     def finish(self) -> str | None:
         """Wait for a last attempt, as long as the store answers; return what kept the journal from being sent, or None."""
