@@ -1,3 +1,4 @@
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -135,13 +136,19 @@ def test_sections_that_are_wrong_are_refused(content: str, line: str) -> None:
         ),
         (
             "generate: {rows: \u00e9}\n".encode("latin-1"),
-            'not YAML: unacceptable character #x00e9: invalid continuation byte in "params.yaml", position 17',
+            "line 1, column 18: found the byte 0xe9, allowed: text in UTF-8",
         ),
         (
             "generate: {rows: \0}\n",
-            'not YAML: unacceptable character #x0000: special characters are not allowed in "params.yaml", position 17',
+            "line 1, column 18: found the character 0x00, allowed: printable text",
         ),
-        ("generate: {rows: 2026-13-01}\n", "not YAML: month must be in 1..12"),
+        ("# café\ngenerate: {é: \xff\n".encode("latin-1"), "line 1, column 6: found the byte 0xe9, allowed: text in UTF-8"),
+        ("# café\ngenerate: {é: \0\n", "line 2, column 15: found the character 0x00, allowed: printable text"),
+        ("generate: {}".encode("utf-16"), "line 1, column 1: found the byte 0xff, allowed: text in UTF-8"),
+        ("generate: {rows: 2026-13-01}\n", "line 1, column 18: found '2026-13-01', which is no timestamp"),
+        ("generate:\n  rows: !!int ''\n", "line 2, column 9: found '', which is no int"),
+        ("train: {standardize: !!bool maybe}\n", "line 1, column 22: found 'maybe', which is no bool"),
+        (f"generate: {{rows: {'9' * 5000}}}\n", f"line 1, column 18: found '{'9' * 199}…, which is no int"),
     ],
 )
 def test_what_is_not_yaml_is_refused_with_its_place(content: str | bytes, line: str) -> None:
@@ -151,8 +158,53 @@ def test_what_is_not_yaml_is_refused_with_its_place(content: str | bytes, line: 
 def test_yaml_nested_beyond_all_bounds_is_refused() -> None:
     Path("params.yaml").write_text("[" * 1000)
 
-    with pytest.raises(SettingsError, match=r"^params\.yaml: not YAML: "):
+    with pytest.raises(SettingsError, match=r"^params\.yaml: found values nested too deeply to be read, allowed: 20 levels$"):
         read_params()
+
+
+PLAIN = "text, numbers, true, false, null, lists, keys and values"
+BOMB = "generate:\n  a: &a [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]\n" + "".join(
+    f"  {key}: &{key} [{', '.join([f'*{last}'] * 10)}]\n" for last, key in itertools.pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("generate: {low: 2020-01-01}", f"generate.low: found datetime.date(2020, 1, 1), allowed: {PLAIN}"),
+        ("generate: {coefficients: !!set {1}}", f"generate.coefficients: found {{1}}, allowed: {PLAIN}"),
+        ("track: {run_name: !!binary aGk=}", f"track.run_name: found b'hi', allowed: {PLAIN}"),
+        ("generate: {rows: &a [[*a]]}", "generate.rows.0: found values nested too deeply, allowed: 20 levels"),
+        ("train: &a {model: *a}", "train.model.model: found values nested too deeply, allowed: 20 levels"),
+        (f"train: {{model: {'[' * 20}{']' * 20}}}", "train.model.0: found values nested too deeply, allowed: 20 levels"),
+        (BOMB, "generate: found more than 10000 values, allowed: so many at most"),
+        (f"generate: {{rows: {2**63}}}", "generate.rows: found an integer of 64 bits, allowed: 63 at most"),
+        (f"generate: {{rows: 0x{'f' * 6000}}}", "generate.rows: found an integer of 24000 bits, allowed: 63 at most"),
+        ('prepare: {csv: "a\\0b"}', "prepare.csv: found the character 0x00, allowed: printable text"),
+        ('track: {run_name: "\\ud800"}', "track.run_name: found the character 0xd800, allowed: printable text"),
+        ('generate: {"a\\nb": 2020-01-01}', f"generate.'a\\nb': found datetime.date(2020, 1, 1), allowed: {PLAIN}"),
+    ],
+)
+def test_what_json_cannot_hold_is_refused_whichever_section_is_read(content: str, line: str) -> None:
+    assert refusal("evaluate", f"evaluate: {{}}\n{content}\n") == f"params.yaml: {line}"
+
+
+def test_an_alias_stands_for_its_value() -> None:
+    Path("params.yaml").write_text("generate: {seed: &seed 5}\nprepare: {split: {seed: *seed}}\n")
+
+    assert load_settings("prepare", PrepareSettings).split.seed == 5
+
+
+def test_a_key_with_a_line_break_is_named_in_one_line() -> None:
+    assert refusal("generate", 'generate: {"a\\nb": 1}\n') == (
+        f"params.yaml: generate.'a\\nb': unknown key, allowed: {GENERATE_KEYS}"
+    )
+
+
+def test_a_long_value_is_cut_in_the_error() -> None:
+    assert refusal("generate", f"generate: {{rows: {'a' * 500}}}\n") == (
+        f"params.yaml: generate.rows: found '{'a' * 199}…, allowed: a valid integer"
+    )
 
 
 def test_a_missing_params_yaml_is_refused() -> None:
