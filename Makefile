@@ -48,7 +48,7 @@ check: $(READY) ## check style, types, the direction of imports, and the documen
 	python tools/check_docs.py
 
 # --strict: a package that the service does not know, or does not answer for, is a failure. torch is not in the list.
-audit: $(READY) ## ask PyPI for known vulnerabilities of the packages in requirements.lock; needs the network
+audit: $(READY) ## ask the advisory database for known vulnerabilities of the packages in requirements.lock; needs the network
 	pip-audit --strict --require-hashes --disable-pip --progress-spinner off --requirement requirements.lock
 
 ui: $(READY) ## open the MLflow UI on http://127.0.0.1:5000 (another port: make ui PORT=5001)
