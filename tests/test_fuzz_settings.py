@@ -119,10 +119,12 @@ def complete(values: Any, defaults: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    return [plain(inner) for inner in value] if isinstance(value, tuple | list) else value
+def equal(found: Any, written: Any) -> bool:
+    if isinstance(found, dict):
+        return found.keys() == written.keys() and all(equal(found[key], written[key]) for key in found)
+    if isinstance(found, tuple | list):
+        return len(found) == len(written) and all(map(equal, found, written))
+    return bool(found == (float(written) if isinstance(found, float) else written))  # 2**53 + 1 is no float64
 
 
 def outcome(section: str, content: dict[str, Any]) -> str | None:
@@ -132,7 +134,7 @@ def outcome(section: str, content: dict[str, Any]) -> str | None:
     except SettingsError as error:
         return well_formed(str(error))
     model = SECTIONS[section]
-    assert plain(loaded.model_dump()) == plain(complete(content[section], model().model_dump()))
+    assert equal(loaded.model_dump(), complete(content[section], model().model_dump()))
     return None
 
 
