@@ -170,7 +170,9 @@ def test_a_wrong_quote_is_found_where_it_opens(rows: str, line: str, path: Path)
     assert fault(path, f"x,note,y\n1,t,2\n{rows}", ["x", "y"]) == f"data.csv: {line}"
 
 
-@pytest.mark.parametrize("rest", ['"2\n' + "1,2\n" * 50_000, '"' + '""' * 140_000 + '"\n1,2\n', "2" * 140_000 + "\n1,2\n"])
+@pytest.mark.parametrize(
+    "rest", ['"2\n' + "1,2\n" * 50_000, '"' + '""' * 140_000 + '"', '"' + '""' * 140_000 + '"\n1,2\n', "2" * 140_000 + ",3\n"]
+)
 def test_a_cell_that_is_too_long_is_refused_where_it_begins(rest: str, path: Path) -> None:
     assert fault(path, 'x,y\n1,2\n"' + '""' * 100_000 + '",' + rest, ["y"]) == (
         "data.csv: line 3, column 'y': found a cell of more than 131072 characters, "
@@ -265,6 +267,7 @@ def test_a_number_is_no_fault(cell: str, path: Path) -> None:
         ("1" * 39, f"'{'1' * 39}'", f"{EXACTLY}"),
         ("1" * 40, f"'{'1' * 40}'", "a number within float32's range"),
         ("9007199254740993", "'9007199254740993'", EXACTLY),
+        ("0" * 5000 + "9007199254740993", f"'{'0' * 40}'", EXACTLY),
         (" -009007199254740993", "' -009007199254740993'", EXACTLY),
     ],
 )

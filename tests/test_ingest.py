@@ -163,6 +163,15 @@ def test_columns_that_cannot_be_had_are_refused(settings: dict[str, Any], line: 
 
 
 @pytest.mark.parametrize(
+    ("header", "remark"), [("x1;y", "x1;y (is prepare.separator ';'?)"), ("x1;y,a b", "x1;y, a b"), ("x1", "x1")]
+)
+def test_another_separator_is_named_where_a_column_is_not_found(header: str, remark: str) -> None:
+    assert refusal(f"{header}\n1;2\n", features=["z"]) == (
+        f"data.csv: line 1: found no column 'z' (prepare.features), allowed: {remark}"
+    )
+
+
+@pytest.mark.parametrize(
     ("cell", "found"), [("val", "'val'"), ("Train", "'Train'"), (" test", "' test'"), ("", "an empty cell")]
 )
 def test_an_unknown_split_is_refused(cell: str, found: str) -> None:
@@ -238,6 +247,27 @@ def test_a_quote_that_is_not_closed_swallows_no_rows(last: str, rows: str) -> No
 
     assert line.startswith(f"data.csv: line {rows.count(chr(10)) + 2}, column ")
     assert line.endswith("found a quote that is not closed, allowed: a closing quote")
+
+
+@pytest.mark.parametrize(
+    ("behind", "found"),
+    [
+        ("", "a quote that is not closed, allowed: a closing quote"),
+        ('22,1,"t"\n', "text after a closing quote, allowed: ',' or the end of the row there"),
+    ],
+)
+def test_a_quote_in_the_last_column_that_is_not_used_swallows_no_rows(behind: str, found: str) -> None:
+    assert refusal(f'x,y,note\n20,1,t\n21,1,"t\n21,2,u\n{behind}', features=["x"], target="y") == (
+        f"data.csv: line 3, column 'note': found {found}"
+    )
+
+
+def test_a_quote_that_is_closed_too_late_is_found_in_the_first_of_several_blocks() -> None:
+    content = '21,1,"t"u\n' + "20,1,t\n" * 300_000
+
+    assert refusal(f"x,y,note\n{content}", features=["x"], target="y") == (
+        "data.csv: line 2, column 'note': found text after a closing quote, allowed: ',' or the end of the row there"
+    )
 
 
 @compressed
@@ -562,6 +592,15 @@ def test_a_table_of_several_real_chunks_is_complete_and_in_order(tmp_path: Path)
     for array in splits.values():
         assert (np.diff(array[:, 0]) > 0).all()
         assert np.array_equal(array[:, 1], 2 * array[:, 0])
+
+
+def test_a_split_column_decides_also_where_the_csv_is_read_cell_by_cell(tmp_path: Path) -> None:
+    content = "s,x,y\n" + "".join(f"{name},{row},9007199254740992\n" for row, name in enumerate(SPLITS * 3000))
+
+    prepare(tmp_path, content, split={"column": "s"})
+
+    for first, rows in enumerate(read_splits(tmp_path).values()):
+        assert rows[:, 0].tolist() == list(range(first, 9000, 3))
 
 
 # --- which values

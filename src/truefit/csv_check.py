@@ -122,7 +122,7 @@ class CsvFile:
             text = "".join(islice(lines, first - 1, last))
             ended = not next(lines, "")
         separator, limit = re.escape(self.separator), csv.field_size_limit()
-        whole_cell = re.compile(rf'({_QUOTED.pattern}|[^"{separator}\r\n][^{separator}\r\n]*|){separator}')
+        whole_cell = re.compile(rf'({_QUOTED.pattern}|(?!")[^{separator}]*){separator}')
         column, begin = 1, 0
         while (cell := whole_cell.match(text, begin)) and len(cell[1].replace('""', '"')) <= limit + 2:
             column, begin = column + 1, cell.end()
@@ -219,7 +219,7 @@ def checked_rows(
         if found:
             faults += [f"line {line}{fault}" for fault in found[: _SHOWN_FAULTS - len(faults)]]
             count += len(found)
-        elif not count:
+        else:
             yield [float(row[index]) for index in numeric], "" if split is None else row[split]
     if empty:
         raise TableError(f"{source.path}: line {source.header_line}: found no rows below the header, allowed: at least one")
@@ -243,7 +243,7 @@ def _number_fault(cell: str, dtype: Dtype) -> str | None:
     with np.errstate(over="ignore"):
         if not np.isfinite(np.dtype(dtype).type(value)):
             return f"a number within {dtype}'s range"
-    if (integer := _INTEGER.fullmatch(cell)) and (len(integer[1]) > len(str(EXACT)) or int(integer[1]) > EXACT):
+    if (integer := _INTEGER.fullmatch(cell)) and int(integer[1]) > EXACT:
         return f"an integer up to 2^53 ({EXACT}), beyond which float64 does not hold each, or a number such as 1e20"
     return None
 

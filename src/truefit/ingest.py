@@ -197,9 +197,7 @@ def _fast_batches(
             read_options=pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES),
             parse_options=pyarrow.csv.ParseOptions(delimiter=source.separator, newlines_in_values=True),
             # An empty cell must not become a missing value: it is refused as a number.
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=types, include_columns=list(types), null_values=[], check_utf8=False
-            ),
+            convert_options=pyarrow.csv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[]),
         ) as batches,
     ):
         for batch in batches:
