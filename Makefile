@@ -56,8 +56,9 @@ ui: $(READY) ## open the MLflow UI on http://127.0.0.1:5000 (another port: make 
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \
 		--backend-store-uri "$(STORE)" --default-artifact-root "file://$(CURDIR)/mlartifacts"
 
-bench: $(READY) ## time an epoch from the file against one from memory
+bench: $(READY) ## time an epoch from the file against one from memory, and a training with its server against one without
 	python benchmarks/loader.py
+	python benchmarks/outage.py
 
 lock: $(READY) ## renew requirements.lock
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --group dev --generate-hashes --no-annotate \

@@ -110,7 +110,9 @@ def test_the_readmes_shell_commands_are_ones_that_their_programs_take() -> None:
     assert {"make repro", "dvc repro --force", "dvc metrics diff", "dvc params diff", "dvc plots show"} <= {*commands}
     for part in [part for command in commands for part in command.split(" && ")]:
         program, *arguments = shlex.split(part)
-        assert program in (".", "cd", "dvc", "git", "make", "python")
+        assert program in (".", "cd", "dvc", "git", "make", "python", "truefit", "rm")
+        if program == "truefit":
+            assert arguments[0] in commands_of_truefit.commands
         if program == "dvc":
             parse_args(arguments)  # raises for an option or a command that DVC does not have
         if program == "make":
