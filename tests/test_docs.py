@@ -13,6 +13,8 @@ import pytest
 from dvc.cli import parse_args  # type: ignore[import-untyped]
 from test_config import SECTIONS
 
+from truefit.cli import commands as commands_of_truefit
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
