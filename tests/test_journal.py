@@ -105,6 +105,12 @@ def test_what_is_pending_comes_oldest_first(tmp_path: Path) -> None:
     assert [journal.header.start_time for journal in pending(tmp_path)] == [10, 20, 30]
 
 
+def test_of_the_same_millisecond_a_training_comes_before_an_evaluation(tmp_path: Path) -> None:
+    for number in range(8):
+        create(tmp_path, key=f"{number}" * 32, completes=None if number % 2 else "f" * 64)
+    assert [journal.header.completes is None for journal in pending(tmp_path)] == [True] * 4 + [False] * 4
+
+
 def test_records_reach_the_disk_at_most_once_a_second_and_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = create(tmp_path)
     synced: list[int] = []

@@ -251,12 +251,15 @@ class Journal:
 
 
 def pending(runs: Path) -> list[Journal]:
-    """Return the journals below `runs`, the oldest first; raises TrackingError for a damaged one."""
+    """Return the journals below `runs`, the oldest first, a training before its evaluation of the same millisecond.
+
+    Raises TrackingError for a damaged one.
+    """
     journals = []
     for path in runs.glob(f"[0-9a-f]*/{JOURNAL}"):
         with suppress(FileNotFoundError):  # sent and removed by another process in this moment
             journals.append(Journal(path.parent))
-    return sorted(journals, key=lambda journal: (journal.header.start_time, journal.header.key))
+    return sorted(journals, key=lambda journal: (journal.header.start_time, journal.header.completes is not None))
 
 
 def _store(folder: Path, name: str, content: bytes) -> Artifact:
