@@ -243,7 +243,8 @@ class Store:
             for other in pending(self._runs):
                 # Another process may have sent it to the end in this moment.
                 with suppress(FileNotFoundError):
-                    if other.header.store == self.address and _trained(other) == header.completes:
+                    earlier = other.header.store == self.address and other.header.start_time <= header.start_time
+                    if earlier and _trained(other) == header.completes:
                         self.send(other)
             where = f"tags.`{DIGEST_TAG}` = '{header.completes}' and attributes.status = 'FINISHED'"
             if found := self._search(client, experiment, where):
