@@ -33,4 +33,14 @@ def sync() -> None:
 
 def main() -> None:
     """Run the command of the arguments; exit as the stages do."""
-    sys.exit(errors.run(commands))
+    sys.exit(errors.run(_run))
+
+
+def _run() -> None:
+    try:
+        commands(standalone_mode=False)
+    except click.Abort:  # what click makes of Ctrl-C
+        raise KeyboardInterrupt from None
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)

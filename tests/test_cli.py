@@ -1,0 +1,51 @@
+"""The command `truefit`: how it exits."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from workspace import ROOT
+
+from truefit.journal import Header, Journal
+
+COMMAND = [sys.executable, "-c", "from truefit.cli import main; main()"]
+
+
+def environment(root: Path, uri: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
+    return kept | {"PYTHONPATH": str(ROOT / "src"), "DVC_ROOT": str(root), "MLFLOW_TRACKING_URI": uri}
+
+
+@pytest.mark.parametrize("arguments", [["sink"], ["sync", "more"]])
+def test_arguments_that_it_does_not_know_are_refused_with_the_way_to_help(tmp_path: Path, arguments: list[str]) -> None:
+    done = subprocess.run([*COMMAND, *arguments], env=environment(tmp_path, ""), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--help' for help." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_sync_with_nothing_to_send_prints_nothing_and_makes_no_store(tmp_path: Path) -> None:
+    done = subprocess.run([*COMMAND, "sync"], env=environment(tmp_path, ""), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_interrupted_sync_exits_as_an_interrupted_stage_and_keeps_the_run(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        uri = f"http://127.0.0.1:{server.getsockname()[1]}"
+        header = Header(key="0" * 32, store=uri, experiment="e", name="n", start_time=5, tags={})
+        Journal.create(tmp_path / ".truefit/runs", header, [], {})
+        process = subprocess.Popen(
+            [*COMMAND, "sync"], env=environment(tmp_path, uri), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        connection, _ = server.accept()  # and give no answer
+        with connection:
+            process.send_signal(signal.SIGINT)
+            _, complaint = process.communicate(timeout=60)
+    assert (process.returncode, complaint) == (130, "\nerror: stopped by SIGINT\n")  # below the ^C of a terminal
+    assert (tmp_path / ".truefit/runs" / header.key / "journal.jsonl").exists()
