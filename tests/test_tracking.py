@@ -276,6 +276,26 @@ def test_training_of_another_fingerprint_or_after_one_that_is_over_is_a_run_of_i
     assert names == ["done", "done", "failed", "other", "stopped"]
 
 
+def test_training_begins_although_the_run_before_it_is_sent_in_this_moment(
+    root: Path, track: TrackSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "send", refuse)
+        complete(track, "model")
+    assert len(waiting(root, track)) == 1
+
+    def pending_until_now(runs: Path) -> list[Journal]:
+        found = pending(runs)
+        for journal in found:
+            if journal.header.experiment == track.experiment:
+                Store().send(journal)  # as a `truefit sync` beside it may
+        return found
+
+    monkeypatch.setattr(tracking, "pending", pending_until_now)
+    complete(track, "model")
+    assert len(stored(root, track.experiment)) == 2
+
+
 def test_sending_everything_again_adds_nothing(root: Path, track: TrackSettings) -> None:
     given = origin({"lr": 0.1}, {"own": "tag"}, {"record/a.txt": b"content"})
     with pytest.raises(KeyboardInterrupt), Store().training_run(track, "again", digest_of(track, "f"), lambda: given) as run:

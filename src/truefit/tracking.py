@@ -136,8 +136,7 @@ class Store:
         """
         with suppress(StoreAwayError):
             self._experiment(track.experiment)
-        open_runs = [journal for journal in pending(self._runs) if journal.header.fingerprint == fingerprint]
-        journal = next((journal for journal in open_runs if not journal.final), None)
+        journal = self._open_run(fingerprint)
         if journal is None:
             origin = read_origin()
             header = self._header(track, name, fingerprint=fingerprint)
@@ -161,6 +160,15 @@ class Store:
         journal = Journal.create(self._runs, header, [Values(kind="tags", values={DIGEST_TAG: digest})], {})
         with self._recording(journal) as run:
             yield run
+
+    def _open_run(self, fingerprint: str) -> Journal | None:
+        """Return the journal of an interrupted training that has the fingerprint."""
+        for journal in pending(self._runs):
+            # One that is over may be sent and removed by another process in this moment.
+            with suppress(FileNotFoundError):
+                if journal.header.fingerprint == fingerprint and not journal.final:
+                    return journal
+        return None
 
     def _header(self, track: TrackSettings, name: str, **purpose: str) -> Header:
         from mlflow.tracking.context.registry import resolve_tags
