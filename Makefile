@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 READY := .venv/.ready
 UV := 0.13.9
 PORT ?= 5000
-TORTURE := $(wildcard tests/test_torture.py tests/test_fuzz_*.py tests/test_sync.py)
+TORTURE := tests/test_torture.py tests/test_fuzz_csv.py tests/test_fuzz_settings.py tests/test_sync.py
 STORE := $(or $(MLFLOW_TRACKING_URI),sqlite:///$(CURDIR)/mlflow.db)
 
 .PHONY: help setup repro test torture check audit ui bench lock

@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
+from pairs import print_pairs
 
 from truefit.batches import ShuffledChunks, make_loader
 from truefit.dataset import TableDataset
@@ -68,10 +68,7 @@ def main() -> None:
             between = time.perf_counter()
             epoch_in_memory()
             seconds.append((between - started, time.perf_counter() - between))
-    file, memory = np.array(seconds[1:]).T  # the first pair warms up
-    for name, values in [("from the file, s", file), ("in memory, s", memory), ("ratio", file / memory)]:
-        low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
-        print(f"{name:18} median {median:.3f}, quartiles {low:.3f} to {high:.3f}, {pairs} pairs")
+    print_pairs("from the file", "in memory", seconds)
 
 
 if __name__ == "__main__":

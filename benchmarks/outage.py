@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
+from pairs import print_pairs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -48,13 +48,13 @@ def main() -> None:
         workspace.run("python", "src/generate.py", "data/synthetic.csv")
         workspace.run("python", "src/prepare.py", "data/prepared")
         try:
-            measured = [[seconds(workspace, server, away) for away in (False, True)] for _ in range(pairs + 1)]
+            measured = []
+            for _ in range(pairs + 1):
+                there = seconds(workspace, server, away=False)
+                measured.append((seconds(workspace, server, away=True), there))
         finally:
             server.kill()
-    there, away = np.array(measured[1:]).T  # the first pair warms up
-    for name, values in [("server there, s", there), ("server away, s", away), ("ratio", away / there)]:
-        low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
-        print(f"{name:18} median {median:.3f}, quartiles {low:.3f} to {high:.3f}, {pairs} pairs")
+    print_pairs("server away", "server there", measured)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import csv
 import gzip
 import hashlib
 import io
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,22 +19,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from helpers_data import numbered_csv, prepare, read_splits
-from hypothesis import Phase, assume, given, settings
+from helpers_torture import fuzz
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from truefit import ingest
 from truefit.errors import TableError
 from truefit.table import SPLITS
 
-TORTURE = os.environ.get("TRUEFIT_TORTURE") == "1"
-profile = settings(
-    max_examples=2000 if TORTURE else 300,
-    derandomize=not TORTURE,
-    print_blob=TORTURE,
-    phases=(Phase.explicit, Phase.generate, Phase.shrink),
-    deadline=None,
-    database=None,
-)
+profile = fuzz(examples=300)
 
 # Numbers in unusual clothes, and what only looks like one; written into cells.
 ODD_NUMBERS = [

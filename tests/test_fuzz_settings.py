@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import Phase, given, settings
+from helpers_torture import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 from test_config import PARAMS_YAML, SECTIONS
@@ -19,15 +20,7 @@ from test_config import PARAMS_YAML, SECTIONS
 from truefit.config import load_settings, read_params
 from truefit.errors import SettingsError
 
-TORTURE = os.environ.get("TRUEFIT_TORTURE") == "1"
-profile = settings(
-    max_examples=2000 if TORTURE else 100,
-    derandomize=not TORTURE,
-    print_blob=TORTURE,
-    phases=(Phase.explicit, Phase.generate, Phase.shrink),
-    deadline=None,
-    database=None,
-)
+profile = fuzz(examples=100)
 
 Place = tuple[str, ...]
 

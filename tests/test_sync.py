@@ -14,12 +14,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers_torture import SEED, TORTURE
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from workspace import Workspace
-
-TORTURE = os.environ.get("TRUEFIT_TORTURE") == "1"
-SEED = int(os.environ.get("TRUEFIT_SEED", time.time_ns() % 2**32 if TORTURE else 7))
 
 TRAIN = ("python", "src/train.py", "data/prepared", "results")
 EPOCHS = 30

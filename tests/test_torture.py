@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers_torture import SEED, TORTURE
 from mlflow.entities import Run
 from workspace import Workspace
-
-TORTURE = os.environ.get("TRUEFIT_TORTURE") == "1"
-SEED = int(os.environ.get("TRUEFIT_SEED", time.time_ns() % 2**32 if TORTURE else 7))
 
 LOSSES = ("train_loss", "validation_loss", "learning_rate", "epoch_seconds", "train_rows_per_second")
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import random
 import shutil
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers_torture import TORTURE
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 from workspace import ROOT
@@ -510,7 +510,7 @@ def test_kill_while_the_store_is_created_leaves_nothing_that_the_next_start_cann
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     delays = random.Random(seed)
-    for _ in range(4 if os.environ.get("TRUEFIT_TORTURE") else 1):
+    for _ in range(4 if TORTURE else 1):
         process = start(tmp_path)
         while not (tmp_path / ".mlflow.db.tmp").exists() and process.poll() is None:
             time.sleep(0.01)
