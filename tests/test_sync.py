@@ -81,7 +81,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def workspace(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Workspace:
     workspace = Workspace(tmp_path_factory.mktemp("clone"))
     workspace.environment |= {"MLFLOW_TRACKING_URI": server.uri, "PYTHONPATH": str(workspace.path / "src")}
-    workspace.set_params(generate__rows=10_000, train__engine="numpy", train__batch_size=1, train__epochs=EPOCHS)
+    workspace.set_params(generate__rows=5_000, train__engine="numpy", train__batch_size=1, train__epochs=EPOCHS)
     workspace.run("python", "src/generate.py", "data/synthetic.csv")
     workspace.run("python", "src/prepare.py", "data/prepared")
     return workspace

@@ -1,9 +1,9 @@
-"""CSV -> validated, split table, in one pass over the CSV.
+"""CSV -> validated, split table: in one pass over the CSV where pyarrow's fast reader takes it, else in several.
 
 Reads the CSV at `prepare.csv`; writes the arrays and the description that table.py defines. Guarantees that every value is
 the finite number that the CSV says, that each split keeps the CSV's row order, the same bytes for the same CSV and settings,
 and memory bounded by a chunk of rows: the rows wait in a staging file until their number, and with it the size of each
-split, is known. What pyarrow's fast reader cannot take, or might take otherwise than it was meant, csv_check.py reads.
+split, is known. What the fast reader cannot take, or might take otherwise than it was meant, csv_check.py reads.
 """
 
 import hashlib

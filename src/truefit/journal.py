@@ -18,7 +18,7 @@ from typing import IO, Annotated, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from truefit.errors import TrackingError
-from truefit.files import lock, naming, write_bytes, write_json
+from truefit.files import lock, naming, sha256, write_bytes, write_json
 
 # Records may wait so long for the disk; the operating system has them at once.
 SYNC_SECONDS = 1.0
@@ -184,9 +184,9 @@ class Journal:
                 yield record, position
 
     def artifact(self, record: Artifact) -> Path:
-        """Return the file of an artifact; raises TrackingError when it is not what was written."""
+        """Return the file of an artifact; raises TrackingError when it is not what was written, or is gone."""
         path = self.folder / "artifacts" / record.name
-        if hashlib.sha256(path.read_bytes()).hexdigest() != record.sha256:
+        if not path.is_file() or sha256(path) != record.sha256:
             raise TrackingError(f"{path}: its digest is not the one in {JOURNAL}; remove {self.folder} to give the run up")
         return path
 
@@ -219,10 +219,6 @@ class Journal:
         with self._path.open("rb") as file:
             os.fsync(file.fileno())
         write_json(self.folder / "sent.json", sent.model_dump())
-
-    def is_sent(self) -> bool:
-        """Say whether the store has every record."""
-        return self._sent().offset >= self._path.stat().st_size
 
     def remove(self) -> None:
         """Remove the folder, at once for every reader; to be called while `sending`."""

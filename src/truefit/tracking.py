@@ -1,9 +1,10 @@
 """MLflow: one run for every executed training, completed by its evaluation.
 
 The only module that imports mlflow. Writes each run's journal, and sends it to the store at `MLFLOW_TRACKING_URI`, or else to
-mlflow.db and mlartifacts/ in the repository's root, also from DVC's temporary workspaces. Guarantees that a training never
-waits for the store, that whatever the store has not acknowledged stays in the journal, and that sending it again adds nothing:
-a run is found by its key, and the same metric of the same time and step counts once.
+mlflow.db and mlartifacts/ in the repository's root, also from DVC's temporary workspaces. Guarantees that no step of a
+training waits for the store (its start and its end may, for a bounded time), that whatever the store has not acknowledged
+stays in the journal, and that sending it again adds nothing: a run is found by its key, and the same metric of the same time
+and step counts once.
 """
 
 import json
@@ -228,17 +229,20 @@ class Store:
         header = journal.header
         if header.store != self.address:
             raise TrackingError(f"is for the store {header.store or 'of this repository'}; see MLFLOW_TRACKING_URI")
-        with journal.sending() as sent, self._errors():
+        with journal.sending() as before, self._errors():
             client = self._connect()
-            if sent.run_id is None:
-                sent = self._find_or_create(client, header)
+            sent = before if before.run_id else self._find_or_create(client, header)
+            last: Record | None = None
             try:
                 for batch in _batches(journal.read(sent.offset)):
                     self._apply(client, journal, sent, [record for record, _ in batch])
-                    sent = sent.model_copy(update={"offset": batch[-1][1]})
+                    last, offset = batch[-1]
+                    sent = sent.model_copy(update={"offset": offset})
             finally:
-                journal.save_sent(sent)
-            if journal.is_sent() and journal.final:
+                if sent != before:
+                    journal.save_sent(sent)
+            # The whole journal is read where nothing was new, and not while records come in.
+            if journal.final if last is None else isinstance(last, Status) and last.final:
                 journal.remove()
         return sent
 
