@@ -59,13 +59,17 @@ class Disk:
         subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
 
 
-@pytest.fixture(scope="module")
+# One worker, so that the stages run undisturbed once.
+pytestmark = pytest.mark.xdist_group("disk")
+
+
+@pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which all stages ran undisturbed, and in which the store is."""
     return tmp_path_factory.mktemp("reference")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stages(reference: Path) -> Iterator[Stages]:
     (reference / "params.yaml").write_text(PARAMS)
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]

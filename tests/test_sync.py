@@ -20,7 +20,7 @@ from mlflow.entities import Run
 from workspace import Workspace
 
 TRAIN = ("python", "src/train.py", "data/prepared", "results")
-EPOCHS = 30
+EPOCHS = 24
 
 pytestmark = pytest.mark.xdist_group("server")
 
@@ -70,14 +70,14 @@ class Server:
             self.process = None
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("server"))
     yield server
     server.kill()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Workspace:
     workspace = Workspace(tmp_path_factory.mktemp("clone"))
     workspace.environment |= {"MLFLOW_TRACKING_URI": server.uri, "PYTHONPATH": str(workspace.path / "src")}

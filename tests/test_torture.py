@@ -22,14 +22,14 @@ LOSSES = ("train_loss", "validation_loss", "learning_rate", "epoch_seconds", "tr
 
 # Every engine, model, optimizer, schedule and shuffle, with and without early stopping, dropout, clipping and standardisation.
 TRAININGS: dict[str, dict[str, Any]] = {
-    "numpy": {"engine": "numpy", "batch_size": 1, "schedule": {"name": "cosine", "min_lr": 0.001}, "epochs": 24},
+    "numpy": {"engine": "numpy", "batch_size": 1, "schedule": {"name": "cosine", "min_lr": 0.001}, "epochs": 12},
     "mlp": {
         "model": {"name": "mlp", "hidden": [16], "dropout": 0.2},
         "optimizer": {"name": "adam", "lr": 0.01},
         "schedule": {"name": "plateau", "patience": 0},
         "shuffle": "block",
         "batch_size": 2,
-        "epochs": 5,
+        "epochs": 3,
     },
     "autograd": {
         "engine": "autograd",
@@ -70,7 +70,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
 KILLS = dict.fromkeys(TRAININGS, 4) if TORTURE else {"numpy": 1, "mlp": 1}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A clone with a table of 8,000 training rows, so that an epoch of small batches is several chunks long."""
     workspace = Workspace(tmp_path_factory.mktemp("clone"))
@@ -186,7 +186,7 @@ def test_stopped_training_saves_where_it_is_and_goes_on_in_the_same_run(
     process.send_signal(number)
     _, complaint = process.communicate()
     assert process.returncode == status
-    assert re.fullmatch(rf"error: stopped by {name} after \d+ of 24 epochs; the next run goes on from there\n", complaint), (
+    assert re.fullmatch(rf"error: stopped by {name} after \d+ of 12 epochs; the next run goes on from there\n", complaint), (
         complaint
     )
     (run,) = workspace.runs(name)
@@ -200,8 +200,8 @@ def test_stopped_training_saves_where_it_is_and_goes_on_in_the_same_run(
     assert resumed.info.run_id == run.info.run_id
     assert resumed.info.status == "FINISHED"
     assert "failure" not in resumed.data.tags
-    assert [step for step, _ in histories(workspace, resumed)["train_loss"]] == list(range(1, 25))
-    assert done_epochs < 24
+    assert [step for step, _ in histories(workspace, resumed)["train_loss"]] == list(range(1, 13))
+    assert done_epochs < 12
 
 
 @pytest.mark.xdist_group("torture")
@@ -230,7 +230,7 @@ def test_two_repros_at_once_leave_what_one_does(tmp_path: Path) -> None:
     workspace.run("dvc", "repro")
     workspace.run("dvc", "status", "--quiet")
     lock = (tmp_path / "dvc.lock").read_bytes()
-    workspace.run("dvc", "repro", "--force")
+    workspace.run("dvc", "repro", "--force", "--single-item", "generate", "prepare", "train")
     assert (tmp_path / "dvc.lock").read_bytes() == lock
     assert {run.info.status for run in workspace.runs()} == {"FINISHED"}
 
@@ -249,7 +249,7 @@ def test_killed_pipeline_ends_with_the_bits_of_one_that_was_not(tmp_path: Path, 
     print(f"seed {SEED}")
     (tmp_path / "clone").mkdir()
     workspace = Workspace(tmp_path / "clone")
-    workspace.set_params(generate__rows=200_000, train__epochs=3, checkpoint__seconds=0.1)
+    workspace.set_params(generate__rows=50_000, train__epochs=3, checkpoint__seconds=0.1)
     workspace.commit()
     shutil.copytree(tmp_path / "clone", tmp_path / "reference")
     started = time.monotonic()
