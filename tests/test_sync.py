@@ -144,7 +144,9 @@ def check_warned(process: subprocess.Popen[str]) -> None:
     assert complaint.count("\n") == 1
 
 
-def test_server_away_from_the_start_gets_the_run_with_its_own_start_time(workspace: Workspace, server: Server) -> None:
+def test_server_away_from_the_start_gets_the_run_with_its_own_start_time_and_no_other_store_does(
+    workspace: Workspace, server: Server
+) -> None:
     server.kill()
     began = time.time() * 1000
     process = start(workspace, "start")
@@ -153,6 +155,10 @@ def test_server_away_from_the_start_gets_the_run_with_its_own_start_time(workspa
     check_warned(process)
     assert waiting(workspace) == 1
     assert "error: 1 runs could not be sent; they are kept" in sync(workspace, status=2).stderr
+
+    other = workspace.run("truefit", "sync", status=2, MLFLOW_TRACKING_URI=f"sqlite:///{workspace.path / 'other.db'}")
+    assert f"is for the store {server.uri}; see MLFLOW_TRACKING_URI" in other.stderr
+    assert waiting(workspace) == 1
 
     # Its evaluation waits as well, and is to join it.
     evaluated = workspace.run("python", "src/evaluate.py", "data/prepared", "results", "data/synthetic.csv")
@@ -220,15 +226,3 @@ def test_sync_beside_a_training_neither_doubles_nor_loses(workspace: Workspace, 
     assert (process.communicate()[1], process.returncode) == ("", 0)
     assert waiting(workspace) == 0
     check_whole(workspace, server, "beside")
-
-
-def test_sync_leaves_a_run_for_the_store_that_it_is_for(workspace: Workspace, server: Server) -> None:
-    server.kill()
-    process = start(workspace, "another store")
-    check_warned(process)
-    other = workspace.run("truefit", "sync", status=2, MLFLOW_TRACKING_URI=f"sqlite:///{workspace.path / 'other.db'}")
-    assert f"is for the store {server.uri}; see MLFLOW_TRACKING_URI" in other.stderr
-    assert waiting(workspace) == 1
-    server.start()
-    sync(workspace)
-    check_whole(workspace, server, "another store")
