@@ -247,6 +247,8 @@ def damaged(draw: st.DrawFn) -> bytes:
     return content
 
 
+# An anchor may be used twice in YAML; ruamel reads it so, and warns.
+@pytest.mark.filterwarnings("ignore::ruamel.yaml.error.ReusedAnchorWarning")
 @profile
 @given(damaged())
 def test_damaged_text_loads_as_the_yaml_that_it_is_or_is_refused_with_its_place(content: bytes) -> None:
