@@ -93,8 +93,10 @@ CHOICES: dict[Place, list[Any]] = {
 
 
 def write(content: Any) -> None:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False  # in flow style it writes `{:0: x}`, which it does not read
     with Path("params.yaml").open("w", encoding="utf-8") as file:
-        YAML(typ="safe", pure=True).dump(content, file)
+        yaml.dump(content, file)
 
 
 def change(content: dict[str, Any], place: Place) -> dict[str, Any]:
