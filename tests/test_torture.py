@@ -256,7 +256,8 @@ def test_killed_pipeline_ends_with_the_bits_of_one_that_was_not(tmp_path: Path, 
     workspace = Workspace(tmp_path / "clone")
     workspace.set_params(generate__rows=50_000, train__epochs=3, checkpoint__seconds=0.1)
     workspace.commit()
-    shutil.copytree(tmp_path / "clone", tmp_path / "reference")
+    for copy in ("reference", "fresh"):
+        shutil.copytree(tmp_path / "clone", tmp_path / copy)
     started = time.monotonic()
     reference = subprocess.run(
         ["dvc", "repro"], cwd=tmp_path / "reference", env=workspace.environment, capture_output=True, text=True, check=False
@@ -265,13 +266,17 @@ def test_killed_pipeline_ends_with_the_bits_of_one_that_was_not(tmp_path: Path, 
     assert reference.returncode == 0, reference.stderr
 
     kills = 0
-    for _ in range(6 if TORTURE else 1):
+    while kills < (6 if TORTURE else 1):
         process = start(workspace, "dvc", "repro")
         time.sleep(generator.uniform(0, 0.8 * duration))
-        kills += kill(process)
-        drop_torn_lock(workspace)
+        if kill(process):
+            kills += 1
+            drop_torn_lock(workspace)
+        else:  # it was faster than the reference, on a machine that others use: once more, from the start
+            duration *= 0.8
+            shutil.rmtree(tmp_path / "clone")
+            shutil.copytree(tmp_path / "fresh", tmp_path / "clone")
     workspace.run("dvc", "repro")
-    assert kills
     for file in ("dvc.lock", "results/metrics.json", "results/history.csv", "results/model.pt", "results/predictions.csv"):
         assert (workspace.path / file).read_bytes() == (tmp_path / "reference" / file).read_bytes(), file
     assert not list(workspace.path.glob("**/.*.tmp"))
