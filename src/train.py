@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from truefit.checkpoint import Checkpoints, CheckpointSettings, fingerprint
 from truefit.config import flatten, load_settings, read_params
 from truefit.dataset import TableDataset, open_verified
 from truefit.device import choose_device, configure
+from truefit.engines import choose_engine
 from truefit.files import atomic_path
 from truefit.models import save_model, state_dict_bytes, state_dict_digest
 from truefit.provenance import read_environment, read_workspace
@@ -35,10 +38,14 @@ def main() -> None:
     configure(settings.threads)
     datasets, store = open_verified(arguments.table, "train", "validation"), Store()
     table = datasets[0].table
+    as_written, settings = settings, with_engine(settings, len(datasets[0]), device)
+    # Inductor unpickles what it finds in its cache; its own choice is a folder under /tmp, with a name that others can guess.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(repository_root() / ".truefit/inductor"))
     key = fingerprint(device, settings.model_dump(), table.digest, track.model_dump(), store.address)
+    origin = partial(read_origin, as_written, settings.engine, table, device)
     with (
         Checkpoints(repository_root() / ".truefit/checkpoints" / key, every) as checkpoints,
-        store.training_run(track, run_name(settings), key, lambda: read_origin(settings, table, device)) as run,
+        store.training_run(track, run_name(settings), key, origin) as run,
     ):
         outcome = train_with_progress(datasets, settings, device, run, checkpoints)
         save_outcome(outcome, settings, table, arguments.results, run)
@@ -47,14 +54,23 @@ def main() -> None:
     print(run)
 
 
+def with_engine(settings: TrainSettings, rows: int, device: torch.device) -> TrainSettings:
+    """Return the settings with the engine chosen, and say which, where they leave it to the number of steps."""
+    if settings.engine != "auto":
+        return settings
+    engine, reason = choose_engine(settings.steps(rows), device)
+    print(f"engine: {engine}, since {reason}")
+    return settings.model_copy(update={"engine": engine})
+
+
 def run_name(settings: TrainSettings) -> str:
     """Return a name that tells runs apart: model, optimizer, learning rate, batch size and engine."""
     optimizer = settings.optimizer
     return f"{settings.model.name} {optimizer.name} lr={optimizer.lr:g} batch={settings.batch_size} {settings.engine}"
 
 
-def read_origin(settings: TrainSettings, table: Table, device: torch.device) -> Origin:
-    """Return all that the run starts from: every param, the dataset, the code and the environment."""
+def read_origin(settings: TrainSettings, engine: str, table: Table, device: torch.device) -> Origin:
+    """Return all that the run starts from: every param, the engine chosen, the dataset, the code and the environment."""
     workspace, environment = read_workspace(), read_environment(device)
     files = {f"record/{name}": Path(name).read_bytes() for name in RECORDED_FILES if Path(name).exists()}
     patch = {"record/diff.patch": workspace.patch} if workspace.dirty else {}
@@ -62,7 +78,7 @@ def read_origin(settings: TrainSettings, table: Table, device: torch.device) -> 
     digests = {"csv.sha256": table.csv.sha256, "table.sha256": table.digest}
     return Origin(
         params=flatten({**read_params(), "train": settings.model_dump()}),
-        tags={**digests, **commit, "git.dirty": str(workspace.dirty).lower(), **environment},
+        tags={"engine": engine, **digests, **commit, "git.dirty": str(workspace.dirty).lower(), **environment},
         table=table,
         artifacts={**files, **patch, "record/environment.json": json.dumps(environment, indent=2).encode()},
     )
@@ -86,7 +102,11 @@ def train_with_progress(
             bar.set_postfix(train=f"{epoch.train_loss:.4g}", validation=f"{epoch.validation_loss:.4g}", refresh=False)
             bar.update()
 
-        return train(datasets, settings, device, on_epoch, checkpoints)
+        def on_compiled(seconds: float) -> None:
+            run.set_tags({"compile_seconds": f"{seconds:.1f}"})
+            tqdm.write(f"compiled in {seconds:.1f} s")
+
+        return train(datasets, settings, device, on_epoch, checkpoints, on_compiled)
 
 
 def save_outcome(outcome: Outcome, settings: TrainSettings, table: Table, results: Path, run: Run) -> None:

@@ -289,6 +289,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "momentum": {"optimizer": {"lr": 0.02, "momentum": 0.9, "nesterov": True}, "clip_norm": 0.5, "shuffle": "block"},
     "adam": {"optimizer": {"name": "adam"}, "schedule": {"name": "plateau", "patience": 0, "factor": 0.5}},
     "adamw": {"optimizer": {"name": "adamw", "lr": 0.02}, "loss": {"name": "huber", "reduction": "sum"}},
+    "compiled": {
+        "engine": "compiled",
+        "compile": {"batches": 2},
+        "model": {"name": "mlp", "hidden": [5], "dropout": 0.3},
+        "optimizer": {"name": "adam"},
+        "epochs": 2,
+    },
     "dropout": {
         "model": {"name": "mlp", "hidden": [5, 4], "dropout": 0.3},
         "optimizer": {"name": "adam"},

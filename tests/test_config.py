@@ -59,6 +59,7 @@ DEFAULTS: dict[str, Any] = {
         "epochs": 50,
         "clip_norm": None,
         "early_stopping": {"patience": None, "min_delta": 0.0},
+        "compile": {"batches": 16, "cpp_wrapper": True},
     },
     "evaluate": {"sample": 1000},
     "track": {"experiment": "truefit", "run_name": None},
@@ -68,7 +69,7 @@ DEFAULTS: dict[str, Any] = {
 GENERATE_KEYS = "rows, seed, intercept, coefficients, low, high, noise_std"
 TRAIN_KEYS = (
     "engine, device, seed, threads, standardize, model, loss, optimizer, schedule, batch_size, shuffle, epochs, "
-    "clip_norm, early_stopping"
+    "clip_norm, early_stopping, compile"
 )
 SECTION_NAMES = "generate, prepare, train, evaluate, track, checkpoint"
 
@@ -366,7 +367,7 @@ def test_prepare_refuses(values: str, line: str) -> None:
         ("{batch_size: null}", "batch_size: found None, allowed: all, or a whole number of at least 1"),
         ("{shuffle: false}", "shuffle: found False, allowed: 'full' or 'block'"),
         # Ranges.
-        ("{engine: jax}", "engine: found 'jax', allowed: 'numpy', 'autograd' or 'torch'"),
+        ("{engine: jax}", "engine: found 'jax', allowed: 'numpy', 'autograd', 'torch', 'compiled' or 'auto'"),
         ("{device: gpu}", "device: found 'gpu', allowed: auto, cpu, cuda, cuda:N or mps"),
         ("{device: 'cuda:'}", "device: found 'cuda:', allowed: auto, cpu, cuda, cuda:N or mps"),
         ("{device: 'cuda:first'}", "device: found 'cuda:first', allowed: auto, cpu, cuda, cuda:N or mps"),
@@ -508,6 +509,22 @@ def test_the_engines_by_hand_refuse_what_they_lack(engine: str, values: str, nee
     assert refusal("train", f"train: {{engine: {engine}, {values}}}\n") == (
         f"params.yaml: train.engine: found '{engine}', allowed: torch, since {engine} takes {needed}"
     )
+
+
+def test_the_compiled_engine_refuses_mps() -> None:
+    assert refusal("train", "train: {engine: compiled, device: mps}\n") == (
+        "params.yaml: train.engine: found 'compiled', allowed: torch or auto with device mps"
+    )
+
+
+@pytest.mark.parametrize("engine", ["numpy", "autograd", "torch"])
+def test_compile_has_no_effect_on_other_engines_and_is_refused(engine: str) -> None:
+    assert refusal("train", f"train: {{engine: {engine}, compile: {{batches: 4}}}}\n") == (
+        "params.yaml: train.compile: found {'batches': 4, 'cpp_wrapper': True}, "
+        f"allowed: {{'batches': 16, 'cpp_wrapper': True}} with engine {engine}"
+    )
+    for other in ("compiled", "auto"):
+        assert load("train", f"{{engine: {other}, compile: {{batches: 4}}}}").compile.batches == 4
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "mps"])

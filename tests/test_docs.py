@@ -123,7 +123,7 @@ def test_the_readmes_shell_commands_are_ones_that_their_programs_take() -> None:
 
 def test_the_comments_in_params_yaml_list_the_choices_that_there_are() -> None:
     listed = choices_in_comments((ROOT / "params.yaml").read_text())
-    assert listed["train.engine"] == ["numpy", "autograd", "torch"]
+    assert listed["train.engine"] == ["numpy", "autograd", "torch", "compiled", "auto"]
     for key, choices in listed.items():
         if allowed := allowed_values(key):
             assert choices == allowed, key

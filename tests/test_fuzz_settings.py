@@ -71,7 +71,7 @@ CHOICES: dict[Place, list[Any]] = {
     ("prepare", "split", "column"): ["a", "b"],
     ("prepare", "split", "train"): [0.5, 0.7, 1.0],
     ("prepare", "split", "test"): [0.2, 0.9],
-    ("train", "engine"): ["numpy", "autograd", "torch"],
+    ("train", "engine"): ["numpy", "autograd", "torch", "compiled", "auto"],
     ("train", "device"): ["cpu", "cuda", "mps"],
     ("train", "model", "name"): ["mlp"],
     ("train", "model", "hidden"): [[4], [4, 0], [1.5]],

@@ -247,6 +247,21 @@ def test_failing_training_leaves_a_failed_run_with_its_reason(tmp_path: Path) ->
 
 
 @own_clone
+def test_auto_takes_the_compiled_engine_for_many_steps_and_the_run_says_so(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    workspace.set_params(train__engine="auto", train__batch_size=1, train__optimizer__lr=0.001, train__epochs=250)
+    printed = workspace.run("dvc", "repro").stdout
+    assert "engine: compiled, since for 200,000 steps compiling pays" in printed
+    assert re.search(r"^compiled in [\d.]+ s$", printed, re.MULTILINE)
+    (run,) = workspace.runs()
+    assert run.data.params["train.engine"] == "auto"
+    assert run.data.tags["engine"] == "compiled"
+    assert float(run.data.tags["compile_seconds"]) > 0
+    assert "lr=0.001 batch=1 compiled" in run.info.run_name
+    assert any((tmp_path / ".truefit/inductor").iterdir())
+
+
+@own_clone
 def test_tracking_uri_of_the_environment_wins(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     workspace.set_params(train__epochs=2)

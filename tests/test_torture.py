@@ -65,6 +65,14 @@ TRAININGS: dict[str, dict[str, Any]] = {
         "batch_size": 2,
         "epochs": 6,
     },
+    "compiled": {
+        "engine": "compiled",
+        "compile": {"batches": 4},
+        "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9},
+        "schedule": {"name": "cosine"},
+        "batch_size": 2,
+        "epochs": 60,
+    },
     "all": {"batch_size": "all", "schedule": {"name": "constant"}, "standardize": True, "epochs": 3000},
 }
 KILLS = dict.fromkeys(TRAININGS, 4) if TORTURE else {"mlp": 1}

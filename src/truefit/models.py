@@ -86,12 +86,16 @@ class Dropout(nn.Module):
     """Zeroes each value with probability `p` in training and scales the rest by 1 / (1 - p).
 
     As `torch.nn.Dropout` (Srivastava et al., 2014), but from a generator of its own instead of the global stream, set anew
-    for each epoch, so that an epoch's masks depend on (seed, layer, epoch) alone.
+    for each epoch, so that an epoch's masks depend on (seed, layer, epoch) alone. Where masks are drawn beforehand, as for a
+    compiled graph, which cannot draw from a generator, they come in as the buffer `keep`.
     """
+
+    keep: Tensor | None
 
     def __init__(self, p: float, seed: int, layer: int) -> None:
         super().__init__()
         self.p, self.seed, self.layer = p, seed, layer
+        self.register_buffer("keep", None, persistent=False)
         self.begin_epoch(0, torch.device("cpu"))
 
     def begin_epoch(self, epoch: int, device: torch.device) -> None:
@@ -103,8 +107,12 @@ class Dropout(nn.Module):
         """Return the values [B, H], masked and scaled in training, as they are otherwise."""
         if not self.training:
             return values
-        keep = torch.empty_like(values).bernoulli_(1 - self.p, generator=self.generator)
+        keep = self.draw(torch.empty_like(values)) if self.keep is None else self.keep
         return values * keep / (1 - self.p)
+
+    def draw(self, mask: Tensor) -> Tensor:
+        """Fill `mask` [B, H] with the next mask of ones and zeroes, and return it."""
+        return mask.bernoulli_(1 - self.p, generator=self.generator)
 
 
 class Linear(nn.Module):

@@ -23,7 +23,7 @@ from truefit.checkpoint import Checkpoints
 from truefit.config import Settings, impossible, require_defaults
 from truefit.dataset import TableDataset
 from truefit.device import DeviceName
-from truefit.engines import Engine, EngineName, make_engine
+from truefit.engines import CompiledEngine, CompileSettings, Engine, EngineName, make_engine
 from truefit.errors import DeviceError, StoppedError, TrainingError
 from truefit.models import ModelSettings, build_model
 from truefit.optimization import LossSettings, OptimizerSettings, Schedule, ScheduleSettings
@@ -54,7 +54,7 @@ class EarlyStoppingSettings(Settings):
 class TrainSettings(Settings):
     """Section `train`: all that decides a training, beside the table."""
 
-    engine: EngineName = "torch"
+    engine: Literal[EngineName, "auto"] = "torch"
     device: DeviceName = "auto"
     seed: int = Field(42, ge=0)
     threads: int = Field(1, ge=1)
@@ -68,6 +68,7 @@ class TrainSettings(Settings):
     epochs: int = Field(50, ge=1)
     clip_norm: float | None = Field(None, gt=0)
     early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
+    compile: CompileSettings = CompileSettings()
 
     @model_validator(mode="after")
     def _learning_rate_falls(self) -> Self:
@@ -77,6 +78,12 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _engine_can_do_it(self) -> Self:
+        if self.engine in ("compiled", "auto"):
+            if self.engine == "compiled" and self.device == "mps":
+                raise impossible("engine", self.engine, "torch or auto with device mps")
+            return self
+        if self.compile != (default := CompileSettings()):
+            raise impossible("compile", self.compile.model_dump(), f"{default.model_dump()} with engine {self.engine}")
         if self.engine == "torch":
             return self
         optimizer = self.optimizer
@@ -92,6 +99,14 @@ class TrainSettings(Settings):
         if self.engine == "numpy" and self.device not in ("auto", "cpu"):
             raise impossible("engine", self.engine, f"autograd or torch with device {self.device}")
         return self
+
+    def batch_rows(self, rows: int) -> int:
+        """Return the rows of a batch, of `rows` in all."""
+        return rows if self.batch_size == "all" else self.batch_size
+
+    def steps(self, rows: int) -> int:
+        """Return the number of training steps on so many rows, if it does not stop early."""
+        return self.epochs * -(-rows // self.batch_rows(rows))
 
 
 @dataclass(frozen=True)
@@ -179,17 +194,30 @@ def train(
     device: torch.device,
     on_epoch: Callable[[Epoch], None],
     checkpoints: Checkpoints | None = None,
+    on_compiled: Callable[[float], None] = lambda _: None,
 ) -> Outcome:
     """Train the model of `settings` on two datasets, the training and the validation rows; see `fit`.
 
-    Raises DeviceError where the device cannot hold the table's numbers.
+    The engine has been chosen, where the settings say auto. `on_compiled` hears how many seconds compiling took. Raises
+    DeviceError where the device cannot hold the table's numbers.
     """
     train_rows, validation_rows = datasets
     if device.type == "mps" and train_rows.table.dtype == "float64":
         raise DeviceError("train.device: found mps with prepare.dtype float64, allowed: float32, which is all that it has")
     model = build_model(settings.model, train_rows.table, settings.standardize, settings.seed)
-    engine = make_engine(settings.engine, model, settings.loss, settings.optimizer, settings.clip_norm, device)
-    batch_size = len(train_rows) if settings.batch_size == "all" else settings.batch_size
+    batch_size = settings.batch_rows(len(train_rows))
+    assert settings.engine != "auto"
+    engine = make_engine(
+        settings.engine,
+        model,
+        settings.loss,
+        settings.optimizer,
+        settings.clip_norm,
+        device,
+        settings.compile.graph(len(train_rows), batch_size),
+    )
+    if isinstance(engine, CompiledEngine):
+        on_compiled(engine.compile_seconds)
     sampler = ShuffledChunks(len(train_rows), batch_size, settings.seed, settings.shuffle)
     validation = make_loader(validation_rows, SequentialChunks(len(validation_rows)))
     return fit(engine, make_loader(train_rows, sampler), sampler, validation, settings, on_epoch, checkpoints)
@@ -284,5 +312,5 @@ def _not_finite(what: str, settings: TrainSettings) -> TrainingError:
     """Return the error that says what to try, of what the settings do not do already."""
     advice = [f"a train.optimizer.lr below {settings.optimizer.lr:g}"]
     advice += [] if settings.standardize else ["train.standardize: true"]
-    advice += ["a train.clip_norm"] if settings.engine == "torch" and settings.clip_norm is None else []
+    advice += ["a train.clip_norm"] if settings.engine in ("torch", "compiled") and settings.clip_norm is None else []
     return TrainingError(f"{what} is not finite; try {' or '.join(advice)}")
