@@ -7,29 +7,38 @@ export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONDONTWRITEBYTECODE
 
 READY := .venv/.ready
+BENCH_READY := .venv-bench/.ready
 UV := 0.13.9
 PORT ?= 5000
 TORTURE := tests/test_torture.py tests/test_fuzz_csv.py tests/test_fuzz_settings.py tests/test_sync.py
 STORE := $(or $(MLFLOW_TRACKING_URI),sqlite:///$(CURDIR)/mlflow.db)
 
-.PHONY: help setup repro test torture check audit ui bench lock
+.PHONY: help setup repro test torture check audit ui bench bench-scale lock
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with everything in it; the other targets do this by themselves
 
 # torch comes by pip, because its build (CPU, CUDA) depends on the machine; all the rest is checked against its hash.
 # The project goes in last, as a link to src. uv is told where to, since it would follow an environment that is active.
-$(READY): requirements.lock pyproject.toml
+# The lists are whole but for torch, so no dependency is looked for. $(1) is the environment's folder, $(2) its lists.
+define environment
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "truefit needs Python 3.11 or later")'
-	@echo "Setting up .venv; the largest download is torch."
-	python3 -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check uv==$(UV)
-	.venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes -r requirements.lock
-	.venv/bin/pip install --quiet --no-compile --disable-pip-version-check "$$(grep -o 'torch==[0-9.]*' pyproject.toml)"
-	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
-	touch $@
+	@echo "Setting up $(1); the largest download is torch."
+	python3 -m venv $(1)
+	$(1)/bin/pip install --quiet --disable-pip-version-check uv==$(UV)
+	$(1)/bin/uv pip install --quiet --python $(1)/bin/python --no-deps --require-hashes $(addprefix -r ,$(2))
+	$(1)/bin/pip install --quiet --no-compile --disable-pip-version-check "$$(grep -o 'torch==[0-9.]*' pyproject.toml)"
+	$(1)/bin/uv pip install --quiet --python $(1)/bin/python --no-deps --no-build-isolation --editable .
+	touch $(1)/.ready
+endef
+
+$(READY): requirements.lock pyproject.toml
+	$(call environment,.venv,requirements.lock)
+
+$(BENCH_READY): requirements.lock benchmarks/requirements.lock pyproject.toml
+	$(call environment,.venv-bench,requirements.lock benchmarks/requirements.lock)
 
 repro: $(READY) ## run the pipeline: what changed since the last run, and nothing else
 	dvc repro
@@ -56,10 +65,17 @@ ui: $(READY) ## open the MLflow UI on http://127.0.0.1:5000 (another port: make 
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \
 		--backend-store-uri "$(STORE)" --default-artifact-root "file://$(CURDIR)/mlartifacts"
 
-bench: $(READY) ## time an epoch from the file against one from memory, and a training with its server against one without
-	python benchmarks/loader.py
-	python benchmarks/outage.py
+bench bench-scale: export PATH := $(CURDIR)/.venv-bench/bin:$(PATH)
+bench: $(BENCH_READY) ## time it all against the peers (an hour on a quiet machine); writes results.json, the README's table, a picture
+	for name in throughput loader stages pipeline outage report; do python benchmarks/$$name.py || exit 1; done
 
-lock: $(READY) ## renew requirements.lock
+bench-scale: $(BENCH_READY) ## time and memory of each stage from 0.2M to 50M rows; 10 GB of disk, elsewhere with SCALE_DIR=…
+	python benchmarks/scale.py $(if $(SCALE_DIR),--folder $(SCALE_DIR))
+	python benchmarks/report.py
+
+lock: $(READY) ## renew requirements.lock, and benchmarks/requirements.lock with the same versions
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --group dev --generate-hashes --no-annotate \
 		--no-emit-package torch --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --group bench --generate-hashes --no-annotate \
+		--no-emit-package torch --constraint requirements.lock --custom-compile-command "make lock" \
+		--output-file benchmarks/requirements.lock
