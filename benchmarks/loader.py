@@ -1,74 +1,108 @@
-"""What it costs that the rows come from a file: an epoch read through the loader against one on tensors in memory.
+"""What it costs that the rows come from a file.
 
-Draws 1M rows of 4 features, prepares them, and times epochs of the torch engine with batches of 256 on one thread: shuffled
-rows from the memory-mapped table, and the same steps on tensors already in memory, sliced in order. Both take turns in one
-process, so that a noisy machine is noisy for both. Prints the medians, their quartiles and the ratio of each pair.
+Three comparisons on one thread, on a table of 4 features, each side taking turns with the other in one process: a shuffled
+pass over the loader, cut into batches, against a bare loop of `numpy.take` over the same memory map and a NumPy permutation;
+single rows, in random order, against `TensorDataset` in memory; and an epoch of the torch engine with batches of 256 on
+shuffled rows from the file against the same steps on tensors in memory, sliced in order.
 
-Usage: python benchmarks/loader.py [PAIRS]
+Usage: python benchmarks/loader.py [--rounds N] [--rows N] [--single-rows N]
 """
 
-import sys
+import itertools
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
-from pairs import print_pairs
+from measure import Figure, arguments, figure, make_table, over, save, take_turns, timed
+from torch.utils.data import TensorDataset
 
 from truefit.batches import ShuffledChunks, make_loader
 from truefit.dataset import TableDataset
 from truefit.device import configure
 from truefit.engines import make_train_step
 from truefit.engines.torch_engine import TorchEngine
-from truefit.ingest import PrepareSettings, write_table
 from truefit.models import ModelSettings, build_model
 from truefit.optimization import LossSettings, OptimizerSettings, batch_sums, make_loss, make_optimizer
-from truefit.synthetic import GenerateSettings, write_csv
 
-ROWS, BATCH = 1_000_000, 256
 LOSS, OPTIMIZER = LossSettings(), OptimizerSettings(lr=0.01)
 
 
-def epoch_from_file(engine: TorchEngine, dataset: TableDataset, epoch: int) -> float:
-    """Take an epoch's steps on rows shuffled and read from the file; return its summed loss."""
-    sampler = ShuffledChunks(len(dataset), BATCH, seed=42, shuffle="full")
-    sampler.set_epoch(epoch)
-    engine.begin_epoch(epoch, OPTIMIZER.lr)
-    total = 0.0
-    for features, target in make_loader(dataset, sampler):
-        total += float(engine.train_chunk(features, target, BATCH).sum())
-    return total
+def loader_alone(folder: Path, dataset: TableDataset, batch: int, rounds: int) -> Figure:
+    """Compare passes that hand out the features and the target of each batch."""
+    sampler = ShuffledChunks(len(dataset), batch, seed=42, shuffle="full")
+    mapped = np.asarray(np.load(folder / "train.npy", mmap_mode="r"))  # as a plain array, which is cut faster than a memmap
+    epochs, generator = itertools.count(1), np.random.default_rng(42)
+
+    def ours() -> None:
+        sampler.set_epoch(next(epochs))
+        for features, target in make_loader(dataset, sampler):
+            for _ in zip(features.split(batch), target.split(batch), strict=True):
+                pass
+
+    def bare() -> None:
+        order = generator.permutation(len(mapped))
+        for at in range(0, len(order), batch):
+            rows = np.take(mapped, order[at : at + batch], axis=0)
+            _ = rows[:, :-1], rows[:, -1:]
+
+    seconds = take_turns({"loader": timed(ours), "bare": timed(bare)}, rounds)
+    return figure("loader", f"over numpy.take, batch {batch}", "×", over(seconds, "bare", "loader"), least=0.7)
+
+
+def single_rows(dataset: TableDataset, rows: int, rounds: int) -> Figure:
+    """Compare `dataset[i]` of single rows."""
+    in_memory = TensorDataset(*(values.contiguous() for values in dataset[:]))
+    order = np.random.default_rng(42).integers(len(dataset), size=rows).tolist()
+
+    def read(source: TableDataset | TensorDataset) -> None:
+        for index in order:
+            source[index]
+
+    seconds = take_turns({"ours": timed(lambda: read(dataset)), "memory": timed(lambda: read(in_memory))}, rounds)
+    return figure("loader", "time of a single row over TensorDataset", "×", over(seconds, "ours", "memory"), most=1.5)
+
+
+def whole_epoch(dataset: TableDataset, batch: int, rounds: int) -> Iterator[Figure]:
+    """Compare epochs of the torch engine."""
+    read, in_memory = (build_model(ModelSettings(), dataset.table, standardize=False, seed=42) for _ in range(2))
+    engine = TorchEngine(read, LOSS, OPTIMIZER, None, torch.device("cpu"))
+    step = make_train_step(
+        in_memory, make_loss(LOSS.name, LOSS.reduction), make_optimizer(list(in_memory.parameters()), OPTIMIZER)
+    )
+    sampler = ShuffledChunks(len(dataset), batch, seed=42, shuffle="full")
+    features, target = (values.contiguous() for values in dataset[:])
+    epochs = itertools.count(1)
+
+    def from_file() -> float:
+        epoch = next(epochs)
+        sampler.set_epoch(epoch)
+        engine.begin_epoch(epoch, OPTIMIZER.lr)
+        return sum(float(engine.train_chunk(*chunk, batch).sum()) for chunk in make_loader(dataset, sampler))
+
+    def from_memory() -> float:
+        batches = zip(features.split(batch), target.split(batch), strict=True)
+        losses = torch.stack([step(*one) for one in batches])
+        return float(batch_sums(losses.double(), len(features), batch, "mean").sum())
+
+    seconds = take_turns({"file": timed(from_file), "memory": timed(from_memory)}, rounds)
+    name = f"epoch of the torch engine, batch {batch}"
+    yield figure("loader", f"{name}, from the file", "s", seconds["file"])
+    yield figure("loader", f"{name}: time over in memory", "×", over(seconds, "file", "memory"))
 
 
 def main() -> None:
-    """Time pairs of epochs and print what they took."""
-    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    """Compare all three."""
+    given = arguments(__doc__, rounds=15, rows=1_000_000, single_rows=100_000)
     configure(threads=1)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        write_csv(GenerateSettings(rows=ROWS * 10 // 8, coefficients=(1.0, -2.0, 3.0, 0.5)), folder / "data.csv")
-        write_table(PrepareSettings(csv=str(folder / "data.csv")), folder)
+        folder = make_table(Path(temporary), given.rows)
         dataset = TableDataset(folder, "train")
-        read, in_memory = (build_model(ModelSettings(), dataset.table, standardize=False, seed=42) for _ in range(2))
-        engine = TorchEngine(read, LOSS, OPTIMIZER, None, torch.device("cpu"))
-        optimizer = make_optimizer(list(in_memory.parameters()), OPTIMIZER)
-        step = make_train_step(in_memory, make_loss(LOSS.name, LOSS.reduction), optimizer)
-        features, target = (values.contiguous() for values in dataset[:])
-
-        def epoch_in_memory() -> float:
-            batches = zip(features.split(BATCH), target.split(BATCH), strict=True)
-            losses = torch.stack([step(*batch) for batch in batches])
-            return float(batch_sums(losses.double(), ROWS, BATCH, "mean").sum())
-
-        assert len(dataset) == ROWS
-        seconds = []
-        for pair in range(pairs + 1):
-            started = time.perf_counter()
-            epoch_from_file(engine, dataset, pair + 1)
-            between = time.perf_counter()
-            epoch_in_memory()
-            seconds.append((between - started, time.perf_counter() - between))
-    print_pairs("from the file", "in memory", seconds)
+        figures = [loader_alone(folder, dataset, batch, given.rounds) for batch in (16, 256, 4096)]
+        figures.append(single_rows(dataset, given.single_rows, given.rounds))
+        figures += whole_epoch(dataset, 256, given.rounds)
+    save(given.out, "loader", figures)
 
 
 if __name__ == "__main__":
