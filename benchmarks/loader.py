@@ -79,7 +79,7 @@ def whole_epoch(dataset: TableDataset, batch: int, rounds: int) -> Iterator[Figu
         epoch = next(epochs)
         sampler.set_epoch(epoch)
         engine.begin_epoch(epoch, OPTIMIZER.lr)
-        return sum(float(engine.train_chunk(*chunk, batch).sum()) for chunk in make_loader(dataset, sampler))
+        return float(sum(engine.train_chunk(x, y, batch).sum() for x, y in make_loader(dataset, sampler)))
 
     def from_memory() -> float:
         batches = zip(features.split(batch), target.split(batch), strict=True)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: competitors that take turns, figures with their spread and bound, and processes watched from outside.
+"""What the benchmarks share: competitors that take turns, figures with spread and bound, processes watched from outside.
 
 Each benchmark writes its figures to `FOLDER`/NAME.json; report.py gathers them. A figure is the median over the rounds, and
 a ratio is taken within a round, so that a noisy machine is noisy for both sides.
@@ -6,6 +6,9 @@ a ratio is taken within a round, so that a noisy machine is noisy for both sides
 
 import argparse
 import json
+import os
+import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -13,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib.metadata import distributions
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +30,10 @@ from truefit.synthetic import GenerateSettings, write_csv
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".truefit/bench"
 COEFFICIENTS = (1.0, -2.0, 3.0, 0.5)
+PACKAGES = (
+    *("torch", "numpy", "pandas", "pyarrow", "mlflow", "dvc"),
+    *("scikit-learn", "pytorch-lightning", "skorch", "datasets", "tensordict"),
+)
 
 T = TypeVar("T")
 Seconds = dict[str, list[float]]
@@ -148,18 +156,34 @@ def _rss_anon(process: int) -> int:
     return own + sum(map(_rss_anon, children))
 
 
-def arguments(description: str | None, rounds: int, **numbers: int) -> argparse.Namespace:
-    """Return the command line's settings: `--rounds`, `--out`, and the numbers named, with their defaults."""
+def arguments(description: str | None, rounds: int, **options: int | str) -> argparse.Namespace:
+    """Return the command line's settings: `--rounds`, `--out`, and the options named, with their defaults."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=FOLDER, help="the folder for the figures (default: .truefit/bench)")
-    for name, default in {"rounds": rounds, **numbers}.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default: {default}")
+    for name, default in {"rounds": rounds, **options}.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"default: {default}")
     return parser.parse_args()
 
 
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on beside the code: the machine and the versions."""
+    model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    installed = {one.name: one.version for one in distributions()}
+    versions = {name: installed[name] for name in PACKAGES if name in installed}
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return {
+        "cpu": model[1] if model else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "system": platform.system(),
+        "commit": commit.stdout.strip(),
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
 def save(out: Path, name: str, figures: Iterable[Figure]) -> None:
-    """Print the figures and write them to `out`/NAME.json."""
+    """Print the figures and write them, with the machine, to `out`/NAME.json."""
     figures = list(figures)
     print("\n".join(map(line, figures)))
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_text(json.dumps([asdict(one) for one in figures], indent=1) + "\n")
+    content = {"machine": machine(), "figures": [asdict(one) for one in figures]}
+    (out / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -2,9 +2,9 @@
 
 Prepares 8000 training rows in a clone of the working tree, starts a real MLflow server, and times `src/train.py` (numpy, 60
 epochs of single rows) with the server there and with it killed at the first epoch. Both take turns, so that a noisy machine
-is noisy for both. Prints the medians, their quartiles and the ratio of each pair.
+is noisy for both.
 
-Usage: python benchmarks/outage.py [PAIRS]
+Usage: python benchmarks/outage.py [--rounds N]
 """
 
 import subprocess
@@ -13,9 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from pairs import print_pairs
+from measure import ROOT, arguments, figure, over, save, take_turns
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(ROOT / "tests"))
 
 from test_sync import TRAIN, Server, wait_for_epochs
 from workspace import Workspace
@@ -36,8 +36,8 @@ def seconds(workspace: Workspace, server: Server, away: bool) -> float:
 
 
 def main() -> None:
-    """Time pairs of trainings and print what they took."""
-    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    """Time the trainings in turn."""
+    given = arguments(__doc__, rounds=5)
     with tempfile.TemporaryDirectory() as temporary:
         clone, folder = Path(temporary, "clone"), Path(temporary, "server")
         clone.mkdir()
@@ -48,13 +48,14 @@ def main() -> None:
         workspace.run("python", "src/generate.py", "data/synthetic.csv")
         workspace.run("python", "src/prepare.py", "data/prepared")
         try:
-            measured = []
-            for _ in range(pairs + 1):
-                there = seconds(workspace, server, away=False)
-                measured.append((seconds(workspace, server, away=True), there))
+            turns = {name: lambda away=name == "away": seconds(workspace, server, away) for name in ("there", "away")}
+            measured = take_turns(turns, given.rounds)
         finally:
             server.kill()
-    print_pairs("server away", "server there", measured)
+    name = "training, its MLflow server away"
+    figures = [figure("outage", name, "s", measured["away"])]
+    figures.append(figure("outage", f"{name}: time over that with the server", "×", over(measured, "away", "there")))
+    save(given.out, "outage", figures)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,8 @@ def numpy_loop(work: Work) -> Trained:
     """A permutation, a batch by fancy indexing, the gradient by hand."""
     x, y, validation_x, validation_y = work.arrays
     generator = np.random.default_rng(42)
-    weight, bias = np.zeros((4, 1), np.float32), np.zeros(1, np.float32)
+    weight: NDArray[Any] = np.zeros((4, 1), np.float32)
+    bias: NDArray[Any] = np.zeros(1, np.float32)
 
     def epoch() -> tuple[float, float]:
         nonlocal weight, bias
@@ -155,13 +156,15 @@ def scikit_learn(work: Work) -> Trained:
     return train(epoch)
 
 
-class LightningLinear(lightning.LightningModule):
+class LightningLinear(lightning.LightningModule):  # type: ignore[misc]
     """The linear model for Lightning; keeps the losses and the time at each epoch's end."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear, self.losses, self.squares = nn.Linear(4, 1), [], 0.0  # type: ignore[var-annotated]
-        self.loss, self.ends = 0.0, []  # type: ignore[var-annotated]
+        self.linear = nn.Linear(4, 1)
+        self.loss, self.squares = 0.0, 0.0
+        self.losses: list[Tensor] = []
+        self.ends: list[float] = []
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         """Return the batch's loss."""

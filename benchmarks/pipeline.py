@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def commands(folder: Path, rounds: int, idle_rounds: int) -> Iterator[Figure]:
     yield figure("pipeline", "time of dvc repro over the script", "×", over(seconds, "repro", "script"), most=2)
     workspace.run("dvc", "repro")
     workspace.commit()
-    idle = {name: timed(lambda name=name: workspace.run("dvc", name)) for name in ("repro", "status")}
+    idle = {name: timed(partial(workspace.run, "dvc", name)) for name in ("repro", "status")}
     seconds = take_turns(idle, idle_rounds)
     name = "time of dvc repro with nothing to do over dvc status"
     yield figure("pipeline", name, "×", over(seconds, "repro", "status"), most=1.3)

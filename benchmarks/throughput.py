@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -31,7 +32,7 @@ from truefit.training import Epoch, TrainSettings, train
 TUTORIAL = next(iter(PEERS))
 ENGINES = [name for name in get_args(EngineName) if name != "auto"]
 # What issue 4 asks for: epochs of an engine in the time of one of the tutorial's loop, by batch size.
-LEAST = {"torch": {16: 1.5, 256: 8, 4096: 100}, "compiled": {16: 15, 256: 60, 4096: 300}}
+LEAST: dict[str, dict[int, float]] = {"torch": {16: 1.5, 256: 8, 4096: 100}, "compiled": {16: 15, 256: 60, 4096: 300}}
 
 
 def truefit(datasets: list[TableDataset], settings: TrainSettings) -> Trained:
@@ -51,7 +52,7 @@ def run(competitors: dict[str, Callable[[], Trained]], rounds: int) -> dict[str,
         torch.set_deterministic_debug_mode("default")
         return competitor()
 
-    results = take_turns({name: lambda one=one: alone(one) for name, one in competitors.items()}, rounds, warm=False)
+    results = take_turns({name: partial(alone, one) for name, one in competitors.items()}, rounds, warm=False)
     for kind in ("loss", "validation_loss"):
         losses = {name: getattr(trained[-1], kind) for name, trained in results.items()}
         middle = statistics.median(loss for loss in losses.values() if not math.isnan(loss))
@@ -65,13 +66,14 @@ def throughput(batch: int, rows: int, rounds: int) -> Iterator[Figure]:
     """Time all competitors at a batch size."""
     with tempfile.TemporaryDirectory() as temporary:
         splits = open_verified(make_table(Path(temporary), rows), "train", "validation")
-        work = Work(*(values.contiguous() for split in splits for values in split[:]), batch)
-        competitors: dict[str, Callable[[], Trained]] = {name: lambda peer=peer: peer(work) for name, peer in PEERS.items()}
+        (x, y), (validation_x, validation_y) = ([values.contiguous() for values in split[:]] for split in splits)
+        work = Work(x, y, validation_x, validation_y, batch)
+        competitors: dict[str, Callable[[], Trained]] = {name: partial(peer, work) for name, peer in PEERS.items()}
         for engine in ENGINES:
             settings = TrainSettings(
                 engine=engine, device="cpu", batch_size=batch, epochs=EPOCHS, optimizer=OptimizerSettings(lr=LEARNING_RATE)
             )
-            competitors[f"truefit {engine}"] = lambda settings=settings: truefit(splits, settings)
+            competitors[f"truefit {engine}"] = partial(truefit, splits, settings)
         seconds = run(competitors, rounds)
     for name in competitors:
         group, engine = f"throughput at batch {batch}", name.removeprefix("truefit ")
@@ -100,7 +102,7 @@ def mlp(rows: int, rounds: int) -> Iterator[Figure]:
             )
             for engine in engines
         }
-        seconds = run({engine: lambda each=each: truefit(splits, each) for engine, each in every.items()}, rounds)
+        seconds = run({engine: partial(truefit, splits, each) for engine, each in every.items()}, rounds)
     group = "mlp [64, 64], adam, batch 64"
     for engine in engines:
         yield figure(group, f"truefit {engine}", "M rows/s", [rows / 1e6 / each for each in seconds[engine]])
