@@ -144,16 +144,21 @@ def watch(command: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> 
     return seconds, peak / 1e6
 
 
-def _rss_anon(process: int) -> int:
-    """Return the bytes of RssAnon of the process and those below it, or 0 for one that is gone."""
+def _rss_anon(process: int, above: bytes = b"") -> int:
+    """Return the bytes of RssAnon of the process and those below it, or 0 for one that is gone.
+
+    One with the command line of the process above it is about to start a program, and shows the memory of that process.
+    """
     place = Path(f"/proc/{process}")
     try:
-        text = (place / "status").read_text()
+        text, command = (place / "status").read_text(), (place / "cmdline").read_bytes()
         children = [int(child) for task in (place / "task").iterdir() for child in (task / "children").read_text().split()]
     except OSError:
         return 0
+    if command == above:
+        return 0
     own = next((int(row.split()[1]) * 1024 for row in text.splitlines() if row.startswith("RssAnon")), 0)
-    return own + sum(map(_rss_anon, children))
+    return own + sum(_rss_anon(child, command) for child in children)
 
 
 def arguments(description: str | None, rounds: int, **options: int | str) -> argparse.Namespace:

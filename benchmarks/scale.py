@@ -2,8 +2,9 @@
 
 Runs the stage scripts in a clone, at three sizes ten times apart, training with both shuffles, and at a huge size with
 `block` alone. Memory is the highest RssAnon of the process and its children, read from outside. From the seconds those of
-1000 rows are taken off, which are start-up. The small size runs with every round, the middle one in three rounds at most,
-the others once. The largest CSV takes 95 bytes a row, the tables 40.
+1000 rows are taken off, which are start-up; what is left at a size is compared with that at a larger one where it is more
+than four times the start-up's interquartile range. The small size runs in every round, the middle one in three at most, the
+others once. A CSV takes 95 bytes a row, its tables 40.
 
 Usage: python benchmarks/scale.py [--rounds N] [--small N] [--middle N] [--large N] [--huge N] [--engine NAME] [--folder DIR]
 """
@@ -13,6 +14,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +58,12 @@ def compare(runs: dict[int, list[Measured]], huge: Measured, huge_rows: int) -> 
         yield figure(group, "start-up", "s", [each[stage][0] for each in runs[start]])
         for rows in sizes:
             yield figure(group, f"time a row at {rows / 1e6:g}M rows", "µs", seconds[rows] * 1e6)
+        for rows in sizes:
             yield figure(group, f"RssAnon at {rows / 1e6:g}M rows", "MB", memory[rows])
-        for before, after in [(sizes[0], sizes[1]), (sizes[0], sizes[2]), (sizes[1], sizes[2])]:
+        low, high = np.quantile([each[stage][0] for each in runs[start]], [0.25, 0.75])
+        for before, after in combinations(sizes, 2):
+            if np.median(seconds[before]) * before < 4 * (high - low):
+                continue
             name = f"time a row at {after / 1e6:g}M rows over {before / 1e6:g}M"
             yield figure(group, name, "×", seconds[after] / np.median(seconds[before]), most=1.3)
         _, middle, large = sizes
