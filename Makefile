@@ -66,7 +66,7 @@ ui: $(READY) ## open the MLflow UI on http://127.0.0.1:5000 (another port: make 
 		--backend-store-uri "$(STORE)" --default-artifact-root "file://$(CURDIR)/mlartifacts"
 
 bench bench-scale: export PATH := $(CURDIR)/.venv-bench/bin:$(PATH)
-bench: $(BENCH_READY) ## time it all against the peers (an hour on a quiet machine); writes results.json, the README's table, a picture
+bench: $(BENCH_READY) ## time it all against the peers (half an hour on a quiet machine); writes results.json, the README's table, a picture
 	for name in throughput loader stages pipeline outage report; do python benchmarks/$$name.py || exit 1; done
 
 bench-scale: $(BENCH_READY) ## time and memory of each stage from 0.2M to 50M rows; 10 GB of disk, elsewhere with SCALE_DIR=…
