@@ -4,6 +4,7 @@ All take a linear model, MSE and plain SGD, shuffle every epoch, keep each epoch
 loop that is written here measures as it goes; Lightning and skorch run their own and tell when an epoch has ended.
 """
 
+import logging
 import math
 import tempfile
 import time
@@ -194,6 +195,7 @@ class LightningLinear(lightning.LightningModule):  # type: ignore[misc]
 def lightning_trainer(work: Work) -> Trained:
     """`Trainer` in its barebones mode, which has all that is optional switched off, and whole batches from the loader."""
     torch.manual_seed(42)
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     model, (rows, validation) = LightningLinear(), in_memory(work)
     trainer = lightning.Trainer(accelerator="cpu", devices=1, max_epochs=EPOCHS, barebones=True)
     with warnings.catch_warnings():

@@ -45,7 +45,11 @@ def truefit(datasets: list[TableDataset], settings: TrainSettings) -> Trained:
 
 
 def run(competitors: dict[str, Callable[[], Trained]], rounds: int) -> dict[str, list[float]]:
-    """Return each competitor's seconds, round by round; raises SystemExit where losses differ by more than 5 %."""
+    """Return each competitor's seconds, round by round; raises SystemExit where one did not learn what the others did.
+
+    The mean loss of the last epoch may differ by 5 %. The parameters after its last steps, and with them the validation
+    loss, are noisier where batches are small: 20 %, where parameters that have learned nothing would give a hundredfold.
+    """
 
     def alone(competitor: Callable[[], Trained]) -> Trained:
         # truefit's own switch, which is not to slow the others.
@@ -53,11 +57,11 @@ def run(competitors: dict[str, Callable[[], Trained]], rounds: int) -> dict[str,
         return competitor()
 
     results = take_turns({name: partial(alone, one) for name, one in competitors.items()}, rounds, warm=False)
-    for kind in ("loss", "validation_loss"):
+    for kind, tolerance in [("loss", 0.05), ("validation_loss", 0.2)]:
         losses = {name: getattr(trained[-1], kind) for name, trained in results.items()}
         middle = statistics.median(loss for loss in losses.values() if not math.isnan(loss))
         for name, loss in losses.items():
-            if abs(loss / middle - 1) > 0.05:
+            if abs(loss / middle - 1) > tolerance:
                 raise SystemExit(f"{name} ended with the {kind} {loss:.6g}, the others with {middle:.6g}")
     return {name: [trained.seconds for trained in each] for name, each in results.items()}
 
