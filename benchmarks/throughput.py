@@ -31,7 +31,7 @@ from truefit.training import Epoch, TrainSettings, train
 
 TUTORIAL = next(iter(PEERS))
 ENGINES = [name for name in get_args(EngineName) if name != "auto"]
-# What issue 4 asks for: epochs of an engine in the time of one of the tutorial's loop, by batch size.
+# The bounds: epochs of an engine in the time of one of the tutorial's loop, by batch size.
 LEAST: dict[str, dict[int, float]] = {"torch": {16: 1.5, 256: 8, 4096: 100}, "compiled": {16: 15, 256: 60, 4096: 300}}
 
 
