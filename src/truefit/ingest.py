@@ -232,7 +232,7 @@ def _matrix(batch: pa.RecordBatch, columns: list[str], dtype: Dtype) -> NDArray[
                 if pyarrow.compute.any(pyarrow.compute.match_substring_regex(column, _LONG_INTEGER)).as_py():
                     raise pa.ArrowInvalid("found an integer that may be beyond 2^53")
                 column = pyarrow.compute.ascii_trim(column, characters=" \t").cast(pa.float64())
-            values[:, index] = column.to_numpy(zero_copy_only=False)
+            values[:, index] = np.from_dlpack(column)  # to_numpy() would import pandas
     return values
 
 
