@@ -294,7 +294,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "compile": {"batches": 2},
         "model": {"name": "mlp", "hidden": [5], "dropout": 0.3},
         "optimizer": {"name": "adam"},
-        "epochs": 2,
+        "epochs": 1,
     },
     "dropout": {
         "model": {"name": "mlp", "hidden": [5, 4], "dropout": 0.3},

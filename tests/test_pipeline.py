@@ -247,7 +247,10 @@ def test_failing_training_leaves_a_failed_run_with_its_reason(tmp_path: Path) ->
 
 
 @own_clone
-def test_auto_takes_the_compiled_engine_for_many_steps_and_the_run_says_so(tmp_path: Path) -> None:
+def test_auto_takes_the_compiled_engine_for_many_steps_and_the_run_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # which torch sets in a process that compiles, as a test may
     workspace = Workspace(tmp_path)
     workspace.set_params(train__engine="auto", train__batch_size=1, train__optimizer__lr=0.001, train__epochs=250)
     printed = workspace.run("dvc", "repro").stdout

@@ -32,6 +32,7 @@ class TableDataset(Dataset[tuple[Tensor, Tensor]]):
     def _open(self) -> None:
         self._file = SplitFile(self.folder, self.split, self.table)
         self._rows = torch.from_numpy(self._file.rows)
+        self._features, self._target = self._rows[:, :-1], self._rows[:, -1:]
 
     def verify(self) -> None:
         """Read the whole file once; raises TableError when it is not, bit by bit, what was prepared."""
@@ -42,10 +43,12 @@ class TableDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int | slice | Tensor) -> tuple[Tensor, Tensor]:
         self._file.require(self._file.version)
+        if not isinstance(index, Tensor):
+            return self._features[index], self._target[index]  # views of the file, which nothing has read yet
         # index_select takes the rows of a large batch in about a third of the time that indexing does.
-        rows = self._rows.index_select(0, index) if isinstance(index, Tensor) else self._rows[index]
+        rows = self._rows.index_select(0, index)
         self._file.require(self._file.version)
-        return rows[..., :-1], rows[..., -1:]
+        return rows[:, :-1], rows[:, -1:]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "split": self.split, "table": self.table, "version": self._file.version}

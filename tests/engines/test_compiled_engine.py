@@ -25,7 +25,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {
         "optimizer": {"name": "adam", "lr": 0.05, "weight_decay": 0.1},
         "schedule": {"name": "cosine", "min_lr": 0.001},
-        "compile": {"batches": 4, "cpp_wrapper": False},
+        "compile": {"batches": 3, "cpp_wrapper": False},
     },
     "mlp": {
         "model": {"name": "mlp", "hidden": [5, 4], "dropout": 0.3, "activation": "gelu"},
@@ -36,12 +36,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    return {"batch_size": 7, "epochs": 3, "compile": {"batches": 4}} | SETTINGS[name]
+    return {"batch_size": 7, "epochs": 3, "compile": {"batches": 3}} | SETTINGS[name]
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_it_follows_the_loss_curve_of_torch_and_repeats_its_own_bits(tmp_path: Path, name: str) -> None:
-    # 14 whole batches and a short one: three graphs of four batches, and three single steps.
+    # 14 whole batches and a short one: four graphs of three batches, and three single steps.
     rows, others = normal_line(103, (2.0, -1.0)), normal_line(30, (2.0, -1.0), seed=1)
     dtype, tolerance = ("float64", 1e-10) if name == "float64" else ("float32", 1e-5)
     write_prepared(tmp_path, rows, others, dtype=dtype)  # type: ignore[arg-type]
@@ -52,12 +52,6 @@ def test_it_follows_the_loss_curve_of_torch_and_repeats_its_own_bits(tmp_path: P
     for key, tensor in eager.final_state.items():
         torch.testing.assert_close(compiled.final_state[key], tensor, rtol=10 * tolerance, atol=tolerance)
     assert same_bits(compiled.final_state, again.final_state)
-    assert not same_bits(compiled.final_state, compiled_engine_start(tmp_path, settings))
-
-
-def compiled_engine_start(folder: Path, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Return the state after one epoch, which no whole training should end with."""
-    return train_with(folder, engine="compiled", **(settings | {"epochs": 1})).final_state
 
 
 @pytest.mark.parametrize(
