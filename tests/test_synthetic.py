@@ -34,6 +34,17 @@ def test_the_same_settings_give_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
 
 
+@pytest.mark.parametrize("cores", [1, 5])
+def test_the_number_of_cores_changes_no_byte(cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = GenerateSettings(rows=2 * CHUNK_ROWS + 5)
+    write_csv(settings, tmp_path / "a.csv")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(synthetic, "PIECE_ROWS", 1000)
+    write_csv(settings, tmp_path / "b.csv")
+
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+
+
 def test_another_seed_gives_other_rows() -> None:
     (one, _), (other, _) = draw_chunk(GenerateSettings(seed=1), 0), draw_chunk(GenerateSettings(seed=2), 0)
 

@@ -1,11 +1,14 @@
 """Synthetic regression data, y = a + b·x + noise, drawn in seeded chunks.
 
 Writes one CSV with the columns x1 … xF and y. Guarantees the same bytes for the same settings: each chunk has a generator
-of its own, every number is written with the digits that read back exactly, and memory holds one chunk, whatever the rows.
+of its own, every number is written with the digits that read back exactly, and memory holds one chunk of numbers and a few
+small pieces of text for each core, whatever the rows.
 """
 
 import math
-from collections.abc import Iterator
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -22,6 +25,8 @@ from truefit.seeds import numpy_generator
 
 # Part of the data's definition: another length draws other rows from the same seed.
 CHUNK_ROWS = 65_536
+# What one core puts into digits at a time.
+PIECE_ROWS = 4_096
 
 
 class GenerateSettings(Settings):
@@ -70,16 +75,28 @@ def draw_chunk(settings: GenerateSettings, chunk: int) -> tuple[NDArray[np.float
 
 def write_csv(settings: GenerateSettings, path: Path) -> None:
     """Draw the data and write it to `path`, atomically, with a progress bar where stderr is a terminal."""
-    schema = pa.schema([(name, pa.float64()) for name in [*settings.features, TARGET]])
-    options = pyarrow.csv.WriteOptions(quoting_header="none")
-    with atomic_path(path) as temporary, pyarrow.csv.CSVWriter(str(temporary), schema, write_options=options) as writer:
-        for features, target in tqdm(_chunks(settings), "generate", -(-settings.rows // CHUNK_ROWS), disable=None):
-            # Not pa.array(), which imports pandas to see whether the column is one of its own: half of the stage's time.
-            columns = [pa.py_buffer(column) for column in [*np.ascontiguousarray(features.T), target]]
-            arrays = [pa.Array.from_buffers(pa.float64(), len(target), [None, column]) for column in columns]
-            writer.write_batch(pa.record_batch(arrays, schema))
+    names = [*settings.features, TARGET]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    chunks = range(-(-settings.rows // CHUNK_ROWS))
+    # To put numbers into digits takes most of the time, and happens outside Python's lock.
+    with atomic_path(path) as temporary, temporary.open("wb") as file, ThreadPoolExecutor(cores) as pool:
+        texts: deque[Future[pa.Buffer]] = deque()
+        file.write(f"{','.join(names)}\n".encode())
+        for chunk in tqdm(chunks, "generate", disable=None):
+            features, target = draw_chunk(settings, chunk)
+            columns = [*np.ascontiguousarray(features.T), target]
+            for start in range(0, len(target), PIECE_ROWS):
+                texts.append(pool.submit(_text, [column[start : start + PIECE_ROWS] for column in columns], names))
+                if len(texts) > 2 * cores:
+                    file.write(texts.popleft().result())
+        while texts:
+            file.write(texts.popleft().result())
 
 
-def _chunks(settings: GenerateSettings) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    for chunk in range(-(-settings.rows // CHUNK_ROWS)):
-        yield draw_chunk(settings, chunk)
+def _text(columns: list[NDArray[np.float64]], names: list[str]) -> pa.Buffer:
+    """Return the rows of the columns [P] as CSV without a header."""
+    # Not pa.array, which imports pandas.
+    arrays = [pa.Array.from_buffers(pa.float64(), len(column), [None, pa.py_buffer(column)]) for column in columns]
+    sink = pa.BufferOutputStream()
+    pyarrow.csv.write_csv(pa.record_batch(arrays, names), sink, pyarrow.csv.WriteOptions(include_header=False))
+    return sink.getvalue()
