@@ -308,3 +308,14 @@ def test_stage_depends_on_the_modules_that_it_imports(stage: str) -> None:
     assert {name for name in named if name.startswith("src/")} == imported
     # The first two stages start without the heavy imports, and importing a stage opens no store.
     assert heavy == f"{stage in ('train', 'evaluate')} False"
+
+
+def test_generate_and_prepare_import_no_torch_mlflow_or_pandas(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    for stage, output in [("generate", "data/synthetic.csv"), ("prepare", "data/prepared")]:
+        command = [sys.executable, "-X", "importtime", str(ROOT / f"src/{stage}.py"), output]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
+        assert (tmp_path / output).exists(), run.stderr
+        assert f"truefit.{'synthetic' if stage == 'generate' else 'ingest'}" in imported
+        assert not imported & {"torch", "mlflow", "pandas"}

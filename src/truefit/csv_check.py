@@ -34,10 +34,10 @@ _INTEGER = re.compile(r"[ \t]*[+-]?0*([0-9]+)[ \t]*")
 _NOT_FINITE = re.compile(r"[ \t]*[+-]?(nan|inf|infinity)[ \t]*", re.IGNORECASE)
 _QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
 
-See = Callable[[memoryview], object]
+See = Callable[[bytes], object]
 
 
-def _ignore(content: memoryview) -> None:
+def _ignore(content: bytes) -> None:
     pass
 
 
@@ -81,7 +81,7 @@ class CsvFile:
             raise _unreadable(self.path, error) from None
         with file:
             self._compare(os.fstat(file.fileno()))
-            start = _Stream(self.path, file, _ignore).read(4) or b""
+            start = _Stream(self.path, file, _ignore).read(4)
             file.seek(0)
             compression = next((name for magic, name in _COMPRESSIONS.items() if start.startswith(magic)), None)
             if compression is None:
@@ -158,16 +158,22 @@ class _Stream(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
+    def read(self, size: int = -1, /) -> bytes:
+        """Return up to `size` bytes. Without this, RawIOBase reads into a buffer that it clears before and copies after."""
         try:
-            count = int(self._source.readinto(buffer))
+            content: bytes = self._source.read(size)
         except OSError as error:
             if self._compression is None:
                 raise _unreadable(self._path, error) from None
             found = f"damaged {self._compression} data ({error})"
             raise TableError(f"{self._path}: found {found}, allowed: a whole {self._compression} file") from None
-        self._see(memoryview(buffer)[:count])
-        return count
+        self._see(content)
+        return content
+
+    def readinto(self, buffer: Any) -> int:
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
 
 
 def read_header(source: CsvFile) -> list[str]:

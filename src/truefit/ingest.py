@@ -151,7 +151,7 @@ def _stage(
         def append(read: Callable[..., Iterator[tuple[NDArray[Any], NDArray[np.uint8]]]]) -> tuple[str, int]:
             digest, total = hashlib.sha256(), 0
 
-            def see(content: memoryview) -> None:
+            def see(content: bytes) -> None:
                 digest.update(content)
                 bar.update(len(content))
 
@@ -186,9 +186,9 @@ def _fast_batches(
     types = dict.fromkeys(columns, number) | ({split: pa.string()} if split is not None else {})
     quotes = False
 
-    def look(content: memoryview) -> None:
+    def look(content: bytes) -> None:
         nonlocal quotes
-        quotes = quotes or b'"' in bytes(content)
+        quotes = quotes or b'"' in content
 
     with (
         source.content(see, look) as stream,
@@ -232,7 +232,7 @@ def _matrix(batch: pa.RecordBatch, columns: list[str], dtype: Dtype) -> NDArray[
                 if pyarrow.compute.any(pyarrow.compute.match_substring_regex(column, _LONG_INTEGER)).as_py():
                     raise pa.ArrowInvalid("found an integer that may be beyond 2^53")
                 column = pyarrow.compute.ascii_trim(column, characters=" \t").cast(pa.float64())
-            values[:, index] = np.from_dlpack(column)  # to_numpy() would import pandas
+            values[:, index] = np.from_dlpack(column)  # to_numpy imports pandas
     return values
 
 
@@ -241,7 +241,7 @@ def _codes(column: pa.Array) -> NDArray[np.uint8]:
     codes = pyarrow.compute.index_in(column, value_set=pa.array(SPLITS))
     if codes.null_count:
         raise pa.ArrowInvalid("found a split that is not known")
-    return np.asarray(codes, np.uint8)
+    return np.from_dlpack(codes).astype(np.uint8)
 
 
 def _split_sizes(path: Path, total: int, labels: IO[bytes], split: SplitSettings) -> dict[Split, int]:
@@ -319,19 +319,22 @@ def _write_splits(
         writers = {name: stack.enter_context(ArrayWriter(paths[name], sizes[name], width, dtype)) for name in sizes}
         stack.enter_context(np.errstate(over="ignore", invalid="ignore"))
         for values, codes in chunks:
-            for code, writer in enumerate(writers.values()):
-                writer.write(values[codes == code])
-            train = values[codes == 0].astype(np.float64)
-            if len(train):
+            # Sorted by their splits, whose rows stay in order: one gather takes less time than a mask for each.
+            ordered = values.take(np.argsort(codes, kind="stable"), axis=0)
+            counts = np.bincount(codes, minlength=len(SPLITS))
+            parts = np.split(ordered, counts.cumsum()[:-1])
+            for part, writer in zip(parts, writers.values(), strict=True):
+                writer.write(part)
+            if len(train := parts[0].astype(np.float64)):
                 # Counted from the first row: a constant column's deviation is exactly 0, and an offset costs no digits.
                 origin = origin if count else train[0].copy()
                 train -= origin
                 # Chan, Golub and LeVeque (1979): the moments of two samples joined, without a sum of large squares.
                 count += len(train)
-                delta = train.mean(axis=0) - mean
-                squares += ((train - train.mean(axis=0)) ** 2).sum(axis=0) + delta**2 * len(train) * (
-                    count - len(train)
-                ) / count
+                middle = train.mean(axis=0)
+                delta = middle - mean
+                train -= middle
+                squares += np.square(train, out=train).sum(axis=0) + delta**2 * len(train) * (count - len(train)) / count
                 mean += delta * len(train) / count
         for name, sum_of_squares in zip(columns, squares, strict=True):
             if not np.isfinite(sum_of_squares):

@@ -161,7 +161,7 @@ class ArrayWriter:
 
     def write(self, chunk: NDArray[Any]) -> None:
         """Append rows [C, columns] of the array's own dtype."""
-        self._write(np.ascontiguousarray(chunk).tobytes())
+        self._write(np.ascontiguousarray(chunk).reshape(-1).data)
 
     @property
     def sha256(self) -> str:
@@ -175,7 +175,7 @@ class ArrayWriter:
         with naming(self._path):
             self._file.close()
 
-    def _write(self, content: bytes) -> None:
+    def _write(self, content: bytes | memoryview) -> None:
         with naming(self._path):
             self._file.write(content)
         self._digest.update(content)
