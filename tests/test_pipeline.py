@@ -287,17 +287,6 @@ print(*sorted(m.__file__ for m in sys.modules.values() if getattr(m, "__file__",
     return {str(Path(file).relative_to(ROOT)) for file in files if file.startswith(source)}, heavy
 
 
-@own_clone
-def test_generate_and_prepare_start_without_the_large_packages(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path)
-    (tmp_path / "data").mkdir(exist_ok=True)
-    for stage, output in [("generate", "data/synthetic.csv"), ("prepare", "data/prepared")]:
-        timed = workspace.run("python", "-X", "importtime", f"src/{stage}.py", output).stderr
-        imported = {line.rpartition("|")[2].strip() for line in timed.splitlines()}
-        assert "pyarrow" in imported
-        assert not imported & {"torch", "mlflow", "pandas", "matplotlib", "dvc"}
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_stage_depends_on_the_modules_that_it_imports(stage: str) -> None:
     imported, heavy = imports(stage)
