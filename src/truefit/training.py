@@ -102,7 +102,7 @@ class TrainSettings(Settings):
 
     def batch_rows(self, rows: int) -> int:
         """Return the rows of a batch, of `rows` in all."""
-        return rows if self.batch_size == "all" else self.batch_size
+        return rows if self.batch_size == "all" else min(rows, self.batch_size)
 
     def steps(self, rows: int) -> int:
         """Return the number of training steps on so many rows, if it does not stop early."""

@@ -94,3 +94,10 @@ def test_auto_compiles_where_the_steps_are_many_enough() -> None:
 @pytest.mark.parametrize(("batch_size", "steps"), [(16, 63 * 50), (1, 50_000), ("all", 50), (2000, 50)])
 def test_the_steps_of_a_training_are_counted_with_the_short_batches(batch_size: int | str, steps: int) -> None:
     assert TrainSettings.model_validate({"batch_size": batch_size}).steps(1000) == steps
+
+
+def test_a_batch_larger_than_the_table_makes_a_graph_of_the_table(tmp_path: Path) -> None:
+    write_prepared(tmp_path, normal_line(20), normal_line(9, seed=1))
+    # Room for the rows that the settings name would be more memory than there is.
+    large, whole = (train_with(tmp_path, engine="compiled", batch_size=size, epochs=2) for size in (10**12, "all"))
+    assert same_bits(large.final_state, whole.final_state)
