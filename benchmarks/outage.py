@@ -54,7 +54,7 @@ def main() -> None:
             server.kill()
     name = "training, its MLflow server away"
     figures = [figure("outage", name, "s", measured["away"])]
-    figures.append(figure("outage", f"{name}: time over that with the server", "×", over(measured, "away", "there")))
+    figures.append(figure("outage", f"{name}: time over that with the server", "×", over(measured, "away", "there"), most=1.2))
     save(given.out, "outage", figures)
 
 

@@ -89,44 +89,6 @@ def make_steps(
 
     gradient_and_value = grad_and_value(value)
 
-    def update(
-        parameters: list[Tensor], gradients: list[Tensor], slots: list[list[Tensor]], counts: list[Tensor], rate: Tensor
-    ) -> None:
-        if optimizer.name == "sgd":
-            buffers: list[Tensor | None] = [*slots[0]] if slots else [None] * len(parameters)
-            sgd(
-                parameters,
-                gradients,
-                buffers,
-                foreach=False,
-                fused=False,
-                weight_decay=optimizer.weight_decay,
-                momentum=optimizer.momentum,
-                lr=rate,  # type: ignore[arg-type]  # a tensor, so that another rate is not another graph
-                dampening=0.0,
-                nesterov=optimizer.nesterov,
-                maximize=False,
-            )
-        else:
-            step = adam if optimizer.name == "adam" else adamw
-            step(
-                parameters,
-                gradients,
-                slots[0],
-                slots[1],
-                [],
-                counts,
-                foreach=False,
-                fused=False,
-                amsgrad=False,
-                beta1=0.9,
-                beta2=0.999,
-                lr=rate,
-                weight_decay=optimizer.weight_decay,
-                eps=1e-8,
-                maximize=False,
-            )
-
     def steps(
         parameters: list[Tensor],
         slots: list[list[Tensor]],
@@ -143,7 +105,7 @@ def make_steps(
                 # As nn.utils.clip_grad_norm_ does, which wants parameters that hold their gradients.
                 norm = nn.utils.get_total_norm(gradients, foreach=False)
                 gradients = [gradient * (clip_norm / (norm + 1e-6)).clamp(max=1) for gradient in gradients]
-            update(parameters, gradients, slots, counts, rate)
+            _update(optimizer, parameters, gradients, slots, counts, rate)
             losses.append(result)
         return torch.stack(losses)
 
@@ -173,8 +135,8 @@ class CompiledEngine(TorchEngine):
         self._parameters = list(self.model.parameters())
         self._slots = _SLOTS[optimizer.name] if optimizer.name != "sgd" or optimizer.momentum else ()
         for parameter in self._parameters:
-            # What torch makes at its first step, but with the number of steps in float64: from a float32, adam's correction
-            # of the first moments would be off by 1e-4.
+            # What torch makes at its first step, but with the number of steps in float64, as the eager step computes with it:
+            # a float32 would lose digits of adam's correction, 1 - 0.999^step, at the first steps.
             slots = {name: torch.zeros_like(parameter) for name in self._slots}
             count = {} if optimizer.name == "sgd" else {"step": torch.zeros((), dtype=torch.float64)}
             self.optimizer.state[parameter] = slots | count
@@ -182,7 +144,7 @@ class CompiledEngine(TorchEngine):
         # Graphs of engines before this one would count against the number that torch allows for one function.
         torch.compiler.reset()
         # One of Inductor's patterns in torch 2.13 makes addmm of `gradient.add(parameter, alpha=decay)`, where the gradient is
-        # a matrix product, and loses the alpha; so it does with Nesterov's momentum. Without patterns the step is right.
+        # a matrix product, and loses the alpha. Without patterns the step is right.
         options = {"cpp_wrapper": graph.cpp_wrapper, "deterministic": True, "pattern_matcher": False}
         steps = make_steps(self.model, loss, optimizer, clip_norm, graph.batches)
         self._steps = torch.compile(steps, fullgraph=True, dynamic=False, options={**options})
@@ -228,7 +190,7 @@ class CompiledEngine(TorchEngine):
         return parameters, slots, counts, self._rate.fill_(self.optimizer.param_groups[0]["lr"])
 
     def _make_masks(self, graph: Graph) -> list[Tensor]:
-        """Return room for each dropout's masks [batches, B, H] of one call."""
+        """Return room for each dropout's masks [batches, B, H] of one call; the n-th dropout follows the n-th linear layer."""
         widths = [layer.out_features for layer in self.model.modules() if isinstance(layer, nn.Linear)]
         shapes = [(graph.batches, graph.batch_size, width) for width, _ in zip(widths, self._dropouts(), strict=False)]
         return [torch.ones(shape, dtype=self._rate.dtype, device=self.device) for shape in shapes]
@@ -242,3 +204,48 @@ class CompiledEngine(TorchEngine):
 
 def _copies(tensors: list[Tensor]) -> list[Tensor]:
     return [tensor.clone() for tensor in tensors]
+
+
+def _update(
+    optimizer: OptimizerSettings,
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    slots: list[list[Tensor]],
+    counts: list[Tensor],
+    rate: Tensor,
+) -> None:
+    """Move the parameters, and what the optimizer keeps for them, by the function under torch's own optimizer."""
+    if optimizer.name == "sgd":
+        buffers: list[Tensor | None] = [*slots[0]] if slots else [None] * len(parameters)
+        sgd(
+            parameters,
+            gradients,
+            buffers,
+            foreach=False,
+            fused=False,
+            weight_decay=optimizer.weight_decay,
+            momentum=optimizer.momentum,
+            lr=rate,  # type: ignore[arg-type]  # a tensor, so that another rate is not another graph
+            dampening=0.0,
+            nesterov=optimizer.nesterov,
+            maximize=False,
+        )
+    else:
+        step = adam if optimizer.name == "adam" else adamw
+        step(
+            parameters,
+            gradients,
+            slots[0],
+            slots[1],
+            [],
+            counts,
+            foreach=False,
+            fused=False,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=rate,
+            weight_decay=optimizer.weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
