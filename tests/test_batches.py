@@ -1,3 +1,5 @@
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -6,8 +8,9 @@ from helpers_data import numbered_csv, prepare
 from torch import Tensor
 
 from truefit import batches
-from truefit.batches import SequentialChunks, Shuffle, ShuffledChunks, make_loader
+from truefit.batches import Chunk, SequentialChunks, Shuffle, ShuffledChunks, make_loader, read_ahead
 from truefit.dataset import TableDataset
+from truefit.errors import TableError
 
 SHUFFLES: list[Shuffle] = ["full", "block"]
 
@@ -214,3 +217,56 @@ def test_samplers_and_loaders_leave_torchs_global_stream_alone(shuffle: Shuffle,
             assert sum(len(features) for features, _ in loader) == 160
 
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- reading ahead
+
+
+def chunks(read: list[int], count: int = 3) -> Iterator[Chunk]:
+    """Give `count` chunks of one row, noting each that is read."""
+    for number in range(count):
+        read.append(number)
+        yield torch.full((1, 2), number), torch.full((1, 1), number)
+
+
+def test_reading_ahead_gives_the_same_chunks_in_the_same_order() -> None:
+    given = [(features.tolist(), target.tolist()) for features, target in read_ahead(chunks([]))]
+    assert given == [([[number, number]], [[number]]) for number in range(3)]
+    assert list(read_ahead(chunks([], count=0))) == []
+
+
+def test_the_next_chunk_is_read_while_one_is_in_use_and_no_more() -> None:
+    begun, third = threading.Event(), threading.Event()
+
+    def source() -> Iterator[Chunk]:
+        for number, chunk in enumerate(chunks([])):
+            if number:
+                (begun if number == 1 else third).set()
+            yield chunk
+
+    ahead = read_ahead(source())
+    next(ahead)
+    assert begun.wait(timeout=60)
+    assert not third.wait(timeout=0.2)
+    next(ahead)
+    assert third.wait(timeout=60)
+    ahead.close()
+
+
+def test_an_error_of_the_reader_comes_where_its_chunk_would_have() -> None:
+    def source() -> Iterator[Chunk]:
+        yield from chunks([], count=1)
+        raise TableError("changed while it was read")
+
+    ahead = read_ahead(source())
+    next(ahead)
+    with pytest.raises(TableError, match="changed while it was read"):
+        next(ahead)
+
+
+def test_reading_ahead_ends_with_its_user() -> None:
+    before = threading.active_count()
+    ahead = read_ahead(chunks([]))
+    next(ahead)
+    ahead.close()
+    assert threading.active_count() == before

@@ -206,7 +206,7 @@ class _Meddling(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.index_select:
+        if func is Tensor.numpy:
             change(cls.path)
         return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
 

@@ -45,8 +45,8 @@ class TableDataset(Dataset[tuple[Tensor, Tensor]]):
         self._file.require(self._file.version)
         if not isinstance(index, Tensor):
             return self._features[index], self._target[index]  # views of the file, which nothing has read yet
-        # index_select takes the rows of a large batch in about a third of the time that indexing does.
-        rows = self._rows.index_select(0, index)
+        # NumPy takes scattered rows in about two thirds of the time of torch's index_select, a quarter of indexing's.
+        rows = torch.from_numpy(self._file.rows.take(index.numpy(), axis=0))
         self._file.require(self._file.version)
         return rows[:, :-1], rows[:, -1:]
 

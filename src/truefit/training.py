@@ -16,9 +16,8 @@ import pandas as pd
 import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from truefit.batches import SequentialChunks, Shuffle, ShuffledChunks, make_loader
+from truefit.batches import Loader, SequentialChunks, Shuffle, ShuffledChunks, make_loader, read_ahead
 from truefit.checkpoint import Checkpoints
 from truefit.config import Settings, impossible, require_defaults
 from truefit.dataset import TableDataset
@@ -29,7 +28,6 @@ from truefit.models import ModelSettings, build_model
 from truefit.optimization import LossSettings, OptimizerSettings, Schedule, ScheduleSettings
 
 State = dict[str, Tensor]
-Loader = DataLoader[tuple[Tensor, Tensor]]
 
 
 def _check_batch_size(value: object) -> object:
@@ -219,8 +217,9 @@ def train(
     if isinstance(engine, CompiledEngine):
         on_compiled(engine.compile_seconds)
     sampler = ShuffledChunks(len(train_rows), batch_size, settings.seed, settings.shuffle)
-    validation = make_loader(validation_rows, SequentialChunks(len(validation_rows)))
-    return fit(engine, make_loader(train_rows, sampler), sampler, validation, settings, on_epoch, checkpoints)
+    loader = make_loader(train_rows, sampler, device)
+    validation = make_loader(validation_rows, SequentialChunks(len(validation_rows)), device)
+    return fit(engine, loader, sampler, validation, settings, on_epoch, checkpoints)
 
 
 def fit(
@@ -285,7 +284,7 @@ def _train_epoch(
 ) -> None:
     """Take an epoch's steps, adding to `progress`, with a pause after each chunk."""
     started = time.perf_counter() - progress.seconds
-    for features, target in loader:
+    for features, target in read_ahead(loader):
         losses = engine.train_chunk(features, target, batch_size)
         finite = torch.isfinite(losses)
         if not finite.all():

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from truefit.engines.base import to_device
 from truefit.models import Linear
 from truefit.optimization import Reduction, batch_sums
 
@@ -27,7 +28,7 @@ class AutogradEngine:
 
     def train_chunk(self, features: Tensor, target: Tensor, batch_size: int) -> Tensor:
         """Take a step for each batch of (features [C, F], target [C, 1]); return their summed losses, float64 [K]."""
-        x, y = self._standardized(features.to(self.device)), target.to(self.device)
+        x, y = self._standardized(to_device(features, self.device)), to_device(target, self.device)
         losses = [self._step(*batch) for batch in zip(x.split(batch_size), y.split(batch_size), strict=True)]
         return batch_sums(torch.stack(losses).cpu().double(), len(x), batch_size, self.reduction)
 

@@ -5,6 +5,7 @@ Reads and writes nothing. Legend for shapes: C rows a chunk, B rows a batch, K b
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -38,3 +39,8 @@ class Engine(Protocol):
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Go on from a `training_state` of an engine with the same settings, to the bit, also inside an epoch."""
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on the device; from pinned memory without waiting, so that the copy and the steps before overlap."""
+    return values.to(device, non_blocking=values.is_pinned())
