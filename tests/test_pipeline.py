@@ -252,9 +252,9 @@ def test_auto_takes_the_compiled_engine_for_many_steps_and_the_run_says_so(
 ) -> None:
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # which torch sets in a process that compiles, as a test may
     workspace = Workspace(tmp_path)
-    workspace.set_params(train__engine="auto", train__batch_size=1, train__optimizer__lr=0.001, train__epochs=250)
+    workspace.set_params(train__engine="auto", train__batch_size=1, train__optimizer__lr=0.001, train__epochs=125)
     printed = workspace.run("dvc", "repro").stdout
-    assert "engine: compiled, since for 200,000 steps compiling pays" in printed
+    assert "engine: compiled, since for 100,000 steps compiling pays" in printed
     assert re.search(r"^compiled in [\d.]+ s$", printed, re.MULTILINE)
     (run,) = workspace.runs()
     assert run.data.params["train.engine"] == "auto"

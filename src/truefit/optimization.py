@@ -73,14 +73,18 @@ def make_loss(name: str, reduction: Reduction) -> nn.Module:
 def make_optimizer(parameters: list[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
     """Return the torch optimizer for `parameters`."""
     lr, decay = settings.lr, settings.weight_decay
+    # What torch finds out at each step; its own choice elsewhere.
+    foreach = False if parameters[0].device.type == "cpu" else None
     match settings.name:
         case "sgd":
             momentum, nesterov = settings.momentum, settings.nesterov
-            return torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay)
+            return torch.optim.SGD(
+                parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay, foreach=foreach
+            )
         case "adam":
-            return torch.optim.Adam(parameters, lr=lr, weight_decay=decay)
+            return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, foreach=foreach)
         case "adamw":
-            return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
+            return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, foreach=foreach)
 
 
 class Schedule:

@@ -1,16 +1,18 @@
 """The engine `compiled` takes the same steps as `torch`, in graphs of many batches, and says what it cannot do without."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
-from helpers_training import CPU, normal_line, same_bits, train_with, write_prepared
+from helpers_training import CPU, normal_line, same_bits, tensors, train_with, write_prepared
 
-from truefit.engines import COMPILING_PAYS, choose_engine, compiled_engine
+from truefit.engines import COMPILING_PAYS, Engine, EngineName, choose_engine, compiled_engine, make_engine
 from truefit.engines.compiled_engine import CompileSettings, Graph
 from truefit.errors import TrainingError
+from truefit.models import ModelSettings, build_model
+from truefit.optimization import LossSettings, OptimizerSettings
 from truefit.training import TrainSettings
 
 # Making a graph takes seconds, so each of these tests many settings at once.
@@ -83,10 +85,10 @@ def test_without_pythons_headers_the_reason_names_them(tmp_path: Path, monkeypat
 
 
 def test_auto_compiles_where_the_steps_are_many_enough() -> None:
-    assert choose_engine(COMPILING_PAYS, CPU) == ("compiled", "for 200,000 steps compiling pays")
+    assert choose_engine(COMPILING_PAYS, CPU) == ("compiled", "for 100,000 steps compiling pays")
     assert choose_engine(COMPILING_PAYS - 1, CPU) == (
         "torch",
-        "for 199,999 steps compiling does not pay; it does from 200,000 on",
+        "for 99,999 steps compiling does not pay; it does from 100,000 on",
     )
     assert choose_engine(COMPILING_PAYS, torch.device("mps")) == ("torch", "compiled does not run on mps")
 
@@ -101,3 +103,19 @@ def test_a_batch_larger_than_the_table_makes_a_graph_of_the_table(tmp_path: Path
     # Room for the rows that the settings name would be more memory than there is.
     large, whole = (train_with(tmp_path, engine="compiled", batch_size=size, epochs=2) for size in (10**12, "all"))
     assert same_bits(large.final_state, whole.final_state)
+
+
+def test_engines_beside_each_other_keep_to_their_own_graphs(tmp_path: Path) -> None:
+    table = write_prepared(tmp_path, normal_line(20), normal_line(9, seed=1))
+    features, target = tensors(normal_line(20))
+
+    def engine(name: EngineName, loss: Literal["mse", "l1"]) -> Engine:
+        model = build_model(ModelSettings(), table, standardize=False, seed=42)
+        made = make_engine(name, model, LossSettings(name=loss), OptimizerSettings(lr=0.1), None, CPU, Graph(2, 5, True))
+        made.begin_epoch(1, 0.1)
+        return made
+
+    compiled, eager = ([engine(name, loss) for loss in ("mse", "l1")] for name in ("compiled", "torch"))
+    for _ in range(2):
+        for one, other in zip(compiled, eager, strict=True):
+            torch.testing.assert_close(one.train_chunk(features, target, 5), other.train_chunk(features, target, 5))

@@ -19,8 +19,9 @@ from truefit.optimization import LossSettings, OptimizerSettings
 __all__ = ["CompileSettings", "CompiledEngine", "Engine", "EngineName", "choose_engine", "make_engine", "make_train_step"]
 
 EngineName = Literal["numpy", "autograd", "torch", "compiled"]
-# From so many steps on, what the graph saves at each, some 0.15 ms, is more than the half minute that making it can take.
-COMPILING_PAYS = 200_000
+# From so many steps on, what the graph saves at each, 0.2 to 0.6 ms, is about what making it takes, 20 to 70 s: see the lab
+# notebook.
+COMPILING_PAYS = 100_000
 
 
 def choose_engine(steps: int, device: torch.device) -> tuple[EngineName, str]:

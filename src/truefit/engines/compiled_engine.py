@@ -7,6 +7,7 @@ One eager step of a small model is nearly all overhead: Python, the dispatcher, 
 that is left. Gradients come from `torch.func`, and the update is the function under torch's own optimizer.
 """
 
+import copy
 import importlib.util
 import os
 import shutil
@@ -15,7 +16,7 @@ import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -27,6 +28,7 @@ from torch.optim.sgd import sgd
 
 from truefit.batches import CHUNK_ROWS
 from truefit.config import Settings
+from truefit.engines.base import to_device
 from truefit.engines.torch_engine import TorchEngine
 from truefit.errors import TrainingError
 from truefit.models import Dropout
@@ -78,12 +80,13 @@ def make_steps(
     x [batches·B, F], y [batches·B, 1]. It returns each batch's loss before its step [batches]. The model is to be in train()
     mode.
     """
+    buffers, model = dict(model.named_buffers()), _with_products(model)
     names = [name for name, _ in model.named_parameters()]
     keeps = [f"{name}.keep" for name, module in model.named_modules() if isinstance(module, Dropout)]
     criterion = make_loss(loss.name, loss.reduction)
 
     def value(parameters: list[Tensor], masks: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
-        tensors = dict(zip(names + keeps, parameters + masks, strict=True))
+        tensors = buffers | dict(zip(names + keeps, parameters + masks, strict=True))
         result: Tensor = criterion(functional_call(model, tensors, (x,)), y)
         return result
 
@@ -141,20 +144,28 @@ class CompiledEngine(TorchEngine):
             count = {} if optimizer.name == "sgd" else {"step": torch.zeros((), dtype=torch.float64)}
             self.optimizer.state[parameter] = slots | count
         self._rate = torch.zeros((), dtype=self._parameters[0].dtype, device=device)
-        # Graphs of engines before this one would count against the number that torch allows for one function.
-        torch.compiler.reset()
-        # One of Inductor's patterns in torch 2.13 makes addmm of `gradient.add(parameter, alpha=decay)`, where the gradient is
-        # a matrix product, and loses the alpha. Without patterns the step is right.
-        options = {"cpp_wrapper": graph.cpp_wrapper, "deterministic": True, "pattern_matcher": False}
+        options: dict[str, str | int | bool | Callable[..., Any]] = {
+            "cpp_wrapper": graph.cpp_wrapper,
+            "deterministic": True,
+            # One of Inductor's patterns in torch 2.13 makes addmm of `gradient.add(parameter, alpha=decay)`, where the
+            # gradient is a matrix product, and loses the alpha. Without patterns the step is right.
+            "pattern_matcher": False,
+            # Checking all that a call is given takes as long as four of its steps. Modes, shapes and layouts are those of the
+            # first call, and the graph itself refuses another shape or layout.
+            "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
+        }
         steps = make_steps(self.model, loss, optimizer, clip_norm, graph.batches)
-        self._steps = torch.compile(steps, fullgraph=True, dynamic=False, options={**options})
+        # Isolated, so that no engine takes the graph of another: without checks, the same function has the same graph.
+        self._steps = torch.compile(  # type: ignore[call-overload]  # torch's overloads have not heard of isolate_recompiles
+            steps, fullgraph=True, dynamic=False, isolate_recompiles=True, options=options
+        )
         self._run_rows = graph.batches * graph.batch_size
         self._masks = self._make_masks(graph)
         self.compile_seconds = self._compile()
 
     def train_chunk(self, features: Tensor, target: Tensor, batch_size: int) -> Tensor:
         """Take a step for each batch of (features [C, F], target [C, 1]); return their summed losses, float64 [K]."""
-        x, y = features.to(self.device), target.to(self.device)
+        x, y = to_device(features, self.device), to_device(target, self.device)
         whole = len(x) // self._run_rows * self._run_rows
         self.model.train()
         state = self._state()
@@ -173,12 +184,13 @@ class CompiledEngine(TorchEngine):
         started = time.perf_counter()
         width = next(layer.in_features for layer in self.model.modules() if isinstance(layer, nn.Linear))
         # Of the layout of those that a loader gives: views of rows that end with the target.
-        rows = torch.zeros(self._run_rows, width + 1, dtype=self._rate.dtype, device=self.device)
+        rows = torch.zeros(self._run_rows, width + 1, dtype=self._rate.dtype)
+        x, y = to_device(rows[:, :-1], self.device), to_device(rows[:, -1:], self.device)
         self.model.train()
         with torch.no_grad():
             parameters, slots, counts, rate = self._state()
             copies = [_copies(parameters), [_copies(slot) for slot in slots], _copies(counts), rate]
-            self._steps(*copies, self._masks, rows[:, :-1], rows[:, -1:])
+            self._steps(*copies, self._masks, x, y)
         return time.perf_counter() - started
 
     def _state(self) -> tuple[list[Tensor], list[list[Tensor]], list[Tensor], Tensor]:
@@ -200,6 +212,26 @@ class CompiledEngine(TorchEngine):
         for dropout, masks in zip(self._dropouts(), self._masks, strict=True):
             for mask in masks:
                 dropout.draw(mask)
+
+
+class _Product(nn.Linear):
+    """A layer of one output, as a sum of products: loops that Inductor joins with those around them, also backwards.
+
+    A matrix product is a call into a library, which for one column costs more than the work.
+    """
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return the outputs [B, 1] for values [B, H]."""
+        return (values * self.weight).sum(1, keepdim=True) + self.bias
+
+
+def _with_products(model: nn.Module) -> nn.Module:
+    """Return a copy of the model, without memory of its own, whose layers of one output are sums of products."""
+    model = copy.deepcopy(model).to("meta")
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear) and layer.out_features == 1:
+            model.set_submodule(name, _Product(layer.in_features, 1, device="meta"))
+    return model
 
 
 def _copies(tensors: list[Tensor]) -> list[Tensor]:
