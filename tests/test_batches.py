@@ -79,6 +79,12 @@ def test_sequential_chunks_are_all_rows_in_order(rows: int, sizes: list[int]) ->
     assert len(sampler) == len(sizes)
 
 
+def test_sequential_chunks_hold_no_row_numbers_but_one_chunks() -> None:
+    sampler = SequentialChunks(10**15)  # of which all would be 8 PB
+
+    assert next(iter(sampler)).tolist() == list(range(batches.CHUNK_ROWS))
+
+
 # --- an order for each seed and epoch
 
 

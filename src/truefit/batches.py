@@ -40,7 +40,8 @@ class SequentialChunks(Sampler[Tensor]):
         self.rows = rows
 
     def __iter__(self) -> Iterator[Tensor]:
-        return iter(torch.arange(self.rows).split(CHUNK_ROWS))
+        for start in range(0, self.rows, CHUNK_ROWS):
+            yield torch.arange(start, min(start + CHUNK_ROWS, self.rows))
 
     def __len__(self) -> int:
         return -(-self.rows // CHUNK_ROWS)
