@@ -115,13 +115,21 @@ class Dropout(nn.Module):
         return mask.bernoulli_(1 - self.p, generator=self.generator)
 
 
+def _undrawn(inputs: int, outputs: int) -> nn.Linear:
+    """Return a layer that `build_model` gives its parameters: until then they have a shape, and no memory.
+
+    `nn.utils.skip_init` would draw nothing either, and imports a computer algebra system, sympy, to make room for them.
+    """
+    return nn.Linear(inputs, outputs, device="meta")
+
+
 class Linear(nn.Module):
     """prediction = bias + features · weight, on standardised features where asked for."""
 
     def __init__(self, features: int, standardize: nn.Module) -> None:
         super().__init__()
         self.standardize = standardize
-        self.linear = nn.utils.skip_init(nn.Linear, features, 1)
+        self.linear = _undrawn(features, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the predictions [B, 1] for features [B, F]."""
@@ -146,9 +154,9 @@ class MLP(nn.Module):
         self.standardize = standardize
         layers: list[nn.Module] = []
         for number, (inputs, outputs) in enumerate(pairwise([features, *settings.hidden])):
-            layers += [nn.utils.skip_init(nn.Linear, inputs, outputs), activations[settings.activation]()]
+            layers += [_undrawn(inputs, outputs), activations[settings.activation]()]
             layers += [Dropout(settings.dropout, seed, number)] if settings.dropout else []
-        self.layers = nn.Sequential(*layers, nn.utils.skip_init(nn.Linear, settings.hidden[-1], 1))
+        self.layers = nn.Sequential(*layers, _undrawn(settings.hidden[-1], 1))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the predictions [B, 1] for features [B, F]."""
@@ -172,7 +180,7 @@ def build_model(settings: ModelSettings, table: Table, standardize: bool, seed: 
             if isinstance(layer, nn.Linear):
                 bound = 1 / math.sqrt(layer.in_features)
                 for name, parameter in layer.named_parameters():
-                    drawn = torch.empty_like(parameter, dtype=torch.float64).uniform_(-bound, bound, generator=generator)
+                    drawn = torch.empty(parameter.shape, dtype=torch.float64).uniform_(-bound, bound, generator=generator)
                     setattr(layer, name, nn.Parameter(drawn))
     return model.to(dtype)
 
