@@ -1,7 +1,9 @@
+import gc
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,15 @@ from truefit import errors
 from truefit.errors import SettingsError, StoppedError, TrainingError, TruefitError, is_final
 
 SRC = Path(__file__).parents[1] / "src"
+
+
+@pytest.fixture(autouse=True)
+def _own_garbage_collector() -> Iterator[None]:
+    """Give the tests' process its garbage collector's settings back."""
+    thresholds = gc.get_threshold()
+    yield
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
 
 
 def run_script(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -24,6 +35,17 @@ def test_a_main_that_ends_well_gives_status_0_and_no_output(capfd: pytest.Captur
 
     assert called == [True]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_main_runs_with_few_searches_for_garbage_and_its_process_ends_without_one() -> None:
+    def main() -> None:
+        assert gc.isenabled()
+        assert gc.get_threshold()[0] > 10_000
+        raise SettingsError("params.yaml: bad")
+
+    errors.run(main)
+
+    assert gc.get_freeze_count() > 10_000
 
 
 def subclasses(kind: type[TruefitError]) -> list[type[TruefitError]]:
