@@ -19,6 +19,9 @@ import signal
 import sys
 from collections.abc import Callable
 
+# A stage's process looks for garbage after so many new objects.
+GARBAGE_AFTER = 100_000
+
 
 class TruefitError(Exception):
     """Something that the user can put right; its text is one line that names the place."""
@@ -82,7 +85,7 @@ def run(main: Callable[[], None]) -> int:
     """
     # A stage imports a great deal that stays to the end. Looking for garbage in it, at Python's threshold of 700 new objects
     # and once more when the process ends, would take a fifth of a short stage's time.
-    gc.set_threshold(100_000)
+    gc.set_threshold(GARBAGE_AFTER)
     status = _status(main)
     gc.freeze()
     return status
