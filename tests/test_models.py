@@ -4,6 +4,8 @@ import hashlib
 import math
 import os
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -554,3 +556,20 @@ def test_an_intact_archive_with_a_broken_pickle_is_refused(tmp_path: Path) -> No
         with pytest.raises(ModelError) as caught:
             load_state_dict(path)
         assert str(caught.value) == f"{path}: damaged, or not a state_dict; `dvc repro --force train` writes it anew"
+
+
+def test_building_a_model_imports_neither_torchs_compiler_nor_sympy(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from helpers_training import normal_line, write_prepared
+from truefit.models import ModelSettings, build_model
+table = write_prepared(Path(sys.argv[1]), normal_line(16), normal_line(16))
+build_model(ModelSettings(name="mlp", hidden=(4,)), table, standardize=True, seed=0)
+assert not sys.modules.keys() & {"torch._dynamo", "sympy"}
+"""
+    tests = Path(__file__).parent
+    path = os.pathsep.join(map(str, (tests, tests.parent / "src")))
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, env={"PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

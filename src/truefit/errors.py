@@ -1,6 +1,7 @@
 """What a user can cause to go wrong, each as one line of text.
 
-Reads and writes nothing. Guarantees that a stage ended by a TruefitError prints that line and exits with status 2.
+Reads and writes nothing; `run` also sets the process's garbage collector. Guarantees that a stage ended by a TruefitError
+prints that line and exits with status 2.
 
     TruefitError
     ├── SettingsError    params.yaml: a key, a value, a combination
