@@ -2,8 +2,8 @@
 
 Linear model, 4 float32 features, MSE, SGD, one thread for the steps: two epochs from new parameters, of which the second is
 timed, its shuffle and validation included. truefit reads the rows from its table file, the next ones in a thread beside the
-steps; of the peers, Hugging Face datasets and tensordict read them from theirs, the others have them in memory. All take turns in one process; each ratio is within a
-round. Ends with an error where a competitor did not learn what the others did.
+steps; of the peers, Hugging Face datasets and tensordict read them from theirs, the others have them in memory. All take turns
+in one process; each ratio is within a round. Ends with an error where a competitor did not learn what the others did.
 
 Usage: python benchmarks/throughput.py [--rounds N] [--rows-16 N] [--rows-256 N] [--rows-4096 N] [--rows-mlp N]
 """
