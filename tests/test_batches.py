@@ -225,7 +225,40 @@ def test_samplers_and_loaders_leave_torchs_global_stream_alone(shuffle: Shuffle,
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# --- reading ahead
+# --- drawing and reading ahead
+
+
+@pytest.mark.usefixtures("_small_chunks")
+@pytest.mark.parametrize("shuffle", SHUFFLES)
+@pytest.mark.parametrize("numbers", [(1, 2, 3), (1, 3, 2), (2, 2, 3)])
+def test_an_order_is_the_same_whichever_epoch_came_before(numbers: tuple[int, ...], shuffle: Shuffle) -> None:
+    sampler = ShuffledChunks(97, 16, 42, shuffle)
+    for number in numbers:
+        sampler.set_epoch(number)
+        assert torch.cat(list(sampler)).tolist() == order(97, shuffle, number=number)
+
+
+@pytest.mark.usefixtures("_small_chunks")
+@pytest.mark.parametrize(("rows", "drawn"), [(97, [1, 2, 3]), (40, [1, 2])])
+def test_the_next_permutation_is_drawn_ahead_and_once_where_an_epoch_has_many_chunks(
+    rows: int, drawn: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, str]] = []
+    draw = ShuffledChunks._draw
+
+    def noted(self: ShuffledChunks, epoch: int) -> Tensor:
+        seen.append((epoch, threading.current_thread().name))
+        return draw(self, epoch)
+
+    monkeypatch.setattr(ShuffledChunks, "_draw", noted)
+    sampler = ShuffledChunks(rows, 16, 42, "full")
+    for number in (1, 2):
+        sampler.set_epoch(number)
+        list(sampler)
+    sampler._drawer.shutdown()
+
+    assert [epoch for epoch, _ in seen] == drawn
+    assert {name.startswith("permutation") for epoch, name in seen if epoch > 1} == {rows == 97}
 
 
 def chunks(read: list[int], count: int = 3) -> Iterator[Chunk]:

@@ -1,15 +1,15 @@
 """The order of an epoch: which rows the loader asks for, in chunks of whole batches.
 
 Reads and writes nothing. Guarantees that epoch e's order depends on (seed, e) alone, that every row comes once, and that
-orders stay tensors: 4 bytes a row with `full`, 8 from 2^31 rows on; with `block` a bounded buffer, or a batch where that is
-larger; one chunk in the table's own order.
+orders stay tensors: with `full` 4 bytes a row (8 from 2^31 rows on) for the order of an epoch and as many for that of the next;
+with `block` a bounded buffer, or a batch where that is larger; one chunk in the table's own order.
 
 A chunk is a tensor of row numbers that holds many batches, one behind the other; the last batch of the epoch may be short.
 The loader reads a chunk at once and the engine cuts the batches out of it, so that the cost of a read is shared by many steps.
 """
 
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
 
 import torch
@@ -50,8 +50,8 @@ class SequentialChunks(Sampler[Tensor]):
 class ShuffledChunks(Sampler[Tensor]):
     """Chunks of row numbers, each a multiple of `batch_size` long but the last, in an order that `set_epoch` decides.
 
-    `full` is a permutation of all rows. `block` shuffles blocks of neighbouring rows and then the rows inside a buffer of
-    many blocks, so that the file is read nearly in order.
+    `full` is a permutation of all rows, drawn by a thread during the epoch before. `block` shuffles blocks of neighbouring rows
+    and then the rows inside a buffer of many blocks, so that the file is read nearly in order.
     """
 
     def __init__(self, rows: int, batch_size: int, seed: int, shuffle: Shuffle) -> None:
@@ -61,6 +61,8 @@ class ShuffledChunks(Sampler[Tensor]):
         self.shuffle = shuffle
         self.epoch = 1
         self.start = 0
+        self._drawer = ThreadPoolExecutor(1, "permutation")
+        self._next: tuple[int, Future[Tensor]] | None = None  # an epoch, and its permutation, which may still be drawn
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Choose the order of `epoch`, counted from 1, without its first `start` rows, which are a number of whole chunks."""
@@ -68,18 +70,27 @@ class ShuffledChunks(Sampler[Tensor]):
         self.start = start
 
     def __iter__(self) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(torch_seed(self.seed, "order", self.epoch))
-        if self.shuffle == "full":
-            # The same permutation in either type; the smaller is drawn in two thirds of the time.
-            dtype = torch.int32 if self.rows < 2**31 else torch.int64
-            orders: Iterator[Tensor] = iter([torch.randperm(self.rows, generator=generator, dtype=dtype)])
-        else:
-            orders = _blocks(self.rows, generator)
+        orders = iter([self._permutation()]) if self.shuffle == "full" else _blocks(self.rows, self._generator(self.epoch))
         position = 0
         for chunk in self._chunks(orders):
             if position >= self.start:
                 yield chunk.long()
             position += len(chunk)
+
+    def _permutation(self) -> Tensor:
+        """Return the permutation of this epoch's rows, and begin to draw that of the next, which then need not wait for it."""
+        drawn = self._next[1].result() if self._next and self._next[0] == self.epoch else self._draw(self.epoch)
+        if self.rows > CHUNK_ROWS:
+            self._next = self.epoch + 1, self._drawer.submit(self._draw, self.epoch + 1)
+        return drawn
+
+    def _draw(self, epoch: int) -> Tensor:
+        # The same permutation in either type; the smaller is drawn in two thirds of the time.
+        dtype = torch.int32 if self.rows < 2**31 else torch.int64
+        return torch.randperm(self.rows, generator=self._generator(epoch), dtype=dtype)
+
+    def _generator(self, epoch: int) -> torch.Generator:
+        return torch.Generator().manual_seed(torch_seed(self.seed, "order", epoch))
 
     def _chunks(self, orders: Iterator[Tensor]) -> Iterator[Tensor]:
         """Cut the order, which comes in pieces, into chunks of whole batches."""
