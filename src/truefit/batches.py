@@ -1,8 +1,8 @@
 """The order of an epoch: which rows the loader asks for, in chunks of whole batches.
 
 Reads and writes nothing. Guarantees that epoch e's order depends on (seed, e) alone, that every row comes once, and that
-orders stay tensors: with `full` 4 bytes a row (8 from 2^31 rows on) for the order of an epoch and as many for that of the next;
-with `block` a bounded buffer, or a batch where that is larger; one chunk in the table's own order.
+orders stay tensors: with `full` 4 bytes a row (8 from 2^31 rows on) for an epoch's order and as many for that of the next; with
+`block` a bounded buffer, or a batch where that is larger; one chunk in the table's own order.
 
 A chunk is a tensor of row numbers that holds many batches, one behind the other; the last batch of the epoch may be short.
 The loader reads a chunk at once and the engine cuts the batches out of it, so that the cost of a read is shared by many steps.
@@ -50,8 +50,8 @@ class SequentialChunks(Sampler[Tensor]):
 class ShuffledChunks(Sampler[Tensor]):
     """Chunks of row numbers, each a multiple of `batch_size` long but the last, in an order that `set_epoch` decides.
 
-    `full` is a permutation of all rows, drawn by a thread during the epoch before. `block` shuffles blocks of neighbouring rows
-    and then the rows inside a buffer of many blocks, so that the file is read nearly in order.
+    `full` is a permutation of all rows, drawn by a thread during the epoch before. `block` shuffles blocks of neighbouring
+    rows and then the rows inside a buffer of many blocks, so that the file is read nearly in order.
     """
 
     def __init__(self, rows: int, batch_size: int, seed: int, shuffle: Shuffle) -> None:
