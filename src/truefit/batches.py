@@ -1,8 +1,8 @@
 """The order of an epoch: which rows the loader asks for, in chunks of whole batches.
 
 Reads and writes nothing. Guarantees that epoch e's order depends on (seed, e) alone, that every row comes once, and that
-orders stay tensors: with `full` 4 bytes a row (8 from 2^31 rows on) for an epoch's order and as many for that of the next; with
-`block` a bounded buffer, or a batch where that is larger; one chunk in the table's own order.
+orders stay tensors: with `full` 4 bytes a row (8 from 2^31 rows on) for an epoch's order and as many for the next one's;
+with `block` a bounded buffer, or a batch where that is larger; one chunk in the table's own order.
 
 A chunk is a tensor of row numbers that holds many batches, one behind the other; the last batch of the epoch may be short.
 The loader reads a chunk at once and the engine cuts the batches out of it, so that the cost of a read is shared by many steps.
