@@ -42,12 +42,12 @@ class TableDataset(Dataset[tuple[Tensor, Tensor]]):
         return self.table.rows[self.split]
 
     def __getitem__(self, index: int | slice | Tensor) -> tuple[Tensor, Tensor]:
-        self._file.require(self._file.version)
+        self._file.require_unchanged()
         if not isinstance(index, Tensor):
             return self._features[index], self._target[index]  # views of the file, which nothing has read yet
         # NumPy takes scattered rows in about two thirds of the time of torch's index_select, a quarter of indexing's.
         rows = torch.from_numpy(self._file.rows.take(index.numpy(), axis=0))
-        self._file.require(self._file.version)
+        self._file.require_unchanged()
         return rows[:, :-1], rows[:, -1:]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -57,7 +57,8 @@ class TableDataset(Dataset[tuple[Tensor, Tensor]]):
         version = state.pop("version")
         self.__dict__ |= state
         self._open()
-        self._file.require(version)
+        self._file.version = version
+        self._file.require_unchanged()
 
 
 def open_verified(folder: Path, *splits: Split) -> list[TableDataset]:

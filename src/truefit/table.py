@@ -107,7 +107,9 @@ class SplitFile:
             self._file = self.path.open("rb", buffering=0)  # a buffer could be older than the file
             # The file is closed with the object, wherever that ends.
             weakref.finalize(self, self._file.close)
-            self.version = self._version()
+            self._descriptor = self._file.fileno()  # asked for at every row
+            status = os.fstat(self._descriptor)
+            self.version = status.st_size, status.st_mtime_ns
             np.lib.format.read_magic(self._file)
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(self._file)
         except OSError as error:
@@ -121,7 +123,7 @@ class SplitFile:
         size = offset + math.prod(shape) * dtype.itemsize
         if found_size != size:
             self._refuse(f"found {found_size} bytes, allowed: {size}")
-        content = mmap.mmap(self._file.fileno(), size, mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE)
+        content = mmap.mmap(self._descriptor, size, mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE)
         self.rows: NDArray[Any] = np.ndarray(shape, dtype, content, offset, order="F" if fortran else "C")
 
     def verify(self) -> None:
@@ -131,17 +133,14 @@ class SplitFile:
         if found != self._sha256:
             self._refuse(f"found the SHA-256 {found[:12]}…, allowed: {self._sha256[:12]}…")
 
-    def require(self, version: tuple[int, int]) -> None:
-        """Raise TableError unless the file has the version: size and time of the last change.
+    def require_unchanged(self) -> None:
+        """Raise TableError unless the file still has its `version`: size and time of the last change.
 
         Reading a map beyond the end of a file that was cut would kill the process.
         """
-        if self._version() != version:
+        status = os.fstat(self._descriptor)
+        if (status.st_size, status.st_mtime_ns) != self.version:
             raise TableError(f"{self.path}: changed while it was read; `dvc repro --force prepare` writes it anew")
-
-    def _version(self) -> tuple[int, int]:
-        status = os.fstat(self._file.fileno())
-        return status.st_size, status.st_mtime_ns
 
     def _refuse(self, reason: str) -> NoReturn:
         raise TableError(f"{self.path}: {reason}, as {TABLE_JSON} says; `dvc repro --force prepare` writes it anew")
