@@ -151,7 +151,8 @@ def _rss_anon(process: int, above: bytes = b"") -> int:
     """
     place = Path(f"/proc/{process}")
     try:
-        text, command = (place / "status").read_text(), (place / "cmdline").read_bytes()
+        # In this order: a program that begins in between is one whose memory is its own by the second read.
+        command, text = (place / "cmdline").read_bytes(), (place / "status").read_text()
         children = [int(child) for task in (place / "task").iterdir() for child in (task / "children").read_text().split()]
     except OSError:
         return 0
