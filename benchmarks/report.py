@@ -62,12 +62,11 @@ def markdown(results: dict[str, Any], figures: list[Figure]) -> str:
     text = [f"Measured on {machines(results)}. Each figure is a median, with its quartiles in brackets.", ""]
     if epochs := multiples(figures):
         text += [
-            "How many epochs are done in the time of one of the tutorial's loop, by batch size. All take their steps on one"
+            "How many epochs are done in the time of one of the tutorial's loop, by batch size. All take their steps on one",
+            "thread; truefit reads the next rows from its file in another. SGDRegressor has no mini-batches: it takes a step",
+            "a row, whatever the column.",
+            "",
         ]
-        text += [
-            "thread; truefit reads the next rows from its file in another. SGDRegressor has no mini-batches: it takes a step"
-        ]
-        text += ["a row, whatever the column.", ""]
         text += [*table("", epochs, "batch {}"), "", "![The same figures as bars](docs/images/bench.png)", ""]
     rest = [one for one in figures if one.unit == "×" and not one.group.startswith((THROUGHPUT, SCALE))]
     if rest:

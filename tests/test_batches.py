@@ -261,24 +261,23 @@ def test_the_next_permutation_is_drawn_ahead_and_once_where_an_epoch_has_many_ch
     assert {name.startswith("permutation") for epoch, name in seen if epoch > 1} == {rows == 97}
 
 
-def chunks(read: list[int], count: int = 3) -> Iterator[Chunk]:
-    """Give `count` chunks of one row, noting each that is read."""
+def chunks(count: int = 3) -> Iterator[Chunk]:
+    """Give `count` chunks of one row."""
     for number in range(count):
-        read.append(number)
         yield torch.full((1, 2), number), torch.full((1, 1), number)
 
 
 def test_reading_ahead_gives_the_same_chunks_in_the_same_order() -> None:
-    given = [(features.tolist(), target.tolist()) for features, target in read_ahead(chunks([]))]
+    given = [(features.tolist(), target.tolist()) for features, target in read_ahead(chunks())]
     assert given == [([[number, number]], [[number]]) for number in range(3)]
-    assert list(read_ahead(chunks([], count=0))) == []
+    assert list(read_ahead(chunks(0))) == []
 
 
 def test_the_next_chunk_is_read_while_one_is_in_use_and_no_more() -> None:
     begun, third = threading.Event(), threading.Event()
 
     def source() -> Iterator[Chunk]:
-        for number, chunk in enumerate(chunks([])):
+        for number, chunk in enumerate(chunks()):
             if number:
                 (begun if number == 1 else third).set()
             yield chunk
@@ -294,7 +293,7 @@ def test_the_next_chunk_is_read_while_one_is_in_use_and_no_more() -> None:
 
 def test_an_error_of_the_reader_comes_where_its_chunk_would_have() -> None:
     def source() -> Iterator[Chunk]:
-        yield from chunks([], count=1)
+        yield from chunks(1)
         raise TableError("changed while it was read")
 
     ahead = read_ahead(source())
@@ -305,7 +304,7 @@ def test_an_error_of_the_reader_comes_where_its_chunk_would_have() -> None:
 
 def test_reading_ahead_ends_with_its_user() -> None:
     before = threading.active_count()
-    ahead = read_ahead(chunks([]))
+    ahead = read_ahead(chunks())
     next(ahead)
     ahead.close()
     assert threading.active_count() == before
