@@ -26,6 +26,7 @@ from truefit.evaluation import (
 from truefit.figures import write_figures
 from truefit.files import atomic_path, write_json
 from truefit.models import MLP, Linear, load_model
+from truefit.provenance import code_digest, read_code
 from truefit.tracking import Run, Store, TrackSettings
 
 
@@ -67,6 +68,8 @@ def write_sample(
 def log_evaluation(run: Run, content: dict[str, Any], pictures: list[Path]) -> None:
     """Add the test metrics and the pictures to the run."""
     metrics = {f"test_{name}": value for name, value in content["test"].items()} | {"excess_mse": content["excess_mse"]}
+    # Where it is not that of the training, the scores are of other code.
+    run.set_tags({"evaluated.code.sha256": code_digest(read_code(Path(__file__).parent))})
     run.log_metrics({name: value for name, value in metrics.items() if value is not None}, step=0)
     run.log_artifacts({f"figures/{path.name}": path.read_bytes() for path in pictures})
 

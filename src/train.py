@@ -1,6 +1,7 @@
 """Stage train: the prepared table -> a trained model, as one MLflow run."""
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -12,17 +13,18 @@ from tqdm import tqdm
 
 from truefit import errors
 from truefit.checkpoint import Checkpoints, CheckpointSettings, fingerprint
-from truefit.config import flatten, load_settings, read_params
+from truefit.config import PARAMS, flatten, load_settings, read_params
 from truefit.dataset import TableDataset, open_verified
 from truefit.device import choose_device, configure
 from truefit.engines import choose_engine
-from truefit.files import atomic_path
+from truefit.files import atomic_path, sha256
 from truefit.models import save_model, state_dict_bytes, state_dict_digest
-from truefit.provenance import read_environment, read_workspace
+from truefit.provenance import code_digest, read_code, read_environment, read_workspace
 from truefit.table import Table
-from truefit.tracking import DIGEST_TAG, Origin, Run, Store, TrackSettings, repository_root
+from truefit.tracking import CHANGED_TAG, DIGEST_TAG, OMITTED_TAG, Origin, Run, Store, TrackSettings, repository_root
 from truefit.training import Epoch, Outcome, TrainSettings, train
 
+SOURCES = Path(__file__).parent
 RECORDED_FILES = ("params.yaml", "dvc.yaml", "dvc.lock")
 
 
@@ -32,6 +34,7 @@ def main() -> None:
     parser.add_argument("table", type=Path, help="the folder of the prepared table, such as data/prepared")
     parser.add_argument("results", type=Path, help="the folder for the model and its history, such as results")
     arguments = parser.parse_args()
+    code = code_in_use()
     settings, track = load_settings("train", TrainSettings), load_settings("track", TrackSettings)
     every = load_settings("checkpoint", CheckpointSettings)
     device = choose_device("cpu" if settings.engine == "numpy" else settings.device)
@@ -42,16 +45,23 @@ def main() -> None:
     # Inductor unpickles what it finds in its cache; its own choice is a folder under /tmp, with a name that others can guess.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(repository_root() / ".truefit/inductor"))
     key = fingerprint(device, settings.model_dump(), table.digest, track.model_dump(), store.address)
-    origin = partial(read_origin, as_written, settings.engine, table, device)
+    origin = partial(read_origin, as_written, settings.engine, table, device, track.largest_file)
     with (
         Checkpoints(repository_root() / ".truefit/checkpoints" / key, every) as checkpoints,
         store.training_run(track, run_name(settings), key, origin) as run,
     ):
         outcome = train_with_progress(datasets, settings, device, run, checkpoints)
         save_outcome(outcome, settings, table, arguments.results, run)
+        if changed := {name for name, _ in code.items() ^ code_in_use().items()}:
+            run.set_tags({CHANGED_TAG: ", ".join(sorted(changed))[:5000]})
     last = outcome.epochs[-1]
     print(f"epoch {last.epoch}: train loss {last.train_loss:.6g}, validation loss {last.validation_loss:.6g}")
     print(run)
+
+
+def code_in_use() -> dict[str, str]:
+    """Return the digests of the code and of params.yaml as they are now."""
+    return {**({str(PARAMS): sha256(PARAMS)} if PARAMS.is_file() else {}), **read_code(SOURCES)}
 
 
 def with_engine(settings: TrainSettings, rows: int, device: torch.device) -> TrainSettings:
@@ -69,13 +79,19 @@ def run_name(settings: TrainSettings) -> str:
     return f"{settings.model.name} {optimizer.name} lr={optimizer.lr:g} batch={settings.batch_size} {settings.engine}"
 
 
-def read_origin(settings: TrainSettings, engine: str, table: Table, device: torch.device) -> Origin:
-    """Return all that the run starts from: every param, the engine chosen, the dataset, the code and the environment."""
-    workspace, environment = read_workspace(), read_environment(device)
+def read_origin(settings: TrainSettings, engine: str, table: Table, device: torch.device, largest: int) -> Origin:
+    """Return all that the run starts from: every param, the engine chosen, the dataset, the code and the environment.
+
+    Uncommitted files of more than `largest` bytes are named only.
+    """
+    workspace, environment = read_workspace(largest), read_environment(device)
     files = {f"record/{name}": Path(name).read_bytes() for name in RECORDED_FILES if Path(name).exists()}
     patch = {"record/diff.patch": workspace.patch} if workspace.dirty else {}
     commit = {"git.commit": workspace.commit, "mlflow.source.git.commit": workspace.commit}
-    digests = {"csv.sha256": table.csv.sha256, "table.sha256": table.digest}
+    if workspace.omitted:
+        commit[OMITTED_TAG] = ", ".join(workspace.omitted)[:5000]
+    code = code_digest(read_code(SOURCES))
+    digests = {"csv.sha256": table.csv.sha256, "table.sha256": table.digest, "code.sha256": code}
     return Origin(
         params=flatten({**read_params(), "train": settings.model_dump()}),
         tags={"engine": engine, **digests, **commit, "git.dirty": str(workspace.dirty).lower(), **environment},
@@ -114,9 +130,10 @@ def save_outcome(outcome: Outcome, settings: TrainSettings, table: Table, result
     save_model(results, outcome.kept_state, settings.model, settings.standardize, table)
     with atomic_path(results / "history.csv") as temporary:
         outcome.history().to_csv(temporary, index=False)
-    best, final = state_dict_bytes(outcome.best_state), state_dict_bytes(outcome.final_state)
-    run.log_artifacts({"state_dict/best.pt": best, "state_dict/final.pt": final})
-    run.set_tags({DIGEST_TAG: state_dict_digest(outcome.kept_state)})
+    states = {"best.pt": state_dict_bytes(outcome.best_state), "final.pt": state_dict_bytes(outcome.final_state)}
+    run.log_artifacts({f"state_dict/{name}": content for name, content in states.items()})
+    digests = {f"{name}.sha256": hashlib.sha256(content).hexdigest() for name, content in states.items()}
+    run.set_tags({DIGEST_TAG: state_dict_digest(outcome.kept_state), **digests})
 
 
 if __name__ == "__main__":

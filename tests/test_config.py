@@ -62,7 +62,7 @@ DEFAULTS: dict[str, Any] = {
         "compile": {"batches": 16, "cpp_wrapper": True},
     },
     "evaluate": {"sample": 1000},
-    "track": {"experiment": "truefit", "run_name": None},
+    "track": {"experiment": "truefit", "run_name": None, "largest_file_mb": 10.0},
     "checkpoint": {"epochs": None, "seconds": 10.0},
 }
 
@@ -540,10 +540,11 @@ def test_the_numpy_engine_refuses_an_accelerator(device: str) -> None:
         ("evaluate", "{sampel: 5}", "sampel: unknown key, allowed: sample; did you mean sample?"),
         ("evaluate", "{sample: 1.0}", "sample: found 1.0, allowed: a valid integer"),
         ("evaluate", "{sample: 0}", "sample: found 0, allowed: greater than or equal to 1"),
-        ("track", "{name: a}", "name: unknown key, allowed: experiment, run_name; did you mean run_name?"),
+        ("track", "{name: a}", "name: unknown key, allowed: experiment, run_name, largest_file_mb; did you mean run_name?"),
         ("track", "{experiment: null}", "experiment: found None, allowed: a valid string"),
         ("track", "{experiment: 5}", "experiment: found 5, allowed: a valid string"),
         ("track", "{experiment: ''}", "experiment: found '', allowed: at least 1 character"),
+        ("track", "{largest_file_mb: -1}", "largest_file_mb: found -1, allowed: greater than or equal to 0"),
         ("track", "{run_name: 5}", "run_name: found 5, allowed: a valid string"),
         ("track", "{run_name: ''}", "run_name: found '', allowed: at least 1 character"),
         ("checkpoint", "{epoch: 1}", "epoch: unknown key, allowed: epochs, seconds; did you mean epochs?"),
@@ -572,6 +573,7 @@ def test_evaluate_track_and_checkpoint_refuse(section: str, values: str, line: s
         ("train", "{device: 'cuda:1'}", "device", "cuda:1"),
         ("train", "{clip_norm: 1}", "clip_norm", 1.0),
         ("track", "{run_name: first}", "run_name", "first"),
+        ("track", "{largest_file_mb: 0}", "largest_file_mb", 0),
     ],
 )
 def test_a_value_is_taken_as_it_stands(section: str, values: str, key: str, expected: object) -> None:

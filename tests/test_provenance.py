@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from truefit.errors import ProvenanceError
-from truefit.provenance import read_environment, read_workspace
+from truefit.provenance import ENVIRONMENT, code_digest, read_code, read_environment, read_workspace
+
+LARGEST = 1000
 
 
 def git(*arguments: str) -> str:
@@ -30,7 +32,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_clean_workspace_has_its_commit_and_no_patch(repository: Path) -> None:
-    workspace = read_workspace()
+    workspace = read_workspace(LARGEST)
     assert workspace.commit == git("rev-parse", "HEAD").strip()
     assert (workspace.dirty, workspace.patch) == (False, b"")
 
@@ -42,7 +44,7 @@ def test_patch_brings_a_clean_checkout_to_the_same_files(repository: Path, tmp_p
     Path("new").mkdir()
     Path("new/data.bin").write_bytes(bytes(range(256)))
     Path("ignored").write_text("not recorded\n")
-    workspace = read_workspace()
+    workspace = read_workspace(LARGEST)
     assert workspace.dirty
     git("clone", "--quiet", ".", "other")
     patch = Path("other/p.patch")
@@ -57,16 +59,76 @@ def test_data_that_git_does_not_know_is_not_copied_into_the_patch(repository: Pa
     Path("data").mkdir()
     Path("data/own.csv").write_text("x,y\n1,2\n")
     Path("code.py").write_text("a = 2\n")
-    patch = read_workspace().patch
+    patch = read_workspace(LARGEST).patch
     assert b"+a = 2" in patch
     assert b"own.csv" not in patch
 
 
-def test_a_repository_inside_the_repository_is_named(repository: Path) -> None:
+def test_data_of_a_project_in_a_subfolder_is_not_copied_either(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("project/data").mkdir(parents=True)
+    Path("project/data/own.csv").write_text("x,y\n1,2\n")
+    Path("project/new.py").write_text("b = 1\n")
+    monkeypatch.chdir("project")
+    patch = read_workspace(LARGEST).patch
+    assert b"project/new.py" in patch
+    assert b"own.csv" not in patch
+
+
+def test_files_too_large_are_named_and_not_stored(repository: Path) -> None:
+    large = bytes(LARGEST + 1)
+    Path("shrunk.bin").write_bytes(large)
+    Path("deleted.bin").write_bytes(large)
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "two")
+    Path("shrunk.bin").write_bytes(b"")
+    Path("deleted.bin").unlink()
+    Path("new with a space.bin").write_bytes(large)
+    Path("just.bin").write_bytes(large[1:])
+    workspace = read_workspace(LARGEST)
+    assert workspace.dirty
+    assert sorted(workspace.omitted) == ["deleted.bin", "new with a space.bin", "shrunk.bin"]
+    assert b"just.bin" in workspace.patch
+    assert not any(name.encode() in workspace.patch for name in workspace.omitted)
+    Path("just.bin").unlink()
+    assert read_workspace(LARGEST).dirty
+
+
+def test_files_where_secrets_are_kept_are_not_recorded(repository: Path) -> None:
+    Path(".dvc").mkdir()
+    Path(".dvc/config").write_text("['remote \"r\"']\n    url = https://user:secret@example.org\n")
+    Path("sub").mkdir()
+    Path("sub/.env").write_text("TOKEN=secret\n")
+    workspace = read_workspace(LARGEST)
+    assert (workspace.dirty, workspace.patch, workspace.omitted) == (False, b"", ())
+
+
+def test_patch_is_the_same_whatever_the_users_settings_of_git_say(repository: Path, tmp_path: Path) -> None:
+    Path("code.py").write_text("a = 2\n")
+    Path(".gitattributes").write_text("*.py diff=shout\n")
+    plain = read_workspace(LARGEST)
+    for name, value in [
+        *(("diff.noprefix", "true"), ("diff.mnemonicPrefix", "true"), ("diff.relative", "true"), ("color.ui", "always")),
+        *(("diff.shout.textconv", "tr a-z A-Z <"), ("diff.external", "false")),
+    ]:
+        git("config", name, value)
+    assert read_workspace(LARGEST) == plain
+
+
+def test_code_is_told_apart_by_content_and_by_name(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.py").write_text("a = 1\n")
+    (tmp_path / "sub/b.py").write_text("b = 1\n")
+    (tmp_path / "notes.txt").write_text("no code\n")
+    code = read_code(tmp_path)
+    assert list(code) == ["a.py", "sub/b.py"]
+    (tmp_path / "a.py").rename(tmp_path / "c.py")
+    assert code_digest(read_code(tmp_path)) != code_digest(code)
+
+
+def test_a_repository_inside_the_repository_is_named_and_not_stored(repository: Path) -> None:
     git("init", "--quiet", "sub")
-    with pytest.raises(ProvenanceError) as caught:
-        read_workspace()
-    assert str(caught.value) == ("git add: error: 'sub/' does not have a commit checked out; every run records its commit")
+    Path("sub/file").write_text("content\n")
+    assert read_workspace(1_000_000).omitted == ("sub/",)
 
 
 def test_changes_below_and_beside_a_subfolder_are_recorded(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +136,7 @@ def test_changes_below_and_beside_a_subfolder_are_recorded(repository: Path, mon
     Path("sub").mkdir()
     Path("beside.py").write_text("b = 1\n")
     monkeypatch.chdir("sub")
-    patch = read_workspace().patch
+    patch = read_workspace(LARGEST).patch
     assert b"+a = 2" in patch
     assert b"beside.py" in patch
 
@@ -82,7 +144,7 @@ def test_changes_below_and_beside_a_subfolder_are_recorded(repository: Path, mon
 def test_reading_leaves_index_and_working_tree_as_they_were(repository: Path) -> None:
     Path("new.py").write_text("b = 1\n")
     before = (git("status", "--porcelain"), Path(".git/index").read_bytes())
-    read_workspace()
+    read_workspace(LARGEST)
     assert (git("status", "--porcelain"), Path(".git/index").read_bytes()) == before
 
 
@@ -90,7 +152,7 @@ def test_folder_without_a_repository_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     with pytest.raises(ProvenanceError) as caught:
-        read_workspace()
+        read_workspace(LARGEST)
     assert str(caught.value) == (
         "git rev-parse: fatal: not a git repository (or any of the parent directories): .git; "
         "every run records its commit: `git init` and commit"
@@ -101,13 +163,13 @@ def test_repository_without_a_commit_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     git("init", "--quiet")
     with pytest.raises(ProvenanceError, match=r"^git rev-parse: fatal: Needed a single revision; every run records"):
-        read_workspace()
+        read_workspace(LARGEST)
 
 
 def test_missing_git_is_refused(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(repository))
     with pytest.raises(ProvenanceError, match=r"^git: not found; every run records the commit that it ran on$"):
-        read_workspace()
+        read_workspace(LARGEST)
 
 
 def test_environment_names_all_that_may_change_the_bits() -> None:
@@ -116,4 +178,4 @@ def test_environment_names_all_that_may_change_the_bits() -> None:
     assert environment["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
     assert environment["threads"] == str(torch.get_num_threads())
     assert environment["device"] == "cpu"
-    assert set(environment) >= {"python", "numpy", "mlflow", "dvc", "pandas", "pyarrow", "platform", "device_name"}
+    assert set(environment) == set(ENVIRONMENT) >= {"python", "numpy", "mlflow", "dvc", "pandas", "platform", "device_name"}

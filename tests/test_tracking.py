@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -346,6 +347,41 @@ def test_evaluation_prefers_the_run_of_its_own_experiment(track: TrackSettings, 
     with Store().evaluation_run(track, digest_of(track, "model")) as run:
         pass
     assert run.run_id == other.run_id
+
+
+def test_evaluation_prefers_the_run_of_its_own_rerun(track: TrackSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def context(key: str) -> None:
+        monkeypatch.setenv("MLFLOW_RUN_CONTEXT", json.dumps({"rerun.of": "r", "rerun.key": key}))
+
+    plain = complete(track, "model")
+    context("mine")
+    mine = complete(track, "model")
+    context("anothers")
+    complete(track, "model")
+    context("mine")
+    with Store().evaluation_run(track, digest_of(track, "model")) as run:
+        pass
+    assert run.run_id == mine.run_id
+    monkeypatch.delenv("MLFLOW_RUN_CONTEXT")
+    with Store().evaluation_run(track, digest_of(track, "model")) as run:
+        pass
+    assert run.run_id == plain.run_id
+
+
+def test_secrets_in_the_address_of_the_git_remote_are_not_recorded(
+    root: Path, track: TrackSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in (["init", "--quiet"], ["remote", "add", "origin", "https://user:hun@ter2@example.org/a.git"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    commit = ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "--allow-empty", "--message", "one"]
+    subprocess.run(["git", *commit], cwd=tmp_path, check=True)
+    stage = tmp_path / "stage.py"
+    stage.write_text(TRAINING.replace("TrackSettings()", f"TrackSettings(experiment={track.experiment!r})"))
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "DVC_ROOT": str(root)}
+    subprocess.run([sys.executable, str(stage)], cwd=tmp_path, env=environment, check=True)
+    (run,) = stored(root, track.experiment)
+    assert run.data.tags["mlflow.source.git.repoURL"] == "https://example.org/a.git"
+    assert not any("ter2" in value for value in run.data.tags.values())
 
 
 def test_evaluation_without_a_run_opens_one_of_its_own(root: Path, track: TrackSettings) -> None:

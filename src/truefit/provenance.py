@@ -1,14 +1,17 @@
-"""Where a result comes from: the commit, what was changed since, and the environment.
+"""Where a result comes from: the commit, what was changed since, the code, and the environment.
 
-Reads the git repository of the current folder and the installed packages; writes nothing there: neither the working tree
-nor the index changes.
+Reads the git repository of the current folder, which is the project's, and the installed packages; writes nothing there:
+neither the working tree nor the index changes. Guarantees that a patch holds no file larger than asked for, and none where
+secrets are usually kept.
 """
 
+import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,40 +19,91 @@ from pathlib import Path
 import torch
 
 from truefit.errors import ProvenanceError
+from truefit.files import sha256
 
 PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "mlflow", "dvc")
+# What `read_environment` tells.
+ENVIRONMENT = ("python", *PACKAGES, "platform", "cpu_capability", "threads", "device", "device_name")
+# Everything below the repository's root, but for where secrets may be: DVC keeps the addresses of its remotes here.
+_RECORDED = (":/", ":(top,exclude,glob)**/.dvc/config*", ":(top,exclude,glob)**/.env*")
+# Whatever the user's own settings of git say of how a diff looks.
+_DIFF = (
+    *("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--no-relative", "--src-prefix=a/", "--dst-prefix=b/"),
+    "--submodule=short",
+)
 
 
 @dataclass(frozen=True)
 class Workspace:
     """The code that ran: the commit checked out, and a patch with all that differs from it.
 
-    The patch holds new files too, but for those under data/.
+    The patch holds new files too, but for those under data/. `omitted` names the files that are too large for it.
     """
 
     commit: str
     patch: bytes
+    omitted: tuple[str, ...] = ()
 
     @property
     def dirty(self) -> bool:
         """Whether anything differs from the commit."""
-        return bool(self.patch)
+        return bool(self.patch or self.omitted)
 
 
-def read_workspace() -> Workspace:
-    """Return the state of the git repository that the current folder is in.
+def read_workspace(largest: int) -> Workspace:
+    """Return the state of the git repository that the current folder is in; files of up to `largest` bytes go into its patch.
 
     Raises ProvenanceError where there is no repository or no commit in it.
     """
     commit = _git("rev-parse", "--verify", "HEAD").decode().strip()
+    top = Path(_git("rev-parse", "--show-toplevel").decode().rstrip("\n"))
     with tempfile.TemporaryDirectory() as folder:
         # A copy of the index, so that files which git does not know yet can be added to it without a trace. Not those of
-        # data/: a patch would grow with them, and the run has the digest of the CSV that it read.
+        # the project's data/: a patch would grow with them, and the run has the digest of the CSV that it read.
         index = Path(folder, "index")
         shutil.copyfile(_git("rev-parse", "--path-format=absolute", "--git-path", "index").decode().strip(), index)
-        _git("add", "--intent-to-add", ":/", ":(top,exclude)data", index=index)
-        patch = _git("diff", "--binary", "--no-ext-diff", "--no-color", "HEAD", index=index)
-    return Workspace(commit, patch)
+        omitted = _add_new_files(top, index, largest)
+        omitted += [name for name, size in _changed(top, index) if size > largest]
+        places = [*_RECORDED, *(f":(top,exclude,literal){name}" for name in omitted)]
+        patch = _git(*_DIFF, "--binary", "--unified=3", "HEAD", "--", *places, index=index)
+    return Workspace(commit, patch, tuple(omitted))
+
+
+def _add_new_files(top: Path, index: Path, largest: int) -> list[str]:
+    """Add to the index the files that git does not know, but for those over `largest` bytes, which it returns.
+
+    A repository of its own inside this one counts as too large.
+    """
+    listed = _git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", *_RECORDED, ":(exclude)data", index=index)
+    names = [os.fsdecode(name) for name in listed.split(b"\0")[:-1]]
+    large = [name for name in names if name.endswith("/") or os.lstat(top / name).st_size > largest]
+    small = b"".join(os.fsencode(name) + b"\0" for name in names if name not in set(large))
+    adding = ("add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul")
+    _git("-C", str(top), "--literal-pathspecs", *adding, index=index, given=small)
+    return large
+
+
+def _changed(top: Path, index: Path) -> list[tuple[str, int]]:
+    """Return the files that differ from the commit, each with its bytes, before or after: whichever are more."""
+    raw = _git(*_DIFF, "--raw", "-z", "--no-renames", "--no-abbrev", "HEAD", "--", *_RECORDED, index=index)
+    fields = os.fsdecode(raw).split("\0")[:-1]
+    names, former = fields[1::2], [entry.split()[2] for entry in fields[::2]]
+    asked = "".join(f"{blob}\n" for blob in former).encode()
+    sizes = _git("cat-file", "--batch-check=%(objectsize)", given=asked).decode().splitlines()
+    before = [int(size) if size.isdigit() else 0 for size in sizes]  # a new file is `missing` there
+    after = [os.lstat(top / name).st_size if os.path.lexists(top / name) else 0 for name in names]
+    return list(zip(names, map(max, before, after), strict=True))
+
+
+def read_code(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each Python file in `folder` and below, by its path there."""
+    # An editor may keep a link there that leads nowhere.
+    return {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*.py")) if path.is_file()}
+
+
+def code_digest(code: Mapping[str, str]) -> str:
+    """Return one SHA-256 for what `read_code` returned."""
+    return hashlib.sha256("".join(f"{digest} {name}\n" for name, digest in code.items()).encode()).hexdigest()
 
 
 def read_environment(device: torch.device) -> dict[str, str]:
@@ -66,10 +120,10 @@ def read_environment(device: torch.device) -> dict[str, str]:
     }
 
 
-def _git(*arguments: str, index: Path | None = None) -> bytes:
+def _git(*arguments: str, index: Path | None = None, given: bytes = b"") -> bytes:
     environment = os.environ | ({"GIT_INDEX_FILE": str(index)} if index else {})
     try:
-        return subprocess.run(["git", *arguments], check=True, capture_output=True, env=environment).stdout
+        return subprocess.run(["git", *arguments], check=True, capture_output=True, env=environment, input=given).stdout
     except FileNotFoundError:
         raise ProvenanceError("git: not found; every run records the commit that it ran on") from None
     except subprocess.CalledProcessError as error:

@@ -44,6 +44,11 @@ METRICS_A_BATCH, VALUES_A_BATCH = 1000, 100
 
 DIGEST_TAG = "state_dict.sha256"
 KEY_TAG = "truefit.run"
+CHANGED_TAG = "changed"  # the files that changed while the training ran
+OMITTED_TAG = "git.omitted"  # uncommitted files that were too large for the record
+RERUN_TAG, RERUN_KEY_TAG = "rerun.of", "rerun.key"
+# By these a run is told from others that ended with the same bits.
+_PURPOSE_TAGS = ("dvc.exp", RERUN_KEY_TAG)
 
 
 class TrackSettings(Settings):
@@ -51,6 +56,12 @@ class TrackSettings(Settings):
 
     experiment: str = Field("truefit", min_length=1)
     run_name: str | None = Field(None, min_length=1)
+    largest_file_mb: float = Field(10.0, ge=0)
+
+    @property
+    def largest_file(self) -> int:
+        """The bytes of the largest uncommitted file that the record holds."""
+        return int(self.largest_file_mb * 1_000_000)
 
 
 @dataclass(frozen=True)
@@ -63,8 +74,8 @@ class Origin:
     artifacts: Mapping[str, bytes]
 
     def records(self) -> list[Values]:
-        """Return it as records, params in the spelling that JSON gives them."""
-        params = {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.params.items()}
+        """Return it as records."""
+        params = {key: spell(value) for key, value in self.params.items()}
         columns = [{"type": "double", "name": name, "required": True} for name in self.table.columns]
         dataset = {
             "name": Path(self.table.csv.path).name,
@@ -76,6 +87,11 @@ class Origin:
         }
         tags = Values(kind="tags", values=dict(self.tags))
         return [Values(kind="params", values=params), Values(kind="dataset", values=dataset), tags]
+
+
+def spell(value: Any) -> str:
+    """Return the text that MLflow has of a param: as JSON spells it, but for text, which stays."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def repository_root() -> Path:
@@ -119,8 +135,9 @@ class Store:
     def __init__(self) -> None:
         self._root = repository_root()
         given = os.environ.get("MLFLOW_TRACKING_URI")
-        self.address = _shown(given) if given else None
+        self.address = shown(given) if given else None
         self.uri = given or f"sqlite:///{self._root / 'mlflow.db'}"
+        self.shown = shown(self.uri)
         self._runs = self._root / ".truefit/runs"
         self._runs.mkdir(parents=True, exist_ok=True)
         self._client: MlflowClient | None = None
@@ -136,7 +153,7 @@ class Store:
         It is called as in the settings, or else `name`. Raises TrackingError when the store is there and cannot take the run.
         """
         with suppress(StoreAwayError):
-            self._experiment(track.experiment)
+            self.experiment(track.experiment)
         journal = self._open_run(fingerprint)
         if journal is None:
             origin = read_origin()
@@ -152,11 +169,11 @@ class Store:
     def evaluation_run(self, track: TrackSettings, digest: str) -> Iterator[Run]:
         """Add to the latest run whose model has the state_dict digest, or to a run of its own where there is none.
 
-        Where several runs ended with the same bits, the one of the current DVC experiment is preferred.
+        Where several runs ended with the same bits, the one of the current DVC experiment or rerun is preferred.
         Raises TrackingError when the store is there and cannot take the run.
         """
         with suppress(StoreAwayError):
-            self._experiment(track.experiment)
+            self.experiment(track.experiment)
         header = self._header(track, f"evaluation of {digest[:8]}", completes=digest)
         journal = Journal.create(self._runs, header, [Values(kind="tags", values={DIGEST_TAG: digest})], {})
         with self._recording(journal) as run:
@@ -182,8 +199,8 @@ class Store:
             experiment=track.experiment,
             name=full_name,
             start_time=now(),
-            # MLflow adds who started the run and from which script.
-            tags={**resolve_tags(), **tags},
+            # MLflow adds who started the run, from which script, and the address of the git remote.
+            tags={**{tag: shown(value) for tag, value in resolve_tags().items()}, **tags},
             **purpose,  # type: ignore[arg-type]
         )
 
@@ -229,8 +246,8 @@ class Store:
         header = journal.header
         if header.store != self.address:
             raise TrackingError(f"is for the store {header.store or 'of this repository'}; see MLFLOW_TRACKING_URI")
-        with journal.sending() as before, self._errors():
-            client = self._connect()
+        with journal.sending() as before, self.errors():
+            client = self.connect()
             sent = before if before.run_id else self._find_or_create(client, header)
             last: Record | None = None
             try:
@@ -248,7 +265,7 @@ class Store:
 
     def _find_or_create(self, client: "MlflowClient", header: Header) -> Sent:
         """Return the run that the header speaks of, which an attempt whose answer was lost may have created."""
-        experiment = self._experiment(header.experiment)
+        experiment = self.experiment(header.experiment)
         if found := self._search(client, experiment, f"tags.`{KEY_TAG}` = '{header.key}'"):
             return Sent(run_id=found[0].info.run_id, name=header.name)
         if header.completes:
@@ -262,8 +279,9 @@ class Store:
             if found := self._search(client, experiment, where):
                 # A later one with the same bits has an evaluation of its own.
                 before = [run for run in found if run.info.start_time <= header.start_time] or found
-                wanted = header.tags.get("dvc.exp")
-                chosen = next((run for run in before if run.data.tags.get("dvc.exp") == wanted), before[0])
+                wanted = [header.tags.get(tag) for tag in _PURPOSE_TAGS]
+                alike = (run for run in before if [run.data.tags.get(tag) for tag in _PURPOSE_TAGS] == wanted)
+                chosen = next(alike, before[0])
                 return Sent(run_id=chosen.info.run_id, name=chosen.info.run_name, joined=True)
         created = client.create_run(experiment, header.start_time, {**header.tags, KEY_TAG: header.key}, header.name)
         return Sent(run_id=created.info.run_id, name=header.name)
@@ -305,7 +323,13 @@ class Store:
                 client.set_terminated(run_id, status.status, status.time)
         self.calls += 1
 
-    def _connect(self) -> "MlflowClient":
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run, all or none."""
+        from mlflow.entities import RunTag
+
+        self.connect().log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def connect(self) -> "MlflowClient":
         """Return the client, made and the repository's own store created at the first call."""
         if self._client is None:
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -328,17 +352,17 @@ class Store:
                     client = MlflowClient(self.uri)
                     client.search_experiments(max_results=1)
             except ImportError as error:
-                raise TrackingError(f"MLflow store {_shown(self.uri)}: its driver is not installed: {error}") from None
+                raise TrackingError(f"MLflow store {self.shown}: its driver is not installed: {error}") from None
             self._client = client
         return self._client
 
-    def _experiment(self, name: str) -> str:
+    def experiment(self, name: str) -> str:
         """Return the experiment's id, creating it with its artifacts beside the store where that is a local file."""
         if name in self._experiments:
             return self._experiments[name]
         here = (self._root / "mlartifacts").as_uri()
-        with self._errors(), FileLock(self._root / ".truefit/experiment.lock"):
-            client = self._connect()
+        with self.errors(), FileLock(self._root / ".truefit/experiment.lock"):
+            client = self.connect()
             known = client.get_experiment_by_name(name)
             if known is None:
                 # Left alone, a local store would take the current folder, which may be DVC's and soon be gone.
@@ -350,7 +374,7 @@ class Store:
         elif self.address is None and not known.artifact_location.startswith(here):
             fault = f"keeps its artifacts in {known.artifact_location}; move the repository back"
         if fault:
-            raise TrackingError(f"MLflow store {_shown(self.uri)}: {name!r} {fault}, or change track.experiment")
+            raise TrackingError(f"MLflow store {self.shown}: {name!r} {fault}, or change track.experiment")
         self._experiments[name] = str(known.experiment_id)
         return self._experiments[name]
 
@@ -359,7 +383,7 @@ class Store:
         return self.uri.startswith(("sqlite:", "file:"))
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def errors(self) -> Iterator[None]:
         """Turn MLflow's own errors into one line that names the store, and tell those of a store that is away."""
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
@@ -367,12 +391,12 @@ class Store:
         try:
             yield
         except SQLAlchemyError as error:  # which MLflow lets through where it opens a database
-            raise TrackingError(_shown(f"MLflow store {self.uri}: {str(error).splitlines()[0]}")) from error
+            raise TrackingError(shown(f"MLflow store {self.uri}: {str(error).splitlines()[0]}")) from error
         except MlflowException as error:
             status = error.get_http_status_code()  # type: ignore[no-untyped-call]
             away = not self._is_local and (status == 429 or status >= 500)
             kind = StoreAwayError if away else TrackingError
-            raise kind(_shown(f"MLflow store {self.uri}: {str(error).splitlines()[0]}")) from error
+            raise kind(shown(f"MLflow store {self.uri}: {str(error).splitlines()[0]}")) from error
 
 
 class Uploader(threading.Thread):
@@ -391,11 +415,11 @@ class Uploader(threading.Thread):
         pause = 1.0
         while self._journal.folder.exists():
             last = self._closing.is_set()
-            self._fault = f"MLflow store {_shown(self._store.uri)}: no answer"
+            self._fault = f"MLflow store {self._store.shown}: no answer"
             try:
                 self.sent = self._store.send(self._journal)
             except (TrackingError, OSError) as error:
-                self._fault = _shown(" ".join(str(error).split()))
+                self._fault = shown(" ".join(str(error).split()))
                 wait, pause = pause, min(2 * pause, LONGEST_PAUSE)
             else:
                 self._fault, wait, pause = None, FLUSH_SECONDS, 1.0
@@ -431,9 +455,9 @@ def _experiment_tags() -> dict[str, str]:
     return {"dvc.exp": experiment} if experiment else {}
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """Return the text without the user's name and password that an address in it may hold."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    return re.sub(r"//[^/\s]*@", "//", text)
 
 
 def _batches(records: "Iterable[tuple[Record, int]]") -> "Iterator[list[tuple[Record, int]]]":
