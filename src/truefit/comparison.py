@@ -1,0 +1,210 @@
+"""Two results compared bit by bit, and what follows from it.
+
+Reads and writes nothing. Guarantees that the verdict `identical` is given only where every number of both results was
+compared, and all have the same bits.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from torch import Tensor
+
+# Scores that a good model brings near 0 or 1 are differences from it, and no scale for their own error.
+_UNIT_SCALE = ("test_r2", "excess_mse")
+
+
+class Verdict(StrEnum):
+    """What a comparison says; `status` is the command's exit status."""
+
+    IDENTICAL = "identical"
+    CLOSE = "close"
+    INCONCLUSIVE = "inconclusive"
+    DIFFERENT = "different"
+
+    @property
+    def status(self) -> int:
+        """Return 0, 3, 4 or 1; 2 is that of an error."""
+        return {"identical": 0, "close": 3, "inconclusive": 4, "different": 1}[self]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training started from and ended with.
+
+    `inputs` has the groups code, params, data and environment. `history` has a column for each of the curves, and the epochs
+    as its index; `states` has the state_dicts best and final; `metrics` those of the test rows.
+    """
+
+    inputs: Mapping[str, Mapping[str, str]]
+    history: pd.DataFrame
+    states: Mapping[str, Mapping[str, Tensor]]
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """How many numbers of a kind were compared, and how far they are apart.
+
+    `ulps` counts the floating-point numbers from one to the other. `relative` is the difference over the larger of the two;
+    for a tensor, over its largest number. `where` names the first that differs, and `first_epoch` its epoch.
+    """
+
+    name: str
+    compared: int
+    equal: int
+    ulps: int = 0
+    relative: float = 0.0
+    where: str | None = None
+    first_epoch: int | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of running a recorded run again: `recorded` and `again` are MLflow run ids."""
+
+    verdict: Verdict
+    recorded: str
+    again: str | None = None
+    reason: str | None = None
+    tolerance: float | None = None
+    rows: list[Row] = field(default_factory=list)
+    inputs: dict[str, dict[str, list[str | None]]] = field(default_factory=dict)
+
+    @property
+    def first_epoch(self) -> int | None:
+        """The first epoch whose losses or learning rate differ, or None."""
+        return min((row.first_epoch for row in self.rows if row.first_epoch is not None), default=None)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON holds it; a difference that has no size is null."""
+        content = asdict(self) | {"first_epoch": self.first_epoch}
+        for row in content["rows"]:
+            row["relative"] = row["relative"] if np.isfinite(row["relative"]) else None
+        return content
+
+
+def compare(recorded: Result, again: Result) -> list[Row]:
+    """Return how far two results are apart: digests of the data, curves, tensors and test metrics."""
+    digests = [_texts("data digests", recorded.inputs["data"], again.inputs["data"])]
+    names = [*recorded.history, *(name for name in again.history if name not in recorded.history)]
+    curves = [_curve(str(name), recorded.history.get(name), again.history.get(name)) for name in names]
+    kinds = [*recorded.states, *(kind for kind in again.states if kind not in recorded.states)]
+    states = [_state(f"state_dict {kind}", recorded.states.get(kind, {}), again.states.get(kind, {})) for kind in kinds]
+    return [*digests, *curves, *states, _metrics("test metrics", recorded.metrics, again.metrics)]
+
+
+def judge(
+    rows: list[Row], inputs: Mapping[str, Mapping[str, list[str | None]]], tolerance: float
+) -> tuple[Verdict, str | None]:
+    """Return the verdict on compared rows and `inputs` that differ, and the reason of one that is inconclusive.
+
+    Not identical is close where every relative difference is at most `tolerance` and something of the environment differs.
+    Beyond it, with another version of torch, nobody can say whether the code or torch is to blame: inconclusive.
+    """
+    empty = [row.name for row in rows if row.compared == 0]
+    if empty or not rows:
+        return Verdict.INCONCLUSIVE, f"there is nothing to compare of {', '.join(empty) or 'both runs'}"
+    if all(row.where is None for row in rows):
+        return Verdict.IDENTICAL, None
+    environment = inputs.get("environment", {})
+    if environment and all(row.relative <= tolerance for row in rows):
+        return Verdict.CLOSE, None
+    if "torch" in environment:
+        recorded, installed = environment["torch"]
+        return Verdict.INCONCLUSIVE, f"it ran with torch {recorded}, and torch {installed} is installed"
+    return Verdict.DIFFERENT, None
+
+
+def different_inputs(recorded: Result, again: Result) -> dict[str, dict[str, list[str | None]]]:
+    """Return what differs among the inputs: by group and name, the two values."""
+    differing: dict[str, dict[str, list[str | None]]] = {}
+    for group, before in recorded.inputs.items():
+        after = again.inputs[group]
+        for name in sorted({*before, *after}):
+            if before.get(name) != after.get(name):
+                differing.setdefault(group, {})[name] = [before.get(name), after.get(name)]
+    return differing
+
+
+def ulps(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.uint64]:
+    """Return how many floating-point numbers lie from each of `left` to that of `right`, of the same type and shape.
+
+    The bits of floats of one sign are in the order of the numbers, so that their difference counts them (Bruce Dawson,
+    "Comparing floating point numbers", 2012); those of negative ones are turned round here.
+    """
+    unsigned = np.dtype(f"u{left.dtype.itemsize}")
+    sign = unsigned.type(1 << (8 * unsigned.itemsize - 1))
+    places = [np.where(bits & sign, ~bits, bits | sign) for bits in (left.view(unsigned), right.view(unsigned))]
+    return (np.maximum(*places) - np.minimum(*places)).astype(np.uint64)
+
+
+def _texts(name: str, left: Mapping[str, str], right: Mapping[str, str]) -> Row:
+    keys = sorted({*left, *right})
+    unequal = [key for key in keys if left.get(key) != right.get(key)]
+    far = float("inf") if unequal else 0.0
+    return Row(name, len(keys), len(keys) - len(unequal), relative=far, where=unequal[0] if unequal else None)
+
+
+def _curve(name: str, left: "pd.Series[float] | None", right: "pd.Series[float] | None") -> Row:
+    empty: pd.Series[float] = pd.Series(dtype=np.float64)
+    before, after = (empty if curve is None else curve.dropna() for curve in (left, right))
+    epochs = before.index.union(after.index)
+    common = before.index.intersection(after.index)
+    x, y = (np.asarray(curve.loc[common], np.float64) for curve in (before, after))
+    unequal = common[x.view(np.uint64) != y.view(np.uint64)].union(epochs.difference(common))
+    first = int(unequal.min()) if len(unequal) else None
+    missing = len(epochs) > len(common)
+    return Row(
+        name,
+        compared=len(epochs),
+        equal=len(epochs) - len(unequal),
+        ulps=int(ulps(x, y).max(initial=0)),
+        relative=float("inf") if missing else _relative(x, y, np.maximum(abs(x), abs(y))),
+        where=None if first is None else f"epoch {first}",
+        first_epoch=first,
+    )
+
+
+def _state(name: str, left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Row:
+    compared = equal = most = 0
+    far, where = 0.0, None
+    for key in [*left, *(key for key in right if key not in left)]:
+        x, y = left.get(key), right.get(key)
+        if x is None or y is None or x.dtype != y.dtype or x.shape != y.shape:
+            compared += max(tensor.numel() for tensor in (x, y) if tensor is not None)
+            far, where = float("inf"), where or key
+            continue
+        a, b = (np.ascontiguousarray(tensor.detach().cpu().reshape(-1).numpy()) for tensor in (x, y))
+        distance = ulps(a, b)
+        compared, equal = compared + len(a), equal + int((distance == 0).sum())
+        if distance.any():
+            most, where = max(most, int(distance.max())), where or key
+            largest = max(float(abs(a).max()), float(abs(b).max()))
+            far = max(far, _relative(a.astype(np.float64), b.astype(np.float64), np.full(len(a), largest)))
+    return Row(name, compared, equal, most, far, where)
+
+
+def _metrics(name: str, left: Mapping[str, float], right: Mapping[str, float]) -> Row:
+    keys = [*left, *(key for key in right if key not in left)]
+    common = [key for key in keys if key in left and key in right]
+    x: NDArray[np.float64] = np.array([left[key] for key in common], np.float64)
+    y: NDArray[np.float64] = np.array([right[key] for key in common], np.float64)
+    distance = ulps(x, y)
+    unequal = [key for key in keys if key not in common or distance[common.index(key)]]
+    least = np.array([1.0 if key in _UNIT_SCALE else 0.0 for key in common])
+    far = float("inf") if len(common) < len(keys) else _relative(x, y, np.maximum(least, np.maximum(abs(x), abs(y))))
+    where = unequal[0] if unequal else None
+    return Row(name, len(keys), len(keys) - len(unequal), int(distance.max(initial=0)), far, where)
+
+
+def _relative(left: NDArray[np.float64], right: NDArray[np.float64], scale: NDArray[np.float64]) -> float:
+    """Return the largest difference over its scale, infinite where a number is not finite."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = np.where(left.view(np.uint64) == right.view(np.uint64), 0.0, abs(left - right))
+        relative = np.divide(difference, scale, out=np.zeros_like(difference), where=difference != 0)
+    return float(np.nan_to_num(relative, nan=np.inf, posinf=np.inf).max(initial=0.0))
