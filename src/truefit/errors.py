@@ -10,6 +10,7 @@ prints that line and exits with status 2.
     ├── TrainingError    a training that cannot go on
     ├── ModelError       a saved model that cannot be read
     ├── ProvenanceError  a workspace whose origin cannot be recorded
+    ├── InconclusiveError  a recorded run that cannot be judged
     ├── TrackingError    an MLflow store, or a journal kept for one, that cannot be used
     │   └── StoreAwayError   … for now: a server that does not answer
     └── StoppedError     a signal that asked a training to stop
@@ -52,6 +53,10 @@ class ModelError(TruefitError):
 
 class ProvenanceError(TruefitError):
     """The workspace's commit or changes cannot be read."""
+
+
+class InconclusiveError(TruefitError):
+    """A recorded run cannot be run again, or not be compared: what is missing or damaged."""
 
 
 class TrackingError(TruefitError):
