@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
-from dvc.cli import parse_args  # type: ignore[import-untyped]
+from dvc.cli import parse_args
 from test_config import SECTIONS
 
 from truefit.cli import commands as commands_of_truefit

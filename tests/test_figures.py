@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import truefit
 from truefit.evaluation import line_predictor
-from truefit.figures import write_figures
+from truefit.figures import rerun_picture, write_figures
 
 SRC = Path(truefit.__file__).parents[1]
 
@@ -156,3 +156,16 @@ assert "matplotlib.pyplot" not in sys.modules
     done = subprocess.run(command, env={"PYTHONPATH": str(SRC)}, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "fit.png").exists()
+
+
+def test_picture_of_a_rerun_shows_both_curves_and_their_difference(tmp_path: Path) -> None:
+    recorded = FALLING.set_index("epoch")
+    again = recorded.copy()
+    again.loc[3, "train_loss"] = 0.375
+    same, other = tmp_path / "same.png", tmp_path / "other.png"
+    same.write_bytes(rerun_picture(recorded, recorded))
+    other.write_bytes(rerun_picture(recorded, again))
+    assert count(pixels(same), ORANGE) > 100
+    assert (pixels(same) != pixels(other)).any()
+    assert same.read_bytes() == rerun_picture(recorded, recorded)
+    rerun_picture(recorded.iloc[:1], recorded.iloc[:0])  # curves of other lengths

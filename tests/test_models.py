@@ -498,7 +498,10 @@ def test_a_model_pt_that_is_not_a_dictionary_of_tensors_is_refused(tmp_path: Pat
     table = save(tmp_path)
     path = tmp_path / "model/model.pt"
     torch.save(content, path)
-    assert refusal(tmp_path, table) == f"{path}: found {found}, allowed: a dictionary of tensors"
+    assert (
+        refusal(tmp_path, table)
+        == f"{path}: found {found}, allowed: a dictionary of tensors; `dvc repro --force train` writes it anew"
+    )
 
 
 def test_tensors_other_than_those_described_are_refused(tmp_path: Path) -> None:

@@ -136,22 +136,6 @@ def test_run_names_the_digests_of_what_it_read_and_wrote(workspace: Workspace) -
 
 
 @shared_clone
-def test_uncommitted_changes_are_recorded(workspace: Workspace) -> None:
-    workspace.set_params(train__epochs=2)
-    (workspace.path / "notes.txt").write_text("a file that git does not know\n")
-    status = workspace.run("git", "status", "--porcelain").stdout
-    workspace.run("dvc", "repro")
-    run = workspace.runs()[0]
-    assert run.data.tags["git.dirty"] == "true"
-    patch = Path(workspace.client.download_artifacts(run.info.run_id, "record/diff.patch")).read_text()
-    assert "+  epochs: 2 " in patch
-    assert "+a file that git does not know" in patch
-    assert "?? notes.txt" in status
-    assert "?? notes.txt" in workspace.run("git", "status", "--porcelain").stdout
-    (workspace.path / "notes.txt").unlink()
-
-
-@shared_clone
 def test_training_with_the_same_bits_is_evaluated_again(workspace: Workspace) -> None:
     before = workspace.runs()
     workspace.set_params(train__threads=2)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers_rerun import rerun
 from helpers_torture import SEED, TORTURE
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -226,3 +227,14 @@ def test_sync_beside_a_training_neither_doubles_nor_loses(workspace: Workspace, 
     assert (process.communicate()[1], process.returncode) == ("", 0)
     assert waiting(workspace) == 0
     check_whole(workspace, server, "beside")
+
+
+@pytest.mark.skipif(not TORTURE, reason="a minute long: `make torture`")
+def test_rerun_of_a_run_on_a_server_is_identical(workspace: Workspace, server: Server) -> None:
+    server.start()
+    workspace.set_params(track__experiment="rerun", train__epochs=5)
+    workspace.run("dvc", "repro")
+    report = rerun(workspace)
+    assert (report["verdict"], report["inputs"]) == ("identical", {})
+    again = MlflowClient(server.uri).get_run(report["again"])
+    assert (again.data.tags["rerun.verdict"], again.data.tags["rerun.of"]) == ("identical", report["recorded"])

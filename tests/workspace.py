@@ -16,24 +16,36 @@ ROOT = Path(__file__).parents[1]
 
 
 class Workspace:
-    """A git repository of its own with the files of the working tree, committed, and an environment that runs them."""
+    """A git repository of its own with the files of the working tree, committed, and an environment that runs them.
 
-    def __init__(self, path: Path) -> None:
+    The repository is at `path`, or at `top`, with the files below it at `path`; without `copy` it is there already.
+    """
+
+    def __init__(self, path: Path, top: Path | None = None, copy: bool = True) -> None:
         self.path = path
+        self.environment = self._environment()
+        if copy:
+            self._copy(top or path)
+
+    def _copy(self, top: Path) -> None:
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
         )
         for name in listed.stdout.decode().rstrip("\0").split("\0"):
             if (ROOT / name).is_file():
-                (path / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, path / name)
+                (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, self.path / name)
+        names = [["config", "user.name", "t"], ["config", "user.email", "t@example.org"]]
+        for command in (["init", "--quiet", str(top)], *names):
+            self.run("git", *command)
+        self.commit()
+
+    @staticmethod
+    def _environment() -> dict[str, str]:
         names = {f"GIT_{who}_{what}": "test@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "GIT_"))}
         folder = str(Path(sys.executable).parent)
-        self.environment = {**kept, **names, "PATH": f"{folder}:{os.environ['PATH']}", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        for command in (["init", "--quiet"], ["config", "user.name", "t"], ["config", "user.email", "t@example.org"]):
-            self.run("git", *command)
-        self.commit()
+        return {**kept, **names, "PATH": f"{folder}:{os.environ['PATH']}", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
     def run(self, *command: str, status: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a command there and check its exit status."""

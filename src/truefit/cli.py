@@ -3,13 +3,16 @@
 Reads and writes what the called module says.
 """
 
+import json
+import math
 import sys
 
 import click
 
 from truefit import errors
+from truefit.config import PARAMS, load_settings
 from truefit.errors import TrackingError
-from truefit.tracking import Store
+from truefit.tracking import Store, TrackSettings, repository_root
 
 
 @click.group()
@@ -29,6 +32,60 @@ def sync() -> None:
             click.echo(f"{journal.header.name}: sent to MLflow run {result.run_id}")
     if unsent:
         raise TrackingError(f"{unsent} runs could not be sent; they are kept")
+
+
+@commands.command(name="rerun")
+@click.argument("run", required=False)
+@click.option("--experiment", help="The MLflow experiment of RUN.  [default: track.experiment in params.yaml]")
+@click.option(
+    "--all", "every", is_flag=True, help="Run every training of the experiment again, and end with the worst status."
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 1),
+    default=1e-5,  # float32 has seven digits
+    show_default=True,
+    help="Up to this relative difference, a result from another environment counts as close.",
+)
+@click.option("--keep", is_flag=True, help="Leave the worktree where the pipeline ran.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def rerun_command(run: str | None, experiment: str | None, every: bool, tolerance: float, keep: bool, as_json: bool) -> None:
+    """Run a recorded run again, from its record alone, and say whether the result is the same.
+
+    RUN is an MLflow run id, the beginning of one, or a run's name; without it, the latest training is taken. For example:
+
+        truefit rerun 42711d48
+
+    The exit status is the verdict: 0 identical, every number has the same bits; 3 close, within the tolerance and from another
+    environment; 1 different; 4 inconclusive, it could not be run again or not be compared.
+    """
+    # Here, since torch takes seconds to import, and `truefit --help` needs none of it.
+    from truefit.comparison import Verdict
+    from truefit.records import find, trainings
+    from truefit.rerun import describe, rerun
+    from truefit.worktree import Signals
+
+    if math.isnan(tolerance):
+        raise click.BadParameter("nan is not in the range 0<=x<=1.", param_hint="'--tolerance'")
+    if every and run:
+        raise click.UsageError("--all takes no RUN")
+    store = Store()
+    where = experiment or load_settings("track", TrackSettings, repository_root() / PARAMS).experiment
+    done = []
+    with Signals() as signals:
+        for recorded in trainings(store, where) if every else [find(store, run, where)]:
+            done.append(rerun(store, recorded, tolerance, keep, signals))
+            if not as_json:
+                click.echo(describe(done[-1], recorded.info.run_name) + "\n" * every)
+    reports = [one.report for one in done]
+    if as_json:
+        found = [report.as_json() for report in reports]
+        click.echo(json.dumps(found if every else found[0], indent=2, allow_nan=False))
+    elif every:
+        verdicts = [report.verdict for report in reports]
+        click.echo(", ".join(f"{verdict}: {verdicts.count(verdict)}" for verdict in Verdict))
+    worst = max(reports, key=lambda report: list(Verdict).index(report.verdict), default=None)
+    sys.exit(worst.verdict.status if worst else 0)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 Writes PNG files. Guarantees the same bytes for the same figures, and curves that can be told apart in grey.
 """
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,28 @@ def write_figures(
         figures["predicted"] = _predicted_against_actual(predictions, names[-1])
     figures["residuals"] = _residuals(predictions, names[-1])
     return [_save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def rerun_picture(recorded: pd.DataFrame, again: pd.DataFrame) -> bytes:
+    """Return a PNG with the loss curves of a recorded run and of its rerun, and below them their difference.
+
+    Both have the columns train_loss and validation_loss, and the epochs as their index.
+    """
+    figure = Figure(figsize=(6.4, 6.0), layout="constrained")
+    above, below = figure.subplots(2, sharex=True, height_ratios=[2, 1])
+    above.set(title="Loss by epoch, recorded and run again", ylabel="mean loss of a row", yscale="log")
+    below.set(xlabel="epoch", ylabel="run again - recorded")
+    for name, color in [("train_loss", "0.1"), ("validation_loss", "tab:orange")]:
+        label = name.replace("_loss", "")
+        above.plot(recorded[name], color=color, linewidth=4, alpha=0.3, label=f"{label}, recorded")
+        above.plot(again[name], color=color, linestyle="--", marker="." if len(again) == 1 else "", label=f"{label}, again")
+        below.plot(again[name] - recorded[name], color=color, linestyle="-" if color == "0.1" else "--", label=label)
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    return content.getvalue()
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:

@@ -202,6 +202,19 @@ def state_dict_bytes(state: Mapping[str, Tensor]) -> bytes:
     return content.getvalue()
 
 
+def read_state_dict(content: bytes) -> dict[str, Tensor]:
+    """Return the state_dict that `content` holds, on the CPU; raises ValueError, saying why, for anything but tensors."""
+    state = read_tensors(content)
+    found = None if isinstance(state, dict) else type(state).__name__
+    for name, value in state.items() if found is None else ():
+        if not isinstance(value, Tensor):
+            found = f"{name!r}: {type(value).__name__}"
+            break
+    if found:
+        raise ValueError(f"found {found}, allowed: a dictionary of tensors")
+    return dict(state)
+
+
 def read_tensors(content: bytes) -> Any:
     """Return what torch.save wrote, on the CPU: tensors and plain values; raises ValueError, saying why, for anything else."""
     try:
@@ -218,17 +231,11 @@ def read_tensors(content: bytes) -> Any:
 def load_state_dict(path: Path) -> dict[str, Tensor]:
     """Return the state_dict in `path`, on the CPU; raises ModelError when the file holds anything but tensors."""
     try:
-        state = read_tensors(path.read_bytes())
+        return read_state_dict(path.read_bytes())
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ModelError(f"{path}: {error}; `dvc repro --force train` writes it anew") from None
-    if not isinstance(state, dict):
-        raise ModelError(f"{path}: found {type(state).__name__}, allowed: a dictionary of tensors")
-    for name, tensor in state.items():
-        if not isinstance(tensor, Tensor):
-            raise ModelError(f"{path}: found {name!r}: {type(tensor).__name__}, allowed: a dictionary of tensors")
-    return state
 
 
 def save_model(folder: Path, state: Mapping[str, Tensor], settings: ModelSettings, standardize: bool, table: Table) -> None:

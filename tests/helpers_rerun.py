@@ -1,0 +1,77 @@
+"""Recorded runs for the tests of `truefit rerun`: run again by the command, or copied with one thing changed."""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Metric, Param, Run, RunTag
+from workspace import Workspace
+
+COMMAND = [sys.executable, "-c", "from truefit.cli import main; main()", "rerun"]
+
+
+def rerun(workspace: Workspace, *arguments: str, status: int = 0, **variables: str) -> Any:
+    """Return the report of `truefit rerun --json`, from the clone's own code, after checking the exit status."""
+    paths = {"PYTHONPATH": str(workspace.path / "src")}
+    return json.loads(workspace.run(*COMMAND, "--json", *arguments, status=status, **paths, **variables).stdout)
+
+
+def interrupted_rerun(
+    workspace: Workspace, reference: str, number: signal.Signals, ripe: Callable[[], bool]
+) -> tuple[int, str]:
+    """Begin `truefit rerun` of a run, send it a signal when it is `ripe`; return its status and the last line of stderr."""
+    environment = workspace.environment | {"PYTHONPATH": str(workspace.path / "src")}
+    process = subprocess.Popen([*COMMAND, reference], cwd=workspace.path, env=environment, stderr=subprocess.PIPE, text=True)
+    latest = time.monotonic() + 120
+    while not ripe():
+        assert process.poll() is None
+        assert time.monotonic() < latest
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, complaint = process.communicate(timeout=120)
+    return process.returncode, complaint.strip().splitlines()[-1]
+
+
+def copy_run(
+    workspace: Workspace,
+    run: Run,
+    *,
+    tags: Mapping[str, str | None] | None = None,
+    params: Mapping[str, str] | None = None,
+    without: Callable[[Metric], bool] = lambda _: False,
+    artifacts: Mapping[str, bytes | None] | None = None,
+    status: str = "FINISHED",
+) -> Run:
+    """Return a copy of a run in the store, but for given tags, params and artifacts (None: left out) and some metrics."""
+    client = workspace.client
+    copy = client.create_run(run.info.experiment_id, run_name="a copy")
+    own = {key: value for key, value in run.data.tags.items() if not key.startswith(("mlflow.", "rerun.", "truefit."))}
+    all_tags = {**own, **(tags or {})}
+    history = [metric for name in run.data.metrics for metric in client.get_metric_history(run.info.run_id, name)]
+    client.log_batch(
+        copy.info.run_id,
+        metrics=[metric for metric in history if not without(metric)],
+        params=[Param(key, value) for key, value in {**run.data.params, **(params or {})}.items()],
+        tags=[RunTag(key, value) for key, value in all_tags.items() if value is not None],
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for place in ("record", "state_dict"):
+            client.download_artifacts(run.info.run_id, place, folder)
+        for name, content in (artifacts or {}).items():
+            path = Path(folder, name)
+            path.unlink() if content is None else path.write_bytes(content)
+        client.log_artifacts(copy.info.run_id, folder)
+    client.set_terminated(copy.info.run_id, status)
+    return client.get_run(copy.info.run_id)
+
+
+def artifact(workspace: Workspace, run: Run, name: str) -> bytes:
+    """Return an artifact of a run in the clone's own store."""
+    path: Path = workspace.path / "mlartifacts" / run.info.run_id / "artifacts" / name
+    return path.read_bytes()
