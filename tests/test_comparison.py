@@ -76,6 +76,7 @@ def test_equal_results_are_identical_and_every_number_is_counted() -> None:
         ),
         pytest.param(with_state({"linear.weight": STATE["linear.weight"]}), id="a tensor less"),
         pytest.param(with_state({**STATE, "more": torch.zeros(1)}), id="a tensor more"),
+        pytest.param(with_state({**STATE, "empty": torch.zeros(0)}), id="an empty tensor more"),
         pytest.param(with_state({**STATE, "linear.bias": torch.tensor([1.0], dtype=torch.float64)}), id="another dtype"),
         pytest.param(with_state({**STATE, "linear.weight": torch.tensor([2.0, 3.0])}), id="another shape"),
         pytest.param(with_state({"linear.weight": STATE["linear.weight"], "bias": STATE["linear.bias"]}), id="another name"),
@@ -90,12 +91,12 @@ def test_a_difference_in_the_same_environment_is_different(other: Result) -> Non
     assert judge(compare(other, RESULT), different_inputs(other, RESULT), 1e-5)[0] is Verdict.DIFFERENT
 
 
-def test_zero_and_negative_zero_differ_by_one_ulp() -> None:
-    left, right = ({"a": torch.tensor([zero])} for zero in (0.0, -0.0))
-    found = next(
-        row for row in compare(replace(RESULT, states={"best": left}), replace(RESULT, states={"best": right})) if row.ulps
-    )
+def test_zero_and_negative_zero_differ_by_one_ulp_and_are_not_identical() -> None:
+    left, right = (replace(RESULT, states={"best": {"a": torch.tensor([zero])}}) for zero in (0.0, -0.0))
+    rows = compare(left, right)
+    (found,) = (row for row in rows if row.ulps)
     assert (found.equal, found.ulps, found.relative) == (0, 1, 0.0)
+    assert judge(rows, {}, 1e-5)[0] is Verdict.DIFFERENT
 
 
 def test_first_epoch_is_the_earliest_of_all_curves() -> None:

@@ -431,6 +431,11 @@ def test_own_csv_of_a_project_in_a_subfolder_of_a_shallow_clone_is_pulled_and_id
     assert (report["verdict"], report["reason"], report["inputs"]) == ("identical", None, {})
     shutil.rmtree(tmp_path / "remote")
     assert rerun(workspace, status=4)["reason"].startswith("its data are gone: dvc pull data/own.csv: ")
+    (workspace.path / "data/own.csv").write_text(numbered_csv(300).replace("7.25", "7.5", 1))
+    assert rerun(workspace, status=4)["reason"].startswith("its data are gone: dvc pull data/own.csv: ")
+    (workspace.path / "data/own.csv").write_text(numbered_csv(300))
+    shutil.rmtree(workspace.path / ".dvc/cache", ignore_errors=True)
+    assert rerun(workspace)["verdict"] == "identical"
 
 
 @long
