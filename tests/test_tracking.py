@@ -55,7 +55,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def environment(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MLFLOW_TRACKING_URI", "DVC_EXP_NAME"):
+    for name in ("MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DVC_ROOT", str(root))
 
@@ -205,6 +205,21 @@ def test_name_comes_from_the_settings_or_carries_the_experiments(
     assert (found.info.run_name, found.data.tags["dvc.exp"]) == ("name (olive-tree)", "olive-tree")
     named = TrackSettings(experiment=track.experiment, run_name="mine")
     assert fetch(root, complete(named, "name")).info.run_name == "mine"
+
+
+def test_experiments_of_a_grid_have_its_name_and_the_commit_that_they_began_from(
+    root: Path, track: TrackSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", "two-lr-12")
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "c" * 40)
+    tags = fetch(root, complete(track, "name")).data.tags
+    assert {tag: tags[tag] for tag in tags if tag.startswith("dvc.")} == {
+        "dvc.exp": "two-lr-12",
+        "dvc.grid": "two-lr",
+        "dvc.baseline": "c" * 40,
+    }
+    monkeypatch.setenv("DVC_EXP_NAME", "olive-tree")
+    assert "dvc.grid" not in fetch(root, complete(track, "other")).data.tags
 
 
 def test_training_goes_on_with_the_run_of_its_fingerprint(root: Path, track: TrackSettings) -> None:

@@ -450,9 +450,15 @@ def _trained(journal: Journal) -> str | None:
 
 
 def _experiment_tags() -> dict[str, str]:
-    """Return the tag that names the DVC experiment, where there is one."""
-    experiment = os.environ.get("DVC_EXP_NAME")
-    return {"dvc.exp": experiment} if experiment else {}
+    """Return the tags that name the DVC experiment, the commit it began from, and its grid, where there is one.
+
+    DVC numbers the experiments of a grid that was given a name: lr-1, lr-2 and so on.
+    """
+    name, baseline = os.environ.get("DVC_EXP_NAME"), os.environ.get("DVC_EXP_BASELINE_REV")
+    if not name:
+        return {}
+    grid = re.fullmatch(r"(.+)-\d+", name)
+    return {"dvc.exp": name} | ({"dvc.baseline": baseline} if baseline else {}) | ({"dvc.grid": grid[1]} if grid else {})
 
 
 def shown(text: str) -> str:

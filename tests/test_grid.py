@@ -1,0 +1,60 @@
+"""A grid of queued DVC experiments over two workers: every run is in the store, whole, named, and leads back."""
+
+import json
+import time
+
+import pytest
+from helpers_torture import TORTURE
+from workspace import Workspace
+
+pytestmark = pytest.mark.skipif(not TORTURE, reason="minutes long: `make torture`")
+
+RATES = ("0.01", "0.1", "0.3", "1e4")  # with the last one the loss is soon not finite
+ENGINES = ("numpy", "autograd", "torch")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A clone after a grid of twelve experiments, of which three fail."""
+    workspace = Workspace(tmp_path_factory.mktemp("clone"))
+    workspace.run("dvc", "repro")
+    workspace.commit()
+    grid = [f"--set-param=train.optimizer.lr={','.join(RATES)}", f"--set-param=train.engine={','.join(ENGINES)}"]
+    workspace.run("dvc", "exp", "run", "--queue", "--name", "rates", *grid)
+    workspace.run("dvc", "queue", "start", "--jobs", "2")
+    latest = time.monotonic() + 900
+    while {"Queued", "Running"} & set(states(workspace).values()):
+        assert time.monotonic() < latest
+        time.sleep(2)
+    return workspace
+
+
+def states(workspace: Workspace) -> dict[str, str]:
+    """Return what DVC says of each queued experiment, by its name."""
+    lines = workspace.run("dvc", "queue", "status").stdout.splitlines()
+    return {fields[1]: fields[-1] for fields in map(str.split, lines) if len(fields) > 2 and fields[1].startswith("rates-")}
+
+
+def test_every_experiment_is_one_run_that_ended_and_a_diverging_one_says_why(workspace: Workspace) -> None:
+    runs = [run for run in workspace.runs() if run.data.tags.get("dvc.grid") == "rates"]
+    assert len(runs) == 12
+    found = {(run.data.params["train.optimizer.lr"], run.data.params["train.engine"]): run for run in runs}
+    assert len(found) == 12
+    for (rate, engine), run in found.items():
+        if float(rate) > 1:
+            assert run.info.status == "FAILED"
+            assert "the training loss is not finite; try a train.optimizer.lr below 10000" in run.data.tags["failure"]
+        else:
+            assert run.info.status == "FINISHED"
+            assert run.data.metrics["test_mse"] > 0
+            assert run.info.run_name == f"linear sgd lr={float(rate):g} batch=16 {engine} ({run.data.tags['dvc.exp']})"
+    assert list((workspace.path / ".truefit/runs").iterdir()) == []
+
+
+def test_the_tags_of_a_run_lead_back_to_its_experiment(workspace: Workspace) -> None:
+    run = next(run for run in workspace.runs() if run.data.params["train.engine"] == "numpy" and run.info.status == "FINISHED")
+    assert run.data.tags["dvc.baseline"] == workspace.run("git", "rev-parse", "HEAD").stdout.strip()
+    workspace.run("dvc", "exp", "apply", run.data.tags["dvc.exp"])
+    digest = json.loads((workspace.path / "results/model.json").read_text())["state_dict_sha256"]
+    assert digest == run.data.tags["state_dict.sha256"]
+    assert workspace.json("results/metrics.json")["test"]["mse"] == run.data.metrics["test_mse"]
