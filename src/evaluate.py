@@ -5,10 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 
 from truefit import errors
 from truefit.config import load_settings
@@ -16,9 +14,11 @@ from truefit.dataset import TableDataset, open_verified
 from truefit.device import configure
 from truefit.evaluation import (
     EvaluateSettings,
+    Optimum,
     least_squares,
     line_predictor,
     model_predictor,
+    mse_levels,
     report,
     sample_predictions,
     truth_of,
@@ -28,6 +28,7 @@ from truefit.files import atomic_path, write_json
 from truefit.models import MLP, Linear, load_model
 from truefit.provenance import code_digest, read_code
 from truefit.tracking import Run, Store, TrackSettings
+from truefit.training import TrainSettings
 
 
 def main() -> None:
@@ -40,29 +41,33 @@ def main() -> None:
     results: Path = arguments.results
     settings = load_settings("evaluate", EvaluateSettings)
     track, store = load_settings("track", TrackSettings), Store()
+    loss = load_settings("train", TrainSettings).loss.name
     # One thread, so that the figures do not depend on the number of cores.
     configure(threads=1)
     train, test = open_verified(arguments.table, "train", "test")
     model, description = load_model(results, test.table)
     optimum = least_squares(train)
-    content = report(test, model, optimum, truth_of(test.table, arguments.synthetic))
+    truth = truth_of(test.table, arguments.synthetic)
+    content = report(test, model, optimum.line, truth)
     write_json(results / "metrics.json", content)
-    pictures = write_sample(test, model, optimum, settings.sample, results)
+    levels = mse_levels(optimum, truth) if loss == "mse" else {}
+    pictures = write_sample(test, model, optimum, levels, settings.sample, results)
     with store.evaluation_run(track, description.state_dict_sha256) as run:
         log_evaluation(run, content, pictures)
     print(run)
     print_summary(content)
+    print_next(run, store)
 
 
 def write_sample(
-    test: TableDataset, model: Linear | MLP, optimum: NDArray[np.float64], sample: int, results: Path
+    test: TableDataset, model: Linear | MLP, optimum: Optimum, levels: dict[str, float], sample: int, results: Path
 ) -> list[Path]:
-    """Write predictions.csv and the pictures of the sampled test rows; return the pictures' paths."""
+    """Write predictions.csv and the pictures, of the sampled test rows and of the losses; return the pictures' paths."""
     features, predictions = sample_predictions(test, model_predictor(model, getattr(torch, test.table.dtype)), sample)
     with atomic_path(results / "predictions.csv") as temporary:
         predictions.to_csv(temporary, index=False)
-    history = pd.read_csv(results / "history.csv")
-    return write_figures(results / "figures", history, features, predictions, line_predictor(optimum), test.table.columns)
+    history, best = pd.read_csv(results / "history.csv"), line_predictor(optimum.line)
+    return write_figures(results / "figures", history, levels, features, predictions, best, test.table.columns)
 
 
 def log_evaluation(run: Run, content: dict[str, Any], pictures: list[Path]) -> None:
@@ -88,6 +93,16 @@ def print_summary(content: dict[str, Any]) -> None:
             terms = "".join(f" {value:+.6g}·{name}" for name, value in list(line["coefficients"].items())[:8])
             more = " + …" if len(line["coefficients"]) > 8 else ""
             print(f"{'learned' if title == 'parameters' else 'true'}: {line['intercept']:.6g}{terms}{more}")
+
+
+def print_next(run: Run, store: Store) -> None:
+    """Print what to type next, a line each."""
+    if run.run_id is None:
+        print("next: truefit sync              send the run to MLflow, when its store can be reached")
+        return
+    ui = "make ui" if not store.uri.startswith("http") else store.shown
+    print(f"next: {ui:24}  look at the run in MLflow")
+    print(f"      truefit rerun {run.run_id[:8]:10}  run it again, and compare every bit")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from truefit.checkpoint import Checkpoints, CheckpointSettings, fingerprint
 from truefit.config import PARAMS, flatten, load_settings, read_params
 from truefit.dataset import TableDataset, open_verified
 from truefit.device import choose_device, configure
+from truefit.display import progress
 from truefit.engines import choose_engine
 from truefit.files import atomic_path, sha256
 from truefit.models import save_model, state_dict_bytes, state_dict_digest
@@ -103,8 +104,8 @@ def read_origin(settings: TrainSettings, engine: str, table: Table, device: torc
 def train_with_progress(
     datasets: list[TableDataset], settings: TrainSettings, device: torch.device, run: Run, checkpoints: Checkpoints
 ) -> Outcome:
-    """Train, logging each epoch, with a progress bar where stderr is a terminal."""
-    with tqdm(total=settings.epochs, desc="train", unit="epoch", disable=None) as bar:
+    """Train, logging each epoch and showing it on stderr."""
+    with progress(settings.epochs) as show:
 
         def on_epoch(epoch: Epoch) -> None:
             metrics = {
@@ -115,8 +116,7 @@ def train_with_progress(
                 "train_rows_per_second": epoch.train_rows_per_second,
             }
             run.log_metrics(metrics, epoch.epoch)
-            bar.set_postfix(train=f"{epoch.train_loss:.4g}", validation=f"{epoch.validation_loss:.4g}", refresh=False)
-            bar.update()
+            show(epoch)
 
         def on_compiled(seconds: float) -> None:
             run.set_tags({"compile_seconds": f"{seconds:.1f}"})

@@ -95,7 +95,7 @@ def test_a_perfect_prediction_scores_no_error_and_an_r2_of_1(tmp_path: Path) -> 
 def fit(folder: Path, rows: Rows) -> Array:
     """Return the least-squares solution for these training rows."""
     write_prepared(folder, rows, rows[:5])
-    return least_squares(TableDataset(folder, "train"))
+    return least_squares(TableDataset(folder, "train")).line
 
 
 def residuals(rows: Rows, solution: Array) -> Array:
@@ -122,7 +122,7 @@ def test_least_squares_of_float32_rows_is_taken_in_float64(tmp_path: Path) -> No
     write_prepared(tmp_path, data.astype(np.float64), normal_line(3, (2.0, -1.0)), dtype="float32")
     exact = data.astype(np.float64)
     expected = np.linalg.lstsq(np.column_stack([np.ones(40), exact[:, :-1]]), exact[:, -1])[0]
-    np.testing.assert_allclose(least_squares(TableDataset(tmp_path, "train")), expected, rtol=1e-12)
+    np.testing.assert_allclose(least_squares(TableDataset(tmp_path, "train")).line, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("rows", [50, 70_003], ids=["one chunk", "two chunks"])
@@ -220,7 +220,7 @@ def test_the_report_of_a_linear_model_on_synthetic_data_has_the_designs_keys(tmp
     table = write_report_rows(tmp_path)
     model = build_model(ModelSettings(), table, True, seed=1)
     truth = GenerateSettings(intercept=1.0, coefficients=(2.0, -1.0), noise_std=0.3)
-    optimum = least_squares(TableDataset(tmp_path, "train"))
+    optimum = least_squares(TableDataset(tmp_path, "train")).line
     content = report(TableDataset(tmp_path, "test"), model, optimum, truth)
     assert list(content) == ["test", "least_squares", "excess_mse", "parameters", "truth"]
     ours, best = (
@@ -244,13 +244,13 @@ def test_the_report_of_a_linear_model_on_synthetic_data_has_the_designs_keys(tmp
 def test_the_report_of_an_mlp_has_no_parameters_and_of_own_data_no_truth(tmp_path: Path) -> None:
     table = write_report_rows(tmp_path)
     model = build_model(ModelSettings(name="mlp", hidden=(4,)), table, False, seed=1)
-    content = report(TableDataset(tmp_path, "test"), model, least_squares(TableDataset(tmp_path, "train")), None)
+    content = report(TableDataset(tmp_path, "test"), model, least_squares(TableDataset(tmp_path, "train")).line, None)
     assert list(content) == ["test", "least_squares", "excess_mse"]
 
 
 def test_the_excess_of_the_optimum_itself_is_zero(tmp_path: Path) -> None:
     table = write_report_rows(tmp_path)
-    optimum = least_squares(TableDataset(tmp_path, "train"))
+    optimum = least_squares(TableDataset(tmp_path, "train")).line
     model = build_model(ModelSettings(), table, False, seed=1)
     with torch.no_grad():
         model.get_parameter("linear.bias").fill_(float(optimum[0]))
@@ -275,7 +275,7 @@ def test_the_report_of_a_constant_target_has_no_r2(tmp_path: Path) -> None:
     content = report(
         TableDataset(tmp_path, "test"),
         build_model(ModelSettings(), table, False, seed=1),
-        least_squares(TableDataset(tmp_path, "train")),
+        least_squares(TableDataset(tmp_path, "train")).line,
         None,
     )
     assert content["test"]["r2"] is None

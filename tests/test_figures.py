@@ -17,7 +17,7 @@ from truefit.figures import rerun_picture, write_figures
 
 SRC = Path(truefit.__file__).parents[1]
 
-ORANGE, GREY = (255, 127, 14), (153, 153, 153)  # tab:orange and 0.6
+ORANGE, GREY = (217, 95, 2), (178, 178, 178)  # of the model and of the rows
 
 
 def history(*losses: tuple[float, float]) -> pd.DataFrame:
@@ -135,7 +135,7 @@ def test_a_single_epoch_can_be_seen(tmp_path: Path) -> None:
 def test_a_model_that_predicts_the_same_everywhere_makes_pictures_all_the_same(tmp_path: Path) -> None:
     x: NDArray[Any] = np.ones((5, 2))
     table = pd.DataFrame({"row": range(5), "actual": 1.0, "predicted": 1.0, "residual": 0.0})
-    for path in write_figures(tmp_path, FALLING, x, table, line_predictor(np.ones(3)), ["x1", "x2", "y"]):
+    for path in write_figures(tmp_path, FALLING, {}, x, table, line_predictor(np.ones(3)), ["x1", "x2", "y"]):
         assert count(pixels(path), ORANGE) > 0
 
 
@@ -148,7 +148,7 @@ before = mpl.rcParams.copy()
 from truefit.figures import write_figures
 history = pd.DataFrame({"epoch": [1, 2], "train_loss": [1.0, 0.5], "validation_loss": [1.0, 0.5]})
 rows = pd.DataFrame({"actual": [0.0, 1.0], "predicted": [0.0, 1.0], "residual": [0.0, 0.0]})
-write_figures(Path(sys.argv[1]), history, np.array([[0.0], [1.0]]), rows, lambda features: features[:, 0], ["x", "y"])
+write_figures(Path(sys.argv[1]), history, {}, np.array([[0.0], [1.0]]), rows, lambda features: features[:, 0], ["x", "y"])
 assert mpl.rcParams.copy() == before
 assert "matplotlib.pyplot" not in sys.modules
 """

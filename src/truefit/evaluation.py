@@ -7,7 +7,7 @@ any number of rows; a figure that is undefined (r2 of a constant target) is None
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -51,14 +51,22 @@ def line_predictor(solution: Array) -> Predictor:
     return lambda features: solution[0] + features @ solution[1:]
 
 
-def least_squares(train: TableDataset) -> Array:
-    """Return the intercept and coefficients [F + 1] that minimise the squared error over the training rows.
+class Optimum(NamedTuple):
+    """The least-squares line, [intercept, coefficients…] of length F + 1, and its mse on the training rows."""
+
+    line: Array
+    train_mse: float
+
+
+def least_squares(train: TableDataset) -> Optimum:
+    """Return the line that minimises the squared error over the training rows.
 
     The rows (1, x, y), features and target standardised so that offsets and units cost no digits, are reduced to one
     triangular factor, a chunk at a time, by stacking each chunk under the factor so far and taking the QR decomposition
     again (TSQR: Demmel, Grigori, Hoemmen and Langou, 2012). That needs memory for one chunk, and keeps the accuracy which
     the normal equations lose by squaring the condition number. What is left is a system of F + 2 rows; where features
-    depend on each other, its shortest solution is taken.
+    depend on each other, its shortest solution is taken. The rotations keep lengths, so that the errors which the solution
+    leaves there have the squared sum of those of all rows.
     """
     mean, std = np.array(train.table.mean), np.array(train.table.std)
     std = np.where(std > 0, std, 1)
@@ -70,8 +78,10 @@ def least_squares(train: TableDataset) -> Array:
     # NumPy's tolerance for the rank of one decomposition, for as many as there were.
     rank_tolerance = np.finfo(np.float64).eps * factor.shape[1] * -(-len(train) // CHUNK_ROWS)
     solution = np.linalg.lstsq(factor[:, :-1], factor[:, -1], rcond=rank_tolerance)[0]
+    errors = (factor[:, -1] - factor[:, :-1] @ solution) * std[-1]
     coefficients = solution[1:] / std[:-1] * std[-1]
-    return np.asarray([mean[-1] + std[-1] * solution[0] - mean[:-1] @ coefficients, *coefficients])
+    line = np.asarray([mean[-1] + std[-1] * solution[0] - mean[:-1] @ coefficients, *coefficients])
+    return Optimum(line, float(errors @ errors) / len(train))
 
 
 def score(test: TableDataset, predict: Predictor) -> Metrics:
@@ -101,8 +111,7 @@ def score(test: TableDataset, predict: Predictor) -> Metrics:
 def report(test: TableDataset, model: nn.Module, optimum: Array, truth: GenerateSettings | None) -> dict[str, Any]:
     """Return what metrics.json holds.
 
-    `test` and `least_squares` have the scores of the model and of `optimum`, the least-squares solution [F + 1];
-    `excess_mse` is the model's mse over that of least squares, minus 1. A linear model adds its `parameters`, in the
+    `test` and `least_squares` have the scores of the model and of `optimum`, the least-squares line [F + 1]; `excess_mse` is the model's mse over that of least squares, minus 1. A linear model adds its `parameters`, in the
     data's units, and synthetic data, whose settings are `truth`, the true ones.
     """
     table = test.table
@@ -121,6 +130,12 @@ def report(test: TableDataset, model: nn.Module, optimum: Array, truth: Generate
         line = _line(truth.intercept, truth.features, list(truth.coefficients))
         content["truth"] = line | {"noise_mse": truth.noise_std**2}
     return content
+
+
+def mse_levels(optimum: Optimum, truth: GenerateSettings | None) -> dict[str, float]:
+    """Return the mse that the curves of an mse may be held against, by what they are: the optimum, and the data's noise."""
+    levels = {"least squares, training rows": optimum.train_mse}
+    return levels if truth is None else levels | {"noise floor": truth.noise_std**2}
 
 
 def truth_of(table: Table, synthetic_csv: Path) -> GenerateSettings | None:

@@ -4,6 +4,7 @@ Writes PNG files. Guarantees the same bytes for the same figures, and curves tha
 """
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,17 @@ from numpy.typing import NDArray
 from truefit.evaluation import Predictor
 from truefit.files import atomic_path
 
+# One look for all: the trained model's in orange, what it is held against in near black, rows in light grey. The three differ
+# in lightness as well, and lines in style.
+MODEL, INK, ROWS = "#d95f02", "0.1", "0.7"
+# A level so far below a loss curve would press it flat.
+FARTHEST = 1000.0
+
 
 def write_figures(
     folder: Path,
     history: pd.DataFrame,
+    levels: Mapping[str, float],
     features: NDArray[Any],
     predictions: pd.DataFrame,
     best: Predictor,
@@ -26,10 +34,10 @@ def write_figures(
 ) -> list[Path]:
     """Write loss.png, fit.png (one feature) or predicted.png, and residuals.png; return their paths.
 
-    `features` [N, F] and `predictions` are the sampled test rows; `best` is the least-squares fit; `names` holds the
-    features' names and the target's.
+    `levels` holds losses to compare the curves with, by what they are; `features` [N, F] and `predictions` are the sampled test
+    rows; `best` is the least-squares fit; `names` holds the features' names and the target's.
     """
-    figures = {"loss": _loss_curves(history)}
+    figures = {"loss": _loss_curves(history, levels)}
     if features.shape[1] == 1:
         figures["fit"] = _fit(features, predictions, best, names)
     else:
@@ -47,11 +55,11 @@ def rerun_picture(recorded: pd.DataFrame, again: pd.DataFrame) -> bytes:
     above, below = figure.subplots(2, sharex=True, height_ratios=[2, 1])
     above.set(title="Loss by epoch, recorded and run again", ylabel="mean loss of a row", yscale="log")
     below.set(xlabel="epoch", ylabel="run again - recorded")
-    for name, color in [("train_loss", "0.1"), ("validation_loss", "tab:orange")]:
-        label = name.replace("_loss", "")
-        above.plot(recorded[name], color=color, linewidth=4, alpha=0.3, label=f"{label}, recorded")
-        above.plot(again[name], color=color, linestyle="--", marker="." if len(again) == 1 else "", label=f"{label}, again")
-        below.plot(again[name] - recorded[name], color=color, linestyle="-" if color == "0.1" else "--", label=label)
+    for name, color, style in [("train_loss", INK, "-"), ("validation_loss", MODEL, "--")]:
+        label, marker = name.replace("_loss", ""), "." if len(again) == 1 else ""
+        above.plot(recorded[name], color=color, linewidth=5, alpha=0.3, label=f"{label}, recorded")
+        above.plot(again[name], color=color, linestyle=style, marker=marker, label=f"{label}, again")
+        below.plot(again[name] - recorded[name], color=color, linestyle=style, marker=marker, label=label)
     for axes in (above, below):
         axes.grid(alpha=0.3)
         axes.legend()
@@ -70,14 +78,18 @@ def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _loss_curves(history: pd.DataFrame) -> Figure:
+def _loss_curves(history: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
     figure, axes = _axes("Loss by epoch", "epoch", "mean loss of a row")
     marker = "." if len(history) == 1 else ""  # a line of one point is no line
-    axes.plot(history["epoch"], history["train_loss"], color="0.1", marker=marker, label="train")
-    axes.plot(
-        history["epoch"], history["validation_loss"], color="tab:orange", linestyle="--", marker=marker, label="validation"
-    )
+    axes.plot(history["epoch"], history["train_loss"], color=INK, marker=marker, label="train")
+    axes.plot(history["epoch"], history["validation_loss"], color=MODEL, linestyle="--", marker=marker, label="validation")
     axes.set_yscale("log")
+    lowest = history[["train_loss", "validation_loss"]].min(axis=None)
+    # Levels may lie on each other and on the curves: thin dots on a broad pale line, both below the curves.
+    for (label, level), look in zip(levels.items(), [(INK, ":", 1.5, 1.9), ("0.8", "-", 5, 1.8)], strict=False):
+        color, style, width, zorder = look
+        if level > lowest / FARTHEST:
+            axes.axhline(level, color=color, linestyle=style, linewidth=width, zorder=zorder, label=f"{label} ({level:.4g})")
     axes.legend()
     return figure
 
@@ -85,26 +97,27 @@ def _loss_curves(history: pd.DataFrame) -> Figure:
 def _fit(features: NDArray[Any], predictions: pd.DataFrame, best: Predictor, names: list[str]) -> Figure:
     figure, axes = _axes("Fit on test rows", names[0], names[-1])
     order = features[:, 0].argsort()
-    axes.scatter(features[:, 0], predictions["actual"], s=10, color="0.6", label="test rows")
-    axes.plot(features[order, 0], predictions["predicted"].to_numpy()[order], color="tab:orange", label="model")
-    axes.plot(features[order, 0], best(features[order]), color="0.1", linestyle=":", label="least squares")
+    axes.scatter(features[:, 0], predictions["actual"], s=10, color=ROWS, label="test rows")
+    axes.plot(features[order, 0], predictions["predicted"].to_numpy()[order], color=MODEL, linewidth=3, label="model")
+    axes.plot(features[order, 0], best(features[order]), color=INK, linestyle=":", label="least squares")
     axes.legend()
     return figure
 
 
 def _predicted_against_actual(predictions: pd.DataFrame, target: str) -> Figure:
     figure, axes = _axes("Predicted against actual, test rows", f"actual {target}", f"predicted {target}")
-    axes.scatter(predictions["actual"], predictions["predicted"], s=10, color="tab:orange", label="test rows")
+    axes.scatter(predictions["actual"], predictions["predicted"], s=10, color=MODEL, label="test rows")
     middle = float(predictions["actual"].mean())
-    axes.axline((middle, middle), slope=1, color="0.1", linestyle=":", label="predicted = actual")
+    axes.axline((middle, middle), slope=1, color=INK, linestyle=":", label="predicted = actual")
     axes.legend()
     return figure
 
 
 def _residuals(predictions: pd.DataFrame, target: str) -> Figure:
     figure, axes = _axes("Residuals, test rows", f"predicted {target}", f"actual - predicted {target}")
-    axes.scatter(predictions["predicted"], predictions["residual"], s=10, color="tab:orange")
-    axes.axhline(0, color="0.1", linestyle=":")
+    axes.scatter(predictions["predicted"], predictions["residual"], s=10, color=MODEL, label="test rows")
+    axes.axhline(0, color=INK, linestyle=":", label="predicted = actual")
+    axes.legend()
     return figure
 
 
