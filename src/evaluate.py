@@ -17,8 +17,8 @@ from truefit.evaluation import (
     Optimum,
     least_squares,
     line_predictor,
+    loss_levels,
     model_predictor,
-    mse_levels,
     report,
     sample_predictions,
     truth_of,
@@ -50,7 +50,7 @@ def main() -> None:
     truth = truth_of(test.table, arguments.synthetic)
     content = report(test, model, optimum.line, truth)
     write_json(results / "metrics.json", content)
-    levels = mse_levels(optimum, truth) if loss == "mse" else {}
+    levels = loss_levels(loss, optimum, truth)
     pictures = write_sample(test, model, optimum, levels, settings.sample, results)
     with store.evaluation_run(track, description.state_dict_sha256) as run:
         log_evaluation(run, content, pictures)
@@ -96,13 +96,13 @@ def print_summary(content: dict[str, Any]) -> None:
 
 
 def print_next(run: Run, store: Store) -> None:
-    """Print what to type next, a line each."""
+    """Print what to type next, a line each: with a run that MLflow has, or one that waits in its journal."""
     if run.run_id is None:
-        print("next: truefit sync              send the run to MLflow, when its store can be reached")
+        print("next: truefit sync             send the run, once its store can be reached")
         return
-    ui = "make ui" if not store.uri.startswith("http") else store.shown
-    print(f"next: {ui:24}  look at the run in MLflow")
-    print(f"      truefit rerun {run.run_id[:8]:10}  run it again, and compare every bit")
+    # A server has its own UI, which `make ui` would not start.
+    print(f"next: {store.shown if store.uri.startswith('http') else 'make ui':23}  look at the run in MLflow")
+    print(f"      truefit rerun {run.run_id[:8]}   run it again, and compare every bit")
 
 
 if __name__ == "__main__":

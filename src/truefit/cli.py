@@ -17,12 +17,24 @@ from truefit.tracking import Store, TrackSettings, repository_root
 
 @click.group()
 def commands() -> None:
-    """Commands beside the pipeline, which `dvc repro` runs."""
+    """Commands beside the pipeline, which `dvc repro` runs.
+
+    For example, this runs the latest training again, and says whether the result is the same:
+
+        truefit rerun
+    """
 
 
 @commands.command()
 def sync() -> None:
-    """Send runs that MLflow does not have yet, or not whole, to the store that they are for."""
+    """Send runs that MLflow does not have yet, or not whole, to the store that they are for.
+
+    They wait in .truefit/runs/, and a stage that could not send one says so. For example, for those of a server:
+
+        MLFLOW_TRACKING_URI=http://127.0.0.1:5000 truefit sync
+
+    Without the variable, those of this repository's own store are sent. The exit status is 0 when none is left, else 2.
+    """
     unsent = 0
     for journal, result in Store().sync():
         if isinstance(result, Exception):

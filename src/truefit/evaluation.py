@@ -111,7 +111,8 @@ def score(test: TableDataset, predict: Predictor) -> Metrics:
 def report(test: TableDataset, model: nn.Module, optimum: Array, truth: GenerateSettings | None) -> dict[str, Any]:
     """Return what metrics.json holds.
 
-    `test` and `least_squares` have the scores of the model and of `optimum`, the least-squares line [F + 1]; `excess_mse` is the model's mse over that of least squares, minus 1. A linear model adds its `parameters`, in the
+    `test` and `least_squares` have the scores of the model and of `optimum`, the least-squares line [F + 1];
+    `excess_mse` is the model's mse over that of least squares, minus 1. A linear model adds its `parameters`, in the
     data's units, and synthetic data, whose settings are `truth`, the true ones.
     """
     table = test.table
@@ -132,8 +133,13 @@ def report(test: TableDataset, model: nn.Module, optimum: Array, truth: Generate
     return content
 
 
-def mse_levels(optimum: Optimum, truth: GenerateSettings | None) -> dict[str, float]:
-    """Return the mse that the curves of an mse may be held against, by what they are: the optimum, and the data's noise."""
+def loss_levels(loss: str, optimum: Optimum, truth: GenerateSettings | None) -> dict[str, float]:
+    """Return what the curves of an mse may be held against, by what it is: the optimum, and the noise of synthetic data.
+
+    Empty for other losses, which least squares does not minimise.
+    """
+    if loss != "mse":
+        return {}
     levels = {"least squares, training rows": optimum.train_mse}
     return levels if truth is None else levels | {"noise floor": truth.noise_std**2}
 

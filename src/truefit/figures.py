@@ -34,8 +34,8 @@ def write_figures(
 ) -> list[Path]:
     """Write loss.png, fit.png (one feature) or predicted.png, and residuals.png; return their paths.
 
-    `levels` holds losses to compare the curves with, by what they are; `features` [N, F] and `predictions` are the sampled test
-    rows; `best` is the least-squares fit; `names` holds the features' names and the target's.
+    `levels` holds at most two losses to compare the curves with, by what they are; `features` [N, F] and `predictions` are the
+    sampled test rows; `best` is the least-squares fit; `names` holds the features' names and the target's.
     """
     figures = {"loss": _loss_curves(history, levels)}
     if features.shape[1] == 1:
@@ -115,9 +115,8 @@ def _predicted_against_actual(predictions: pd.DataFrame, target: str) -> Figure:
 
 def _residuals(predictions: pd.DataFrame, target: str) -> Figure:
     figure, axes = _axes("Residuals, test rows", f"predicted {target}", f"actual - predicted {target}")
-    axes.scatter(predictions["predicted"], predictions["residual"], s=10, color=MODEL, label="test rows")
-    axes.axhline(0, color=INK, linestyle=":", label="predicted = actual")
-    axes.legend()
+    axes.scatter(predictions["predicted"], predictions["residual"], s=10, color=MODEL)
+    axes.axhline(0, color=INK, linestyle=":")
     return figure
 
 
