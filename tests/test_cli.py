@@ -1,6 +1,7 @@
 """The command `truefit`: how it exits."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -8,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from workspace import ROOT
 
+from truefit.cli import commands
 from truefit.journal import Header, Journal
 
 COMMAND = [sys.executable, "-c", "from truefit.cli import main; main()"]
@@ -49,3 +52,14 @@ def test_interrupted_sync_exits_as_an_interrupted_stage_and_keeps_the_run(tmp_pa
             _, complaint = process.communicate(timeout=60)
     assert (process.returncode, complaint) == (130, "\nerror: stopped by SIGINT\n")  # below the ^C of a terminal
     assert (tmp_path / ".truefit/runs" / header.key / "journal.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], *([name] for name in commands.commands)], ids=lambda names: " ".join(names) or "truefit"
+)
+def test_help_has_an_example_of_a_command_that_is_there(arguments: list[str]) -> None:
+    shown = CliRunner().invoke(commands, [*arguments, "--help"]).output
+    (example,) = re.findall(r"^ {6}(?:[A-Z_]+=\S+ )?truefit (.+)$", shown, re.MULTILINE)
+    name, *rest = example.split()
+    assert [name] == (arguments or ["rerun"])
+    commands.commands[name].make_context(name, rest)

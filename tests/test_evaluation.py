@@ -1,8 +1,10 @@
 """Scores as scikit-learn has them, least squares as NumPy has it, also where the numbers are awkward, and the report."""
 
 import json
+import re
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,11 +13,14 @@ from helpers_training import Rows, normal_line, write_prepared
 from numpy.typing import NDArray
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
+from evaluate import print_next
 from truefit.dataset import TableDataset
 from truefit.evaluation import (
+    Optimum,
     Predictor,
     least_squares,
     line_predictor,
+    loss_levels,
     model_predictor,
     report,
     sample_predictions,
@@ -180,6 +185,36 @@ def test_a_constant_target_is_fitted_by_its_value_alone(tmp_path: Path) -> None:
     data = normal_line(50)
     data[:, -1] = 0.3
     np.testing.assert_allclose(fit(tmp_path, data), [0.3, 0.0], atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rows", [40, 70_003], ids=["one chunk", "two chunks"])
+@pytest.mark.parametrize("kind", ["plain", "units and offsets", "dependent", "constant feature"])
+def test_the_mse_of_the_optimum_is_its_score_on_the_training_rows(tmp_path: Path, kind: str, rows: int, dtype: Dtype) -> None:
+    data = normal_line(rows, (2.0, -1.0))
+    if kind == "units and offsets":
+        data = data * [1, 1e-3, 1e3] + [10, 0, 1e4]
+    elif kind == "dependent":
+        data = np.insert(data, 2, data[:, 0] - data[:, 1], axis=1)
+    elif kind == "constant feature":
+        data = np.insert(data, 1, 0.1, axis=1)
+    write_prepared(tmp_path, data, data[:5], dtype=dtype)
+    train = TableDataset(tmp_path, "train")
+    optimum = least_squares(train)
+    assert optimum.train_mse == pytest.approx(score(train, line_predictor(optimum.line))["mse"], rel=1e-9)
+
+
+def test_the_mse_of_an_exact_fit_is_as_good_as_zero(tmp_path: Path) -> None:
+    few = normal_line(3, (1.0,) * 6)
+    write_prepared(tmp_path, few, few)
+    assert least_squares(TableDataset(tmp_path, "train")).train_mse == pytest.approx(0, abs=1e-18)
+
+
+def test_only_an_mse_is_held_against_the_optimum_and_only_synthetic_data_against_its_noise() -> None:
+    optimum, truth = Optimum(np.array([1.0, 2.0]), 0.25), GenerateSettings(noise_std=0.5)
+    assert loss_levels("mse", optimum, truth) == {"least squares, training rows": 0.25, "noise floor": 0.25}
+    assert loss_levels("mse", optimum, None) == {"least squares, training rows": 0.25}
+    assert loss_levels("l1", optimum, truth) == loss_levels("huber", optimum, None) == {}
 
 
 # Predictors.
@@ -356,3 +391,23 @@ def test_a_samples_columns_are_the_rows_values_and_their_differences(tmp_path: P
     np.testing.assert_array_equal(table["actual"], chosen[:, -1])
     np.testing.assert_array_equal(table["predicted"], 1 + 2 * chosen[:, 0])
     np.testing.assert_array_equal(table["residual"], table["actual"] - table["predicted"])
+
+
+# What the stage prints at its end.
+
+
+@pytest.mark.parametrize(
+    ("run_id", "uri", "expected"),
+    [
+        ("42711d48d1eb4ab1", "sqlite:////x/mlflow.db", ["next: make ui", "truefit rerun 42711d48"]),
+        ("42711d48d1eb4ab1", "http://127.0.0.1:5000", ["next: http://127.0.0.1:5000", "truefit rerun 42711d48"]),
+        (None, "http://127.0.0.1:5000", ["next: truefit sync"]),
+    ],
+)
+def test_the_stage_ends_with_what_to_type_next(
+    run_id: str | None, uri: str, expected: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_next(cast(Any, SimpleNamespace(run_id=run_id)), cast(Any, SimpleNamespace(uri=uri, shown=uri)))
+    commands, purposes = zip(*(re.split(r"  +", line.strip()) for line in capsys.readouterr().out.splitlines()), strict=True)
+    assert list(commands) == expected
+    assert all(purposes)

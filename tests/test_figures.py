@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
 import truefit
 from truefit.evaluation import line_predictor
-from truefit.figures import rerun_picture, write_figures
+from truefit.figures import INK, MODEL, ROWS, rerun_picture, write_figures
 
 SRC = Path(truefit.__file__).parents[1]
 
@@ -30,7 +31,12 @@ FALLING = history((1.0, 1.1), (0.5, 0.6), (0.25, 0.4))
 
 
 def write(
-    folder: Path, features: int = 1, epochs: pd.DataFrame = FALLING, names: list[str] | None = None, seed: int = 0
+    folder: Path,
+    features: int = 1,
+    epochs: pd.DataFrame = FALLING,
+    names: list[str] | None = None,
+    seed: int = 0,
+    levels: dict[str, float] | None = None,
 ) -> dict[str, Path]:
     """Write the figures of 30 test rows and return them by name."""
     generator = np.random.default_rng(seed)
@@ -39,7 +45,8 @@ def write(
     columns = {"row": range(30), "actual": actual, "predicted": predicted, "residual": actual - predicted}
     named = names or [f"x{number}" for number in range(1, features + 1)] + ["y"]
     best = line_predictor(np.array([0.0] + [1.0] * features))
-    return {path.name: path for path in write_figures(folder, epochs, x, pd.DataFrame(columns), best, named)}
+    table = pd.DataFrame(columns)
+    return {path.name: path for path in write_figures(folder, epochs, levels or {}, x, table, best, named)}
 
 
 def pixels(path: Path) -> NDArray[np.int64]:
@@ -130,6 +137,29 @@ def test_a_single_epoch_can_be_seen(tmp_path: Path) -> None:
     one = pixels(write(tmp_path / "one", epochs=history((1.0, 2.0)))["loss.png"])
     legend_alone = pixels(write(tmp_path / "none", epochs=history((1.0, float("nan"))))["loss.png"])
     assert count(one, ORANGE) > count(legend_alone, ORANGE)
+
+
+def test_levels_are_a_dotted_and_a_broad_pale_line_across_the_losses(tmp_path: Path) -> None:
+    none, one, both = (
+        pixels(write(tmp_path / str(len(levels)), levels=levels)["loss.png"])
+        for levels in ({}, {"least squares": 0.3}, {"least squares": 0.3, "noise floor": 0.7})
+    )
+    dark = [(picture.max(axis=-1) < 120).sum(axis=1) for picture in (none, one)]  # in each row of pixels
+    assert (dark[1] - dark[0]).max() > 100
+    pale = (204, 204, 204)
+    assert count(both, pale) > 3000 > count(one, pale)
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-9, 1e-33])
+def test_a_level_far_below_the_losses_does_not_press_them_flat(tmp_path: Path, level: float) -> None:
+    without = write(tmp_path / "without")["loss.png"].read_bytes()
+    assert write(tmp_path / "with", levels={"noise floor": level})["loss.png"].read_bytes() == without
+    assert write(tmp_path / "near", levels={"noise floor": 0.01})["loss.png"].read_bytes() != without
+
+
+def test_the_model_the_rows_and_the_rest_can_be_told_apart_in_grey() -> None:
+    greys = sorted(float(np.dot(to_rgb(colour), [0.299, 0.587, 0.114])) for colour in (INK, MODEL, ROWS))
+    assert np.diff(greys).min() > 0.2
 
 
 def test_a_model_that_predicts_the_same_everywhere_makes_pictures_all_the_same(tmp_path: Path) -> None:

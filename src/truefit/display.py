@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # From the start to the first plain line, and from each to the next, it is at least so many seconds.
 LINE_SECONDS = 30.0
+# A bar is drawn again no sooner than so many seconds after the last time.
+DRAW_SECONDS = 0.1
 # What counts least comes last, where a narrow terminal cuts.
 BAR = "|{bar}| epoch {n_fmt}/{total_fmt}{postfix}"
 
@@ -31,7 +33,7 @@ def progress(epochs: int) -> "Iterator[Callable[[Epoch], None]]":
     seconds, due = 0.0, monotonic() + LINE_SECONDS
     # Looks at the clock each epoch: those of a resumed training before its checkpoint are over in an instant, and would
     # make the bar expect as many between two looks.
-    with tqdm(total=epochs, bar_format=BAR, miniters=1, leave=False, disable=None) as bar:
+    with tqdm(total=epochs, bar_format=BAR, mininterval=DRAW_SECONDS, miniters=1, leave=False, disable=None) as bar:
 
         def show(epoch: "Epoch") -> None:
             nonlocal seconds, due
