@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from ruamel.yaml import YAML
@@ -14,6 +15,9 @@ from sklearn.datasets import load_diabetes
 from workspace import ROOT, Workspace
 
 from truefit.config import flatten
+from truefit.dataset import TableDataset
+from truefit.evaluation import least_squares, line_predictor
+from truefit.figures import write_figures
 
 STAGES = ("generate", "prepare", "train", "evaluate")
 
@@ -50,6 +54,8 @@ def test_repro_prints_the_test_metrics_against_the_optimum(reproduced: tuple[Wor
         expected = [metrics[key][name] for name in ("mse", "rmse", "mae", "r2")]
         assert [float(figure) for figure in figures[1].split()] == pytest.approx(expected, rel=1e-5)
     assert f"excess mse over least squares: {metrics['excess_mse']:+.3%}" in printed
+    (run,) = re.findall(r"^MLflow run '.+', (\w{32})$", printed[printed.index("evaluate.py") :], re.MULTILINE)
+    assert re.search(rf"^next: make ui  .+\n +truefit rerun {run[:8]}  .+$", printed, re.MULTILINE)
 
 
 @shared_clone
@@ -63,6 +69,22 @@ def test_repro_writes_what_the_design_names(workspace: Workspace) -> None:
     assert list(history.columns) == ["epoch", "train_loss", "validation_loss", "learning_rate"]
     assert list(history["epoch"]) == list(range(1, 51))
     assert len(pd.read_csv(workspace.path / "results/predictions.csv")) == 100
+
+
+@shared_clone
+def test_losses_are_pictured_against_the_optimum_only_where_they_are_an_mse(workspace: Workspace, tmp_path: Path) -> None:
+    results, table = workspace.path / "results", workspace.path / "data/prepared"
+    predictions, history = pd.read_csv(results / "predictions.csv"), pd.read_csv(results / "history.csv")
+    optimum = least_squares(TableDataset(table, "train"))
+    against = {"least squares, training rows": optimum.train_mse, "noise floor": 0.1**2}
+    rest = np.zeros((len(predictions), 1)), predictions, line_predictor(optimum.line), ["x1", "y"]
+    with_lines, without = (
+        write_figures(tmp_path / name, history, levels, *rest)[0].read_bytes() for name, levels in [("a", against), ("b", {})]
+    )
+    assert (results / "figures/loss.png").read_bytes() == with_lines != without
+    workspace.set_params(train__loss__name="huber")
+    workspace.run(sys.executable, "src/evaluate.py", "data/prepared", "results", "data/synthetic.csv")
+    assert (results / "figures/loss.png").read_bytes() == without
 
 
 @shared_clone

@@ -84,7 +84,7 @@ def _loss_curves(history: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
     axes.plot(history["epoch"], history["train_loss"], color=INK, marker=marker, label="train")
     axes.plot(history["epoch"], history["validation_loss"], color=MODEL, linestyle="--", marker=marker, label="validation")
     axes.set_yscale("log")
-    lowest = history[["train_loss", "validation_loss"]].min(axis=None)
+    lowest = float(history[["train_loss", "validation_loss"]].to_numpy().min())
     # Levels may lie on each other and on the curves: thin dots on a broad pale line, both below the curves.
     for (label, level), look in zip(levels.items(), [(INK, ":", 1.5, 1.9), ("0.8", "-", 5, 1.8)], strict=False):
         color, style, width, zorder = look
