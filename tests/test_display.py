@@ -116,6 +116,16 @@ def test_epochs_before_an_interruption_make_no_lines_and_do_not_shorten_the_time
     assert line.endswith(", 49:00 left")
 
 
+def test_time_between_the_epochs_counts_for_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with clock(monkeypatch) as now, progress(10) as show:
+        for number in range(1, 6):
+            now[0] += 10.0
+            show(epoch(number, seconds=2.0))
+    assert capsys.readouterr().err.endswith(", 1:10 left\n")
+
+
 def test_a_training_shows_its_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_prepared(tmp_path, normal_line(40), normal_line(5))
     datasets, settings = open_verified(tmp_path, "train", "validation"), TrainSettings(epochs=3)

@@ -30,21 +30,24 @@ def progress(epochs: int) -> "Iterator[Callable[[Epoch], None]]":
     The time left is that of the epochs to come, should each take as long as those before did on average, also before an
     interruption; early stopping may make it shorter.
     """
-    seconds, due = 0.0, monotonic() + LINE_SECONDS
+    seconds, last = 0.0, monotonic()
+    due = last + LINE_SECONDS
     # Looks at the clock each epoch: those of a resumed training before its checkpoint are over in an instant, and would
     # make the bar expect as many between two looks.
     with tqdm(total=epochs, bar_format=BAR, mininterval=DRAW_SECONDS, miniters=1, leave=False, disable=None) as bar:
 
         def show(epoch: "Epoch") -> None:
-            nonlocal seconds, due
-            seconds += epoch.seconds
+            nonlocal seconds, last, due
+            now = monotonic()
+            # An epoch's own seconds, where it is one of before; else with what came between it and the last.
+            seconds, last = seconds + max(epoch.seconds, now - last), now
             left = tqdm.format_interval(seconds / epoch.epoch * (epochs - epoch.epoch)).removeprefix("0") + " left"
             train, validation = f"{epoch.train_loss:.4g}", f"{epoch.validation_loss:.4g}"
             speed = f"{epoch.train_rows_per_second:,.0f} rows/s"
             bar.set_postfix_str(f"{left}, train {train}, validation {validation}, {speed}", refresh=False)
             bar.update()
-            if bar.disable and monotonic() >= due:
-                due = monotonic() + LINE_SECONDS
+            if bar.disable and now >= due:
+                due = now + LINE_SECONDS
                 losses = f"train loss {train}, validation loss {validation}"
                 print(f"epoch {epoch.epoch} of {epochs}: {losses}, {speed}, {left}", file=sys.stderr, flush=True)
 
