@@ -23,7 +23,7 @@ from helpers_torture import fuzz
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from truefit import ingest
+from truefit import csv_batches
 from truefit.errors import TableError
 from truefit.table import SPLITS
 
@@ -290,7 +290,7 @@ def check(case: Case, folder: Path) -> None:
     for leftover in (folder / "prepared").glob("*"):
         leftover.unlink()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ingest, "BLOCK_BYTES", case.block)
+        patch.setattr(csv_batches, "BLOCK_BYTES", case.block)
         try:
             table = prepare(folder, stored, **case.settings)
         except TableError as error:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from helpers_data import numbered_csv, prepare, read_splits
 
-from truefit import ingest
+from truefit import csv_batches, ingest
 from truefit.errors import TableError
 from truefit.files import sha256
 from truefit.ingest import PrepareSettings, write_table
@@ -327,7 +327,7 @@ def remove(path: Path) -> None:
 def test_a_csv_that_changes_while_it_is_read_is_refused(
     reader: str, row: str, change: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = getattr(ingest, reader)
+    read = getattr(csv_batches, reader)
 
     def read_and_change(*arguments: Any, **named: Any) -> Iterator[Any]:
         try:
@@ -339,7 +339,7 @@ def test_a_csv_that_changes_while_it_is_read_is_refused(
     before = {path.name: path.read_bytes() for path in Path("prepared").iterdir()}
     Path("data.csv").write_text(f"{NUMBERED}20,{row}\n")
     os.utime("data.csv", (0, 0))  # two changes within a tick of the clock have the same time
-    monkeypatch.setattr(ingest, reader, read_and_change)
+    monkeypatch.setattr(csv_batches, reader, read_and_change)
 
     with pytest.raises(TableError) as caught:
         write_table(PrepareSettings(csv="data.csv"), Path("prepared"))
@@ -421,7 +421,7 @@ def test_numbers_that_are_looked_at_twice_are_the_csvs(last: str, tmp_path: Path
 
 def test_a_row_longer_than_a_block_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = prepare(tmp_path, NUMBERED)
-    monkeypatch.setattr(ingest, "BLOCK_BYTES", 8)
+    monkeypatch.setattr(csv_batches, "BLOCK_BYTES", 8)
 
     assert prepare(tmp_path, NUMBERED.replace("\n1,", "\n1.000000000000,")).sha256 == plain.sha256
 

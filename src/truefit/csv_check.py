@@ -1,6 +1,6 @@
 """The CSV file, read cell by cell: slowly, but knowing what stands where.
 
-Reads with Python's own reader: the header always, and the rows when ingest.py's fast reader has met something it may not
+Reads with Python's own reader: the header always, and the rows when csv_batches.py's fast reader has met something it may not
 take. Guarantees that a fault is named by its line of the file (line breaks inside quotes counted) and its column, that no
 quote swallows the rows after it, and that all passes over the file see the same bytes.
 """
@@ -10,7 +10,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -37,8 +37,8 @@ _QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
 See = Callable[[bytes], object]
 
 
-def _ignore(content: bytes) -> None:
-    pass
+def ignore(content: bytes) -> None:
+    """See nothing."""
 
 
 class CsvFile:
@@ -47,9 +47,10 @@ class CsvFile:
     Used as a context, it raises TableError at the end when the file has changed since the beginning.
     """
 
-    def __init__(self, path: Path, separator: Separator) -> None:
+    def __init__(self, path: Path, separator: Separator, setting: str = "prepare.separator") -> None:
         self.path = path
         self.separator = separator
+        self.setting = setting  # where the separator is set
         self.header: list[str] = []
         self.header_line = 1
         try:
@@ -73,7 +74,7 @@ class CsvFile:
                 raise self._changed() from None
 
     @contextmanager
-    def content(self, see_file: See = _ignore, see_text: See = _ignore) -> Iterator[io.RawIOBase]:
+    def content(self, see_file: See = ignore, see_text: See = ignore) -> Iterator[io.RawIOBase]:
         """Give the CSV's bytes, uncompressed; `see_file` and `see_text` are shown what is read, before and after that."""
         try:
             file = self.path.open("rb")
@@ -81,7 +82,7 @@ class CsvFile:
             raise _unreadable(self.path, error) from None
         with file:
             self._compare(os.fstat(file.fileno()))
-            start = _Stream(self.path, file, _ignore).read(4)
+            start = _Stream(self.path, file, ignore).read(4)
             file.seek(0)
             compression = next((name for magic, name in _COMPRESSIONS.items() if start.startswith(magic)), None)
             if compression is None:
@@ -90,10 +91,14 @@ class CsvFile:
                 compressed = pa.PythonFile(_Stream(self.path, file, see_file), "r")
                 yield _Stream(self.path, pa.CompressedInputStream(compressed, compression), see_text, compression)
 
-    def rows(self, see_file: See = _ignore) -> Iterator[tuple[int, list[str]]]:
-        """Give the rows, the header first and blank lines left out, each with the line that it begins on."""
+    def rows(self, see_file: See = ignore, see_line: Callable[[str], object] | None = None) -> Iterator[tuple[int, list[str]]]:
+        """Give the rows, the header first and blank lines left out, each with the line that it begins on.
+
+        `see_line` is shown each line as it is taken, and none beyond the row that is given.
+        """
         with self._text(see_file) as lines:
-            reader = csv.reader(lines, delimiter=self.separator, strict=True)
+            shown = lines if see_line is None else _showing(lines, see_line)
+            reader = csv.reader(shown, delimiter=self.separator, strict=True)
             line = 1
             try:
                 for row in reader:
@@ -106,10 +111,10 @@ class CsvFile:
     def other_separator(self, row: list[str]) -> str:
         """Return a remark when the row is one cell and looks separated by something else, or an empty string."""
         others = [other for other in (";", "\t", "|", ",", " ") if other in row[0].strip() and other != self.separator]
-        return f" (is prepare.separator {others[0]!r}?)" if others and len(row) == 1 else ""
+        return f" (is {self.setting} {others[0]!r}?)" if others and len(row) == 1 else ""
 
     @contextmanager
-    def _text(self, see_file: See = _ignore) -> Iterator[io.TextIOWrapper]:
+    def _text(self, see_file: See = ignore) -> Iterator[io.TextIOWrapper]:
         with (
             self.content(see_file) as stream,
             io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8-sig", errors="surrogateescape", newline="") as lines,
@@ -176,6 +181,12 @@ class _Stream(io.RawIOBase):
         return len(content)
 
 
+def _showing(lines: Iterable[str], see: Callable[[str], object]) -> Iterator[str]:
+    for line in lines:
+        see(line)
+        yield line
+
+
 def read_header(source: CsvFile) -> list[str]:
     """Return the column names in the first line of the CSV, and keep them with their line in `source`.
 
@@ -196,8 +207,19 @@ def read_header(source: CsvFile) -> list[str]:
     return header
 
 
+def missing_column(source: CsvFile, name: str, reason: str) -> TableError:
+    """Return the error for a column that the header of `source` lacks; `reason` says who wants it."""
+    allowed = shown_names(source.header) + source.other_separator(source.header)
+    return TableError(f"{source.path}: line {source.header_line}: found no column {name!r} ({reason}), allowed: {allowed}")
+
+
+def shown_names(header: list[str]) -> str:
+    """Return the names of columns as text of one line."""
+    return ", ".join(name if name.isprintable() else repr(name) for name in header)
+
+
 def checked_rows(
-    source: CsvFile, columns: list[str], dtype: Dtype, split_column: str | None, see_file: See = _ignore
+    source: CsvFile, columns: list[str], dtype: Dtype, split_column: str | None, see_file: See = ignore
 ) -> Iterator[tuple[list[float], str]]:
     """Give each row's numbers, in the order of `columns`, and its split, empty without a split column.
 

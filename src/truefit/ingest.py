@@ -1,31 +1,25 @@
-"""CSV -> validated, split table: in one pass over the CSV where pyarrow's fast reader takes it, else in several.
+"""CSV -> validated, split table.
 
 Reads the CSV at `prepare.csv`; writes the arrays and the description that table.py defines. Guarantees that every value is
 the finite number that the CSV says, that each split keeps the CSV's row order, the same bytes for the same CSV and settings,
 and memory bounded by a chunk of rows: the rows wait in a staging file until their number, and with it the size of each
-split, is known. What the fast reader cannot take, or might take otherwise than it was meant, csv_check.py reads.
+split, is known. csv_batches.py reads the CSV.
 """
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute
-import pyarrow.csv
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from tqdm import tqdm
 
 from truefit.config import Settings, impossible
-from truefit.csv_check import EXACT, CsvFile, See, Separator, checked_rows, read_header
+from truefit.csv_batches import Read, read_batches
+from truefit.csv_check import CsvFile, Separator, missing_column, read_header, shown_names
 from truefit.errors import TableError
 from truefit.files import atomic_path, write_json
 from truefit.seeds import numpy_generator
@@ -33,10 +27,6 @@ from truefit.table import SPLITS, TABLE_JSON, ArrayWriter, CsvSource, Dtype, Spl
 
 # Part of the split's definition: another length draws other rows from the same seed.
 CHUNK_ROWS = 65_536
-# What pyarrow parses at a time; a row that is longer is left to csv_check.py.
-BLOCK_BYTES = 1 << 20
-_FLOAT64 = pa.float64()
-_LONG_INTEGER = r"^[ \t]*[+-]?[0-9]{16,}[ \t]*$"
 
 
 class SplitSettings(Settings):
@@ -121,12 +111,10 @@ def choose_columns(source: CsvFile, header: list[str], settings: PrepareSettings
         ("target", settings.target),
         ("split.column", split),
     ]
-    where = f"{source.path}: line {source.header_line}"
-    names = ", ".join(name if name.isprintable() else repr(name) for name in header)
-    remark = source.other_separator(header)
     for key, name in named:
         if name is not None and name not in header:
-            raise TableError(f"{where}: found no column {name!r} (prepare.{key}), allowed: {names}{remark}")
+            raise missing_column(source, name, f"prepare.{key}")
+    where = f"{source.path}: line {source.header_line}"
     target = settings.target or (candidates[-1] if candidates else "")
     features = settings.features or [name for name in candidates if name != target]
     if target in features:
@@ -135,6 +123,7 @@ def choose_columns(source: CsvFile, header: list[str], settings: PrepareSettings
             "allowed: prepare.target set to another column"
         )
     if not features:
+        names, remark = shown_names(header), source.other_separator(header)
         raise TableError(f"{where}: found the columns {names}, allowed: a target and at least one feature{remark}")
     return features, target
 
@@ -142,106 +131,23 @@ def choose_columns(source: CsvFile, header: list[str], settings: PrepareSettings
 def _stage(
     source: CsvFile, columns: list[str], settings: PrepareSettings, rows: IO[bytes], labels: IO[bytes]
 ) -> tuple[str, int]:
-    """Append the CSV's values to `rows` and each row's position in SPLITS, where a column says it, to `labels`, as bytes.
+    """Write the CSV's values to `rows` and each row's position in SPLITS, where a column says it, to `labels`, as bytes.
 
     Return the CSV's digest and its number of rows.
     """
-    with tqdm(total=source.size, desc="prepare", unit="B", unit_scale=True, disable=None) as bar:
 
-        def append(read: Callable[..., Iterator[tuple[NDArray[Any], NDArray[np.uint8]]]]) -> tuple[str, int]:
-            digest, total = hashlib.sha256(), 0
+    def write(read: Read) -> tuple[str, int]:
+        for staged in (rows, labels):
+            staged.seek(0)
+            staged.truncate()
+        digest, total = hashlib.sha256(), 0
+        for values, codes in read(digest.update):
+            rows.write(values.data)
+            labels.write(codes.data)
+            total += len(values)
+        return digest.hexdigest(), total
 
-            def see(content: bytes) -> None:
-                digest.update(content)
-                bar.update(len(content))
-
-            for values, codes in read(source, columns, settings, see):
-                rows.write(values.data)
-                labels.write(codes.data)
-                total += len(values)
-            if not total:
-                raise pa.ArrowInvalid("found no rows")
-            return digest.hexdigest(), total
-
-        # Large numbers are rare, and to tell them from integers that float64 rounds takes their text.
-        for read in (_fast_batches, partial(_fast_batches, number=pa.string())):
-            try:
-                return append(read)
-            except pa.ArrowInvalid:
-                for staged in (rows, labels):
-                    staged.seek(0)
-                    staged.truncate()
-                bar.reset()
-        return append(_slow_batches)
-
-
-def _fast_batches(
-    source: CsvFile, columns: list[str], settings: PrepareSettings, see: See, number: pa.DataType = _FLOAT64
-) -> Iterator[tuple[NDArray[Any], NDArray[np.uint8]]]:
-    """Give the values [B, columns] and, with a split column, the splits [B] of so many rows at a time, as pyarrow reads them.
-
-    Raises pa.ArrowInvalid when there is something that must be looked at cell by cell.
-    """
-    split = settings.split.column
-    types = dict.fromkeys(columns, number) | ({split: pa.string()} if split is not None else {})
-    quotes = False
-
-    def look(content: bytes) -> None:
-        nonlocal quotes
-        quotes = quotes or b'"' in content
-
-    with (
-        source.content(see, look) as stream,
-        pyarrow.csv.open_csv(
-            stream,
-            read_options=pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES),
-            parse_options=pyarrow.csv.ParseOptions(delimiter=source.separator, newlines_in_values=True),
-            # An empty cell must not become a missing value: it is refused as a number.
-            convert_options=pyarrow.csv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[]),
-        ) as batches,
-    ):
-        for batch in batches:
-            values = _matrix(batch, columns, settings.dtype)
-            # Not a number, not finite, or perhaps an integer that was rounded.
-            limit = EXACT if number == _FLOAT64 else np.inf
-            if not (values.min(initial=0) > -limit and values.max(initial=0) < limit):
-                raise pa.ArrowInvalid("found a value to be looked at")
-            yield values, np.empty(0, np.uint8) if split is None else _codes(batch.column(split))
-    if quotes:
-        # pyarrow forgives a quote that is left open, and takes the rows behind it for text.
-        deque(source.rows(), maxlen=0)
-
-
-def _slow_batches(
-    source: CsvFile, columns: list[str], settings: PrepareSettings, see: See
-) -> Iterator[tuple[NDArray[Any], NDArray[np.uint8]]]:
-    """Give the same as `_fast_batches`, read cell by cell; raises TableError when there are faults."""
-    rows = checked_rows(source, columns, settings.dtype, settings.split.column, see)
-    while batch := list(islice(rows, 4096)):
-        codes = [SPLITS.index(split) for _, split in batch if split]
-        yield np.array([values for values, _ in batch], settings.dtype), np.array(codes, np.uint8)
-
-
-def _matrix(batch: pa.RecordBatch, columns: list[str], dtype: Dtype) -> NDArray[Any]:
-    """Return the batch's columns as an array [C, columns]; what `dtype` cannot hold becomes infinite."""
-    values = np.empty((batch.num_rows, len(columns)), dtype)
-    with np.errstate(over="ignore"):
-        for index, name in enumerate(columns):
-            column = batch.column(name)
-            if column.type == pa.string():
-                if pyarrow.compute.any(pyarrow.compute.match_substring_regex(column, _LONG_INTEGER)).as_py():
-                    raise pa.ArrowInvalid("found an integer that may be beyond 2^53")
-                column = pyarrow.compute.ascii_trim(column, characters=" \t").cast(pa.float64())
-            values[:, index] = np.from_dlpack(column)  # to_numpy imports pandas
-    return values
-
-
-def _codes(column: pa.Array) -> NDArray[np.uint8]:
-    """Return each row's position in SPLITS."""
-    codes = pyarrow.compute.index_in(column, value_set=pa.array(SPLITS))
-    if codes.null_count:
-        raise pa.ArrowInvalid("found a split that is not known")
-    return np.from_dlpack(codes).astype(np.uint8)
+    return read_batches(source, columns, settings.dtype, settings.split.column, "prepare", write)
 
 
 def _split_sizes(path: Path, total: int, labels: IO[bytes], split: SplitSettings) -> dict[Split, int]:
