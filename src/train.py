@@ -19,7 +19,7 @@ from truefit.device import choose_device, configure
 from truefit.display import progress
 from truefit.engines import choose_engine
 from truefit.files import atomic_path, sha256
-from truefit.models import save_model, state_dict_bytes, state_dict_digest
+from truefit.models import MODEL_JSON, save_model, state_dict_bytes, state_dict_digest
 from truefit.provenance import code_digest, read_code, read_environment, read_workspace
 from truefit.table import Table
 from truefit.tracking import CHANGED_TAG, DIGEST_TAG, OMITTED_TAG, Origin, Run, Store, TrackSettings, repository_root
@@ -126,12 +126,13 @@ def train_with_progress(
 
 
 def save_outcome(outcome: Outcome, settings: TrainSettings, table: Table, results: Path, run: Run) -> None:
-    """Write the model and its history, and log both states under the digest of the one kept."""
+    """Write the model and its history; log both states under the digest of the one kept, and how to rebuild the model."""
     save_model(results, outcome.kept_state, settings.model, settings.standardize, table)
     with atomic_path(results / "history.csv") as temporary:
         outcome.history().to_csv(temporary, index=False)
     states = {"best.pt": state_dict_bytes(outcome.best_state), "final.pt": state_dict_bytes(outcome.final_state)}
-    run.log_artifacts({f"state_dict/{name}": content for name, content in states.items()})
+    logged = {**states, MODEL_JSON: (results / MODEL_JSON).read_bytes()}
+    run.log_artifacts({f"state_dict/{name}": content for name, content in logged.items()})
     digests = {f"{name}.sha256": hashlib.sha256(content).hexdigest() for name, content in states.items()}
     run.set_tags({DIGEST_TAG: state_dict_digest(outcome.kept_state), **digests})
 

@@ -172,8 +172,7 @@ def build_model(settings: ModelSettings, table: Table, standardize: bool, seed: 
     """
     width, dtype = len(table.features), getattr(torch, table.dtype)
     mean, std = torch.tensor([table.mean[:width], table.std[:width]], dtype=torch.float64)
-    scale = Standardize(mean, std) if standardize else nn.Identity()
-    model = Linear(width, scale) if settings.name == "linear" else MLP(width, settings, scale, seed)
+    model = _assemble(settings, width, Standardize(mean, std) if standardize else nn.Identity(), seed)
     generator = torch.Generator().manual_seed(torch_seed(seed, "init"))
     with torch.no_grad():
         for layer in model.modules():
@@ -183,6 +182,11 @@ def build_model(settings: ModelSettings, table: Table, standardize: bool, seed: 
                     drawn = torch.empty(parameter.shape, dtype=torch.float64).uniform_(-bound, bound, generator=generator)
                     setattr(layer, name, nn.Parameter(drawn))
     return model.to(dtype)
+
+
+def _assemble(settings: ModelSettings, width: int, standardize: nn.Module, seed: int) -> Linear | MLP:
+    """Return the model for so many features, whose layers have no parameters yet."""
+    return Linear(width, standardize) if settings.name == "linear" else MLP(width, settings, standardize, seed)
 
 
 def state_dict_digest(state: Mapping[str, Tensor]) -> str:
@@ -257,24 +261,61 @@ def load_model(folder: Path, table: Table) -> tuple[Linear | MLP, ModelDescripti
 
     Raises ModelError when a file is missing or damaged, or when the model was trained on other columns than the table's.
     """
-    path = folder / MODEL_JSON
+    description = _load_description(folder / MODEL_JSON)
+    trained, found = [*description.features, description.target, description.dtype], [*table.columns, table.dtype]
+    if trained != found:
+        path = folder / MODEL_JSON
+        raise ModelError(f"{path}: trained on {', '.join(trained)}, found in the table: {', '.join(found)}")
+    return _load(folder, description), description
+
+
+def open_model(folder: Path) -> tuple[Linear | MLP, ModelDescription]:
+    """Return the model saved in `folder`, under eval(), and its description: no table is needed.
+
+    Raises ModelError when a file is missing or damaged.
+    """
+    description = _load_description(folder / MODEL_JSON)
+    return _load(folder, description), description
+
+
+def read_description(content: bytes) -> ModelDescription:
+    """Return the description that a model.json holds; raises ValueError, saying why, for anything else."""
     try:
-        description = ModelDescription.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}; `dvc repro train` writes it") from None
+        return ModelDescription.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
-        raise ModelError(f"{path}: damaged: {place}{first['msg']}; `dvc repro --force train` writes it anew") from None
-    trained, found = [*description.features, description.target, description.dtype], [*table.columns, table.dtype]
-    if trained != found:
-        raise ModelError(f"{path}: trained on {', '.join(trained)}, found in the table: {', '.join(found)}")
-    state = load_state_dict(folder / MODEL_PT)
+        raise ValueError(f"damaged: {place}{first['msg']}") from None
+
+
+def rebuild_model(description: ModelDescription, state: Mapping[str, Tensor], named: str = MODEL_JSON) -> Linear | MLP:
+    """Return the model of a description, which errors call `named`, with a state_dict's tensors, under eval().
+
+    Raises ValueError when they are not the tensors that the description was written for, or do not fit it.
+    """
     if state_dict_digest(state) != description.state_dict_sha256:
-        raise ModelError(f"{folder / MODEL_PT}: its tensors are not those that {path} was written for")
-    model = build_model(description.model, table, description.standardize, seed=0)
+        raise ValueError(f"its tensors are not those that {named} was written for")
+    width = len(description.features)
+    scale = Standardize(torch.zeros(width), torch.ones(width)) if description.standardize else nn.Identity()
     try:
+        model = _assemble(description.model, width, scale, seed=0).to_empty(device="cpu").to(getattr(torch, description.dtype))
         model.load_state_dict(state)
     except RuntimeError:
-        raise ModelError(f"{folder / MODEL_PT}: its tensors do not fit the model that {path} describes") from None
-    return model.eval(), description
+        raise ValueError(f"its tensors do not fit the model that {named} describes") from None
+    return model.eval()
+
+
+def _load_description(path: Path) -> ModelDescription:
+    try:
+        return read_description(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}; `dvc repro train` writes it") from None
+    except ValueError as error:
+        raise ModelError(f"{path}: {error}; `dvc repro --force train` writes it anew") from None
+
+
+def _load(folder: Path, description: ModelDescription) -> Linear | MLP:
+    try:
+        return rebuild_model(description, load_state_dict(folder / MODEL_PT), str(folder / MODEL_JSON))
+    except ValueError as error:
+        raise ModelError(f"{folder / MODEL_PT}: {error}") from None

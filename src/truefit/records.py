@@ -17,8 +17,17 @@ import pandas as pd
 
 from truefit.comparison import Report, Result
 from truefit.config import flatten, read_params
-from truefit.errors import InconclusiveError, SettingsError, TrackingError
-from truefit.models import read_state_dict, state_dict_digest
+from truefit.errors import InconclusiveError, ModelError, SettingsError, TrackingError
+from truefit.models import (
+    MLP,
+    MODEL_JSON,
+    Linear,
+    ModelDescription,
+    read_description,
+    read_state_dict,
+    rebuild_model,
+    state_dict_digest,
+)
 from truefit.provenance import ENVIRONMENT
 from truefit.tracking import CHANGED_TAG, DIGEST_TAG, OMITTED_TAG, RERUN_TAG, Store, spell
 
@@ -166,6 +175,38 @@ def read_result(store: Store, run: "MlflowRun", folder: Path) -> Result:
         "environment": {tag: tags[tag] for tag in ENVIRONMENT if tag in tags},
     }
     return Result(inputs, pd.DataFrame(curves), states, metrics)
+
+
+def read_model(store: Store, run: "MlflowRun") -> tuple[Linear | MLP, ModelDescription]:
+    """Return the model that a run's training kept, under eval(), and its description.
+
+    Raises ModelError where the run has none, or where one of its artifacts is missing or damaged.
+    """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    client, run_id, tags = store.connect(), run.info.run_id, run.data.tags
+    where = f"run {run_id}: "
+    if DIGEST_TAG not in tags:
+        raise ModelError(f"{where}it has no tag {DIGEST_TAG}: no training ended in it")
+    with tempfile.TemporaryDirectory(prefix="truefit-model-") as folder, store.errors():
+        there = {item.path for item in client.list_artifacts(run_id, "state_dict")}
+
+        def read(name: str) -> bytes:
+            if f"state_dict/{name}" not in there:
+                raise ModelError(
+                    f"{where}its artifact state_dict/{name} is missing, without which its model cannot be rebuilt"
+                )
+            return Path(client.download_artifacts(run_id, f"state_dict/{name}", folder)).read_bytes()
+
+        name = MODEL_JSON
+        try:
+            description = read_description(read(name))
+            for name in (f"{kind}.pt" for kind in STATES):
+                state = read_state_dict(read(name))
+                if state_dict_digest(state) == tags[DIGEST_TAG]:
+                    return rebuild_model(description, state), description
+        except ValueError as error:
+            raise ModelError(f"{where}its artifact state_dict/{name}: {error}") from None
+    raise ModelError(f"{where}neither of its states has the digest in its tag {DIGEST_TAG}")
 
 
 def _curve(store: Store, run_id: str, name: str) -> "pd.Series[float]":
