@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from workspace import ROOT
 
-from truefit.cli import commands
+from truefit.cli import commands, main
 from truefit.journal import Header, Journal
 
 COMMAND = [sys.executable, "-c", "from truefit.cli import main; main()"]
@@ -63,3 +63,29 @@ def test_help_has_an_example_of_a_command_that_is_there(arguments: list[str]) ->
     name, *rest = example.split()
     assert [name] == (arguments or ["rerun"])
     commands.commands[name].make_context(name, rest)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        ([], "one of --run and --model is needed, and not both"),
+        (["--run", "a", "--model", "b"], "one of --run and --model is needed, and not both"),
+        (["--model", "b", "--experiment", "c"], "--experiment goes with --run"),
+        (["--model", "b", "--separator", "ab"], "found 'ab', allowed: ',', ';', '\\t', '|', ' '"),
+        (
+            ["--model", "nothing"],
+            "error: nothing/model.json: cannot be read: No such file or directory; `dvc repro train` writes it",
+        ),
+    ],
+)
+def test_predict_without_a_model_that_it_can_take_is_one_line_and_status_2(
+    arguments: list[str], fault: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("truefit.device.configure", lambda **_: None)  # which would last
+    monkeypatch.setattr(sys, "argv", ["truefit", "predict", *arguments, "in.csv", "out.csv"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(fault)
+    assert list(tmp_path.iterdir()) == []

@@ -136,10 +136,30 @@ def test_run_holds_params_metrics_tags_and_artifacts(workspace: Workspace) -> No
     }
     # The patch is there where dvc.lock was behind the code when the first repro began.
     assert artifacts - {"record/diff.patch"} == {
-        *("state_dict/best.pt", "state_dict/final.pt"),
+        *("state_dict/best.pt", "state_dict/final.pt", "state_dict/model.json"),
         *("figures/loss.png", "figures/fit.png", "figures/residuals.png"),
         *("record/params.yaml", "record/dvc.yaml", "record/dvc.lock", "record/environment.json"),
     }
+
+
+@shared_clone
+def test_predictions_of_a_run_are_those_of_the_model_in_results(workspace: Workspace) -> None:
+    run = workspace.runs()[-1]
+    command = [sys.executable, "-c", "from truefit.cli import main; main()", "predict"]
+    expected = "data/out.csv: 1000 rows, each with a prediction of 'y'\n"
+
+    found = []
+    for model in (["--model", "results"], ["--run", run.info.run_id[:12]]):
+        done = workspace.run(*command, *model, "data/synthetic.csv", "data/out.csv", PYTHONPATH=str(workspace.path / "src"))
+        assert (done.stdout, done.stderr) == (expected, "")
+        found.append((workspace.path / "data/out.csv").read_bytes())
+
+    assert found[0] == found[1]
+    written = pd.read_csv(workspace.path / "data/out.csv")
+    parameters = workspace.json("results/metrics.json")["parameters"]
+    line = parameters["intercept"] + parameters["coefficients"]["x1"] * written["x1"]
+    assert list(written.columns) == ["x1", "y", "prediction"]
+    assert written["prediction"].to_numpy() == pytest.approx(line.to_numpy(), rel=1e-6)
 
 
 @shared_clone

@@ -6,6 +6,8 @@ Reads and writes what the called module says.
 import json
 import math
 import sys
+from pathlib import Path
+from typing import get_args
 
 import click
 
@@ -81,8 +83,7 @@ def rerun_command(run: str | None, experiment: str | None, every: bool, toleranc
         raise click.BadParameter("nan is not in the range 0<=x<=1.", param_hint="'--tolerance'")
     if every and run:
         raise click.UsageError("--all takes no RUN")
-    store = Store()
-    where = experiment or load_settings("track", TrackSettings, repository_root() / PARAMS).experiment
+    store, where = Store(), experiment or default_experiment()
     done = []
     with Signals() as signals:
         for recorded in trainings(store, where) if every else [find(store, run, where)]:
@@ -98,6 +99,56 @@ def rerun_command(run: str | None, experiment: str | None, every: bool, toleranc
         click.echo(", ".join(f"{verdict}: {verdicts.count(verdict)}" for verdict in Verdict))
     worst = max(reports, key=lambda report: list(Verdict).index(report.verdict), default=None)
     sys.exit(worst.verdict.status if worst else 0)
+
+
+@commands.command(name="predict")
+@click.argument("source", metavar="IN.csv", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT.csv", type=click.Path(path_type=Path))
+@click.option("--run", help="An MLflow run id, the beginning of one, or a run's name: the model that it trained.")
+@click.option("--experiment", help="The MLflow experiment of --run.  [default: track.experiment in params.yaml]")
+@click.option("--model", "folder", type=click.Path(path_type=Path), help="A folder with model.pt and model.json.")
+@click.option("--separator", default=",", show_default=True, help="What stands between the cells of IN.csv.")
+def predict_command(
+    source: Path, target: Path, run: str | None, experiment: str | None, folder: Path | None, separator: str
+) -> None:
+    """Write OUT.csv: the text of IN.csv as it is, and one more column, prediction, in the data's own units.
+
+    The model comes from a recorded run or from a folder. For example:
+
+        truefit predict --run 42711d48 new.csv predicted.csv
+
+        truefit predict --model results new.csv predicted.csv
+
+    The model's features are found by their names, in any order; other columns may hold anything. A cell that stage prepare
+    would refuse is refused here, by file, line and column, with exit status 2; OUT.csv is not written then.
+    """
+    # Here, as in rerun.
+    from truefit.csv_check import Separator
+    from truefit.device import configure
+    from truefit.models import open_model
+    from truefit.prediction import predict
+    from truefit.records import find, read_model
+
+    if (run is None) == (folder is None):
+        raise click.UsageError("one of --run and --model is needed, and not both")
+    if folder and experiment:
+        raise click.UsageError("--experiment goes with --run")
+    if separator not in get_args(Separator):
+        allowed = ", ".join(map(repr, get_args(Separator)))
+        raise click.BadParameter(f"found {separator!r}, allowed: {allowed}", param_hint="'--separator'")
+    configure(threads=1)
+    if folder:
+        model, description = open_model(folder)
+    else:
+        store = Store()
+        model, description = read_model(store, find(store, run, experiment or default_experiment()))
+    rows = predict(model, description, source, target, separator)  # type: ignore[arg-type]
+    click.echo(f"{target}: {rows} rows, each with a prediction of {description.target!r}")
+
+
+def default_experiment() -> str:
+    """Return the MLflow experiment that params.yaml names."""
+    return load_settings("track", TrackSettings, repository_root() / PARAMS).experiment
 
 
 def main() -> None:

@@ -1,0 +1,142 @@
+"""`truefit predict`: a CSV -> the same CSV with one more column, the model's predictions.
+
+Reads a CSV; writes another. Guarantees that the text of the first stands in the second as it was, byte for byte, that a
+prediction reads back as the same bits, the same bytes for the same CSV and model, and memory bounded by a block of rows.
+The numbers are read as stage prepare reads them. The text is read beside them, cut where rows end, and never taken apart.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from truefit.csv_batches import Batch, Read, read_batches
+from truefit.csv_check import CsvFile, Separator, ignore, missing_column, read_header
+from truefit.csv_text import BYTES, LineBreakError, LineTexts, RowTexts
+from truefit.errors import TableError
+from truefit.files import atomic_path
+from truefit.models import ModelDescription
+
+PREDICTION = "prediction"
+# Always so many rows: a matrix product may round otherwise for another number of rows.
+MODEL_ROWS = 4096
+
+Array = NDArray[Any]  # of the model's dtype
+
+
+def predict(model: nn.Module, description: ModelDescription, source: Path, target: Path, separator: Separator = ",") -> int:
+    """Write the CSV `source` with the column `prediction` behind its own to `target`, and return the number of its rows.
+
+    Raises TableError, naming file, line and column, for a CSV that cannot be used, and OSError where `target` cannot be
+    written; what was there stays then.
+    """
+    csv = CsvFile(source, separator, "--separator")
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    if target.exists() and target.samefile(source):
+        raise TableError(f"{target}: is the CSV to be read, allowed: another file")
+    with csv:
+        _check_columns(csv, read_header(csv), description)
+    # Compared with what it was before the file gets its name.
+    with atomic_path(target) as temporary, csv, temporary.open("wb") as file:
+
+        def write(texts: type[LineTexts] | type[RowTexts]) -> int:
+            take = partial(_write, csv, texts, model, file)
+            return read_batches(csv, description.features, description.dtype, None, "predict", take)
+
+        try:
+            return write(LineTexts)
+        except LineBreakError:
+            return write(RowTexts)
+
+
+def _check_columns(csv: CsvFile, header: list[str], description: ModelDescription) -> None:
+    """Raise TableError where the header lacks a feature, or has the column that is to be written."""
+    for name in description.features:
+        if name not in header:
+            raise missing_column(csv, name, "a feature of the model")
+    if PREDICTION in header:
+        where = f"{csv.path}: line {csv.header_line}, column {PREDICTION!r}"
+        raise TableError(f"{where}: found the name of the column to be written, allowed: another name")
+
+
+def _write(csv: CsvFile, texts: type[LineTexts] | type[RowTexts], model: nn.Module, file: IO[bytes], read: Read) -> int:
+    """Write the whole of the CSV with its predictions to `file`, and return the number of rows."""
+    file.seek(0)
+    file.truncate()
+    separator = pa.scalar(csv.separator.encode(), BYTES)
+    count, not_finite = 0, None
+    with csv.content() as stream:
+        text = texts(csv, stream)
+        file.write(text.mark)
+        _append(file, text.take(1), pa.array([PREDICTION.encode()], BYTES), separator)
+        for predicted in _predictions(model, read(ignore)):
+            if not_finite is None and not np.isfinite(predicted).all():
+                index = int(np.argmin(np.isfinite(predicted)))
+                not_finite = count + index, predicted[index]
+            _append(file, text.take(len(predicted)), _spell(predicted), separator)
+            count += len(predicted)
+        file.write(text.rest())
+    if not_finite:  # told when there are no faults
+        index, found = not_finite
+        line, _ = next(islice(csv.rows(), 1 + index, None))
+        raise TableError(
+            f"{csv.path}: line {line}: found features whose prediction is {found}, allowed: a finite {found.dtype}"
+        )
+    return count
+
+
+def _append(file: IO[bytes], rows: pa.Array, cells: pa.Array, separator: pa.Scalar) -> None:
+    """Write each row's text with one cell more."""
+    joined = pyarrow.compute.binary_join_element_wise(rows, cells, separator)
+    _, offsets, text = joined.buffers()
+    file.write(memoryview(text)[: np.frombuffer(offsets, np.int64)[len(joined)]])
+
+
+def _predictions(model: nn.Module, batches: Iterator[Batch]) -> Iterator[Array]:
+    """Give the predictions [C] of the batches' rows, C being MODEL_ROWS but at the end.
+
+    Row i of the CSV is at i modulo MODEL_ROWS in a batch of the model, which zeros fill at the end, so that the prediction of
+    a row depends on the row and that place alone: not on other rows, nor on how many there are.
+    """
+    rows, filled = torch.empty(0), 0
+    for values, _ in batches:
+        if not len(rows):
+            rows = torch.zeros(MODEL_ROWS, values.shape[1], dtype=torch.from_numpy(values[:0]).dtype)
+        while len(values):
+            taken = values[: MODEL_ROWS - filled]
+            rows.numpy()[filled : filled + len(taken)] = taken
+            filled, values = filled + len(taken), values[len(taken) :]
+            if filled == MODEL_ROWS:
+                yield _apply(model, rows)
+                filled = 0
+    if filled:
+        rows[filled:] = 0
+        yield _apply(model, rows)[:filled]
+
+
+def _apply(model: nn.Module, rows: torch.Tensor) -> Array:
+    """Return the predictions [C] for the rows [C, F]."""
+    with torch.no_grad():
+        predicted: Array = model(rows)[:, 0].numpy()
+    return predicted
+
+
+def _spell(numbers: Array) -> pa.Array:
+    """Return the shortest texts [C] that read back as the numbers [C], by way of float64 too, as prepare reads float32."""
+    array = pa.Array.from_buffers(pa.from_numpy_dtype(numbers.dtype), len(numbers), [None, pa.py_buffer(numbers)])
+    texts = array.cast(pa.string())
+    # Some few numbers' shortest texts lie so close to the middle of two float32 that float64 rounds them onto it.
+    if (np.from_dlpack(texts.cast(pa.float64())).astype(numbers.dtype) != numbers).any():
+        texts = pa.array([repr(float(number)) for number in numbers], pa.string())
+    return texts.cast(BYTES)
