@@ -59,10 +59,11 @@ def test_interrupted_sync_exits_as_an_interrupted_stage_and_keeps_the_run(tmp_pa
 )
 def test_help_has_an_example_of_a_command_that_is_there(arguments: list[str]) -> None:
     shown = CliRunner().invoke(commands, [*arguments, "--help"]).output
-    (example,) = re.findall(r"^ {6}(?:[A-Z_]+=\S+ )?truefit (.+)$", shown, re.MULTILINE)
-    name, *rest = example.split()
-    assert [name] == (arguments or ["rerun"])
-    commands.commands[name].make_context(name, rest)
+    examples = re.findall(r"^ {6}(?:[A-Z_]+=\S+ )?truefit (.+)$", shown, re.MULTILINE)
+    assert examples
+    for name, *rest in map(str.split, examples):
+        assert [name] == (arguments or ["rerun"])
+        commands.commands[name].make_context(name, rest)
 
 
 @pytest.mark.parametrize(

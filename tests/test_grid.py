@@ -9,7 +9,8 @@ from workspace import Workspace
 
 pytestmark = pytest.mark.skipif(not TORTURE, reason="minutes long: `make torture`")
 
-RATES = ("0.01", "0.1", "0.3", "1e4")  # with the last one the loss is soon not finite
+# With the last one the loss is soon not finite. Not the rate of the commit, with which DVC has nothing to execute.
+RATES = ("0.01", "0.05", "0.3", "1e4")
 ENGINES = ("numpy", "autograd", "torch")
 
 
