@@ -26,8 +26,9 @@ from truefit.evaluation import (
 from truefit.figures import write_figures
 from truefit.files import atomic_path, write_json
 from truefit.models import MLP, Linear, load_model
+from truefit.note import describe, spell_line
 from truefit.provenance import code_digest, read_code
-from truefit.tracking import Run, Store, TrackSettings
+from truefit.tracking import NOTE_TAG, Run, Store, TrackSettings
 from truefit.training import TrainSettings
 
 
@@ -40,8 +41,8 @@ def main() -> None:
     arguments = parser.parse_args()
     results: Path = arguments.results
     settings = load_settings("evaluate", EvaluateSettings)
+    trained_with = load_settings("train", TrainSettings)
     track, store = load_settings("track", TrackSettings), Store()
-    loss = load_settings("train", TrainSettings).loss.name
     # One thread, so that the figures do not depend on the number of cores.
     configure(threads=1)
     train, test = open_verified(arguments.table, "train", "test")
@@ -50,10 +51,10 @@ def main() -> None:
     truth = truth_of(test.table, arguments.synthetic)
     content = report(test, model, optimum.line, truth)
     write_json(results / "metrics.json", content)
-    levels = loss_levels(loss, optimum, truth)
+    levels = loss_levels(trained_with.loss.name, optimum, truth)
     pictures = write_sample(test, model, optimum, levels, settings.sample, results)
     with store.evaluation_run(track, description.state_dict_sha256) as run:
-        log_evaluation(run, content, pictures)
+        log_evaluation(run, content, pictures, describe(test.table, trained_with, content))
     print(run)
     print_summary(content)
     print_next(run, store)
@@ -70,11 +71,11 @@ def write_sample(
     return write_figures(results / "figures", history, levels, features, predictions, best, test.table.columns)
 
 
-def log_evaluation(run: Run, content: dict[str, Any], pictures: list[Path]) -> None:
-    """Add the test metrics and the pictures to the run."""
+def log_evaluation(run: Run, content: dict[str, Any], pictures: list[Path], note: str) -> None:
+    """Add the test metrics, the pictures and the description to the run."""
     metrics = {f"test_{name}": value for name, value in content["test"].items()} | {"excess_mse": content["excess_mse"]}
     # Where it is not that of the training, the scores are of other code.
-    run.set_tags({"evaluated.code.sha256": code_digest(read_code(Path(__file__).parent))})
+    run.set_tags({"evaluated.code.sha256": code_digest(read_code(Path(__file__).parent)), NOTE_TAG: note})
     run.log_metrics({name: value for name, value in metrics.items() if value is not None}, step=0)
     run.log_artifacts({f"figures/{path.name}": path.read_bytes() for path in pictures})
 
@@ -89,10 +90,7 @@ def print_summary(content: dict[str, Any]) -> None:
         print(f"excess mse over least squares: {content['excess_mse']:+.3%}")
     for title in ("parameters", "truth"):
         if title in content:
-            line = content[title]
-            terms = "".join(f" {value:+.6g}·{name}" for name, value in list(line["coefficients"].items())[:8])
-            more = " + …" if len(line["coefficients"]) > 8 else ""
-            print(f"{'learned' if title == 'parameters' else 'true'}: {line['intercept']:.6g}{terms}{more}")
+            print(f"{'learned' if title == 'parameters' else 'true'}: {spell_line(content[title])}")
 
 
 def print_next(run: Run, store: Store) -> None:

@@ -44,6 +44,7 @@ METRICS_A_BATCH, VALUES_A_BATCH = 1000, 100
 
 DIGEST_TAG = "state_dict.sha256"
 KEY_TAG = "truefit.run"
+NOTE_TAG = "mlflow.note.content"  # what MLflow shows as the description, in markdown
 CHANGED_TAG = "changed"  # the files that changed while the training ran
 OMITTED_TAG = "git.omitted"  # uncommitted files that were too large for the record
 RERUN_TAG, RERUN_KEY_TAG = "rerun.of", "rerun.key"
