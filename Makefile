@@ -13,7 +13,7 @@ PORT ?= 5000
 TORTURE := tests/test_torture.py tests/test_fuzz_csv.py tests/test_fuzz_settings.py tests/test_sync.py tests/test_rerun.py tests/test_grid.py
 STORE := $(or $(MLFLOW_TRACKING_URI),sqlite:///$(CURDIR)/mlflow.db)
 
-.PHONY: help setup repro test torture check audit ui bench bench-scale lock
+.PHONY: help setup repro test torture check audit ui screenshots bench bench-scale lock
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ ui: $(READY) ## open the MLflow UI on http://127.0.0.1:5000 (another port: make 
 	@case "$(STORE)" in http*) echo "MLFLOW_TRACKING_URI names a server; its UI is at that address."; exit 2;; esac
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \
 		--backend-store-uri "$(STORE)" --default-artifact-root "file://$(CURDIR)/mlartifacts"
+
+screenshots: $(READY) ## take the README's pictures of the MLflow UI anew; needs chromium
+	TRUEFIT_BROWSER=required TRUEFIT_SCREENSHOTS=$(CURDIR)/docs/images pytest tests/ui
 
 bench bench-scale: export PATH := $(CURDIR)/.venv-bench/bin:$(PATH)
 bench: $(BENCH_READY) ## time it all against the peers (half an hour on a quiet machine); writes results.json, the README's table, a picture

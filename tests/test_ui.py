@@ -1,16 +1,12 @@
 """`make ui`: the store and its artifacts over HTTP, on 127.0.0.1 and nowhere else."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers_ui import served
 from workspace import Workspace
 
 from truefit.tracking import Run, Store, TrackSettings
@@ -38,36 +34,8 @@ def run(root: Path) -> Run:
 @pytest.fixture(scope="module")
 def address(root: Path, run: Run) -> Iterator[str]:
     """The address of a `make ui` on a free port, stopped at the end."""
-    workspace = Workspace(root)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # The environment that runs this test is set up already, so make is told to leave it.
-    command = ["make", "--assume-old=.venv/.ready", "ui", f"PORT={port}"]
-    server = subprocess.Popen(
-        command,
-        cwd=root,
-        env=workspace.environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        address = f"http://127.0.0.1:{port}"
-        for _ in range(600):
-            if server.poll() is not None or _answers(port):
-                break
-            time.sleep(0.1)
-        assert server.poll() is None
+    with served(Workspace(root)) as address:
         yield address
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_ui_shows_the_runs_of_the_local_store(address: str, run: Run) -> None:

@@ -1,6 +1,6 @@
 """The description of a run, as MLflow shows it: what was trained, on what, with what result, and how to run it again.
 
-Reads and writes nothing. Guarantees that a name from outside is text in the markdown, and that the whole fits into an MLflow tag.
+Reads and writes nothing. Guarantees that a name from outside is text in the markdown, and that all fits into a tag of MLflow.
 """
 
 import re

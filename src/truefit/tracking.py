@@ -472,7 +472,7 @@ def _experiment_tags() -> dict[str, str]:
 
 def _view() -> str:
     """Return the view of the table of runs, as MLflow keeps it in a tag of the experiment."""
-    state = json.dumps({"selectedColumns": VIEW_COLUMNS, "columnWidths": dict.fromkeys(VIEW_COLUMNS, 150)})
+    state = json.dumps({"selectedColumns": VIEW_COLUMNS})
     return json.dumps({"name": VIEW_NAME, "createdAt": now(), "updatedAt": now(), "state": state})
 
 

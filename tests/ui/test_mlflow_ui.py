@@ -1,0 +1,238 @@
+"""The MLflow UI as a user meets it: a real browser, over `make ui`, on runs of the default pipeline and of other settings.
+
+The selectors are those of MLflow 3.17. Without Debian's chromium the tests are skipped, and fail where TRUEFIT_BROWSER is
+`required`, as in .ci/run. The pictures that they take are the README's: TRUEFIT_SCREENSHOTS names a folder for them.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from helpers_data import numbered_csv, prepare
+from helpers_stages import Stages
+from helpers_ui import served
+from mlflow.entities import Run
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from workspace import Workspace
+
+from truefit.models import state_dict_digest
+from truefit.note import describe
+from truefit.tracking import DIGEST_TAG, NOTE_TAG, VIEW_NAME
+from truefit.training import TrainSettings
+
+# One server and one set of runs for all.
+pytestmark = pytest.mark.xdist_group("browser")
+
+HOSTILE = "<img src=x onerror=alert(1)> [a](javascript:alert(1)) `b` **c** _d_ | e"
+DEFAULT = "linear sgd lr=0.1 batch=16 torch"
+NAMES = [
+    DEFAULT,
+    "linear sgd lr=0.02 batch=16 torch",
+    "linear sgd lr=0.1 batch=16 numpy",
+    "mlp adam lr=0.01 batch=16 torch",
+]
+LARGEST_PICTURE = 200_000  # bytes
+PATIENCE = 30_000  # milliseconds, for a machine that is busy
+
+expect.set_options(timeout=PATIENCE)
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A clone in which the default pipeline ran, then three trainings with other settings, each evaluated."""
+    workspace = Workspace(tmp_path_factory.mktemp("clone"))
+    table, synthetic = "data/prepared", "data/synthetic.csv"
+    mlp = {"train__model__name": "mlp", "train__model__hidden": [16, 16], "train__optimizer__name": "adam"}
+    with Stages(workspace.path) as stages:
+
+        def run(stage: str, *arguments: str) -> None:
+            done = stages.run(workspace.path, stage, *arguments)
+            assert done.status == 0, done.line
+
+        run("generate", synthetic)
+        run("prepare", table)
+        for changed in (
+            {},
+            {"train__optimizer__lr": 0.02},
+            {"train__optimizer__lr": 0.1, "train__engine": "numpy"},
+            {"train__optimizer__lr": 0.01, "train__engine": "torch", **mlp},
+        ):
+            workspace.set_params(**changed)
+            run("train", table, "results")
+            run("evaluate", table, "results", synthetic)
+    return workspace
+
+
+@pytest.fixture(scope="session")
+def run(workspace: Workspace) -> Run:
+    """The run of the default pipeline."""
+    return next(run for run in workspace.runs() if run.info.run_name == DEFAULT)
+
+
+@pytest.fixture(scope="session")
+def address(workspace: Workspace, run: Run) -> Iterator[str]:
+    with served(workspace) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    found = shutil.which("chromium")
+    if found is None:
+        reason = "chromium is not installed: apt-get install chromium"
+        (pytest.fail if os.environ.get("TRUEFIT_BROWSER") == "required" else pytest.skip)(reason)
+    with sync_playwright() as playwright:
+        # Chromium refuses its sandbox to root.
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=found, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page of a browser that has never been here, but for the assistant's panel, which would cover half of it."""
+    context = browser.new_context(viewport={"width": 1440, "height": 720})
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    closed = {"mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true", "mlflow.assistant.panelOpen_v1": "false"}
+    page.add_init_script("".join(f"localStorage.setItem({key!r}, {value!r});" for key, value in closed.items()))
+    yield page
+    context.close()
+
+
+def take_picture(page: Page, name: str, folder: Path) -> None:
+    """Take the README's picture, and put it where TRUEFIT_SCREENSHOTS says."""
+    picture = folder / f"{name}.png"
+    page.screenshot(path=picture, animations="disabled")
+    assert picture.stat().st_size < LARGEST_PICTURE
+    if chosen := os.environ.get("TRUEFIT_SCREENSHOTS"):
+        shutil.copy(picture, chosen)
+
+
+def open_view(page: Page, address: str, run: Run) -> None:
+    """Open the table of runs, and choose the saved view."""
+    page.goto(f"{address}/#/experiments/{run.info.experiment_id}/runs")
+    page.get_by_test_id("saved-views-trigger").click()
+    page.get_by_text(VIEW_NAME).click()
+    page.get_by_test_id("sort-header-test_mse").wait_for()
+
+
+def column(page: Page, key: str) -> list[str]:
+    """Return the cells of a column of the table, from the top; the grid keeps them in another order."""
+    cells = page.locator(f".ag-row:has([col-id='{key}'])").evaluate_all(
+        "(rows, key) => rows.map(row => [+row.getAttribute('row-index'), row.querySelector(`[col-id='${key}']`).innerText])",
+        key,
+    )
+    # Above a run's name is that of its colour.
+    return [text.strip().splitlines()[-1] for _, text in sorted(cells)]
+
+
+def test_table_of_runs_shows_names_settings_and_scores_and_sorts_by_them(
+    page: Page, address: str, run: Run, workspace: Workspace, tmp_path: Path
+) -> None:
+    open_view(page, address, run)
+    expect(page.locator(".ag-cell[col-id='attributes.`Run Name`']")).to_have_count(len(NAMES))
+    assert column(page, "attributes.`Run Name`") == NAMES[::-1]  # the latest first
+    assert column(page, "params.`train.engine`") == ["torch", "numpy", "torch", "torch"]
+    assert column(page, "params.`train.optimizer.lr`") == ["0.01", "0.1", "0.02", "0.1"]
+    take_picture(page, "mlflow-runs", tmp_path)
+
+    scores = sorted((found.data.metrics["test_mse"] for found in workspace.runs()), reverse=True)
+    for expected in (scores, scores[::-1]):
+        page.get_by_test_id("sort-header-test_mse").click()
+        last = page.locator(".ag-row[row-index='3'] .ag-cell[col-id='metrics.`test_mse`']")
+        expect(last).to_have_text(str(expected[-1]))
+        assert [float(text) for text in column(page, "metrics.`test_mse`")] == expected
+
+
+def test_comparison_shows_the_params_that_differ_and_the_losses_over_the_epochs(
+    page: Page, address: str, run: Run, workspace: Workspace, tmp_path: Path
+) -> None:
+    open_view(page, address, run)
+    page.locator(".ag-header input[type=checkbox]:visible").first.click()
+    page.get_by_test_id("runs-compare-button").click()
+    expect(page.get_by_role("heading", name="Comparing 4 Runs from 1 Experiment")).to_be_visible()
+    page.get_by_role("switch", name="Parameters - Show diff only").click()
+    expect(page.get_by_role("rowheader", name="train.batch_size")).to_have_count(0)
+    changed = ["train.engine", "train.model.hidden", "train.model.name", "train.optimizer.lr", "train.optimizer.name"]
+    assert [text for text in page.get_by_role("rowheader").all_inner_texts() if text.startswith("train.")] == changed
+
+    page.get_by_role("link", name="train_loss", exact=True).click()
+    page.locator(".js-plotly-plot .scatterlayer .trace").first.wait_for()
+    curves = page.evaluate(
+        "[...document.querySelector('.js-plotly-plot').data].map(({name, x, y}) => [name, [...x], [...y]])",
+    )
+    assert {name for name, _, _ in curves} == set(NAMES)
+    for name, steps, losses in curves:
+        assert steps == list(range(1, 51)), name
+        recorded = next(found.info.run_id for found in workspace.runs() if found.info.run_name == name)
+        assert losses == [metric.value for metric in workspace.client.get_metric_history(recorded, "train_loss")]
+    expect(page.locator(".js-plotly-plot .xtitle")).to_have_text("Step")
+    page.get_by_text("Y-axis Log Scale:").locator("xpath=..").get_by_role("switch").click()
+    page.wait_for_timeout(1000)  # for the curves to have moved
+    take_picture(page, "mlflow-compare", tmp_path)
+
+
+def test_page_of_a_run_says_what_was_trained_on_what_how_well_and_how_to_repeat_it(page: Page, address: str, run: Run) -> None:
+    page.goto(f"{address}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}")
+    expect(page.get_by_role("heading", name=DEFAULT)).to_be_visible()
+    note = page.get_by_test_id("note-view-outer-container").first
+    expect(note).to_contain_text("A linear model of y from x1. Engine torch, loss mse, sgd with learning rate 0.1")
+    expect(note).to_contain_text("data/synthetic.csv, 1000 rows: 800 to train, 100 to validate, 100 to test.")
+    expect(note.get_by_role("row", name="this model")).to_contain_text(f"{run.data.metrics['test_mse']:.6g}")
+    expect(note).to_contain_text(f"Its mse is {run.data.metrics['excess_mse']:.3%} above that of least squares")
+    expect(note).to_contain_text(re.compile(r"Learned: y = 0\.98\d+ \+2\.00\d+·x1"))
+    expect(note.locator("code").last).to_have_text("truefit rerun RUN_ID")
+    expect(page.get_by_test_id("key-value-Run ID")).to_contain_text(run.info.run_id)
+
+    page.get_by_text(f"synthetic.csv ({run.data.tags['csv.sha256'][:36]})").click()
+    drawer = page.get_by_role("dialog")
+    for text in ("num rows: 1000", "train: 800", "Path: data/synthetic.csv", "x1", "y"):
+        expect(drawer.get_by_text(text, exact=True).first).to_be_visible()
+
+
+def test_artifacts_of_a_run_can_be_seen_downloaded_and_loaded(page: Page, address: str, run: Run, tmp_path: Path) -> None:
+    page.goto(f"{address}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts")
+    nodes = page.get_by_test_id("artifact-tree-node")
+    nodes.get_by_text("figures", exact=True).click()
+    for name in ("loss.png", "fit.png", "residuals.png"):
+        nodes.get_by_text(name, exact=True).click()
+        picture = page.get_by_alt_text(f"figures/{name}")
+        expect(picture).to_be_visible()
+        assert picture.evaluate("image => image.naturalWidth") == 768
+
+    nodes.get_by_text("state_dict", exact=True).click()
+    for name in ("best.pt", "final.pt"):
+        nodes.get_by_text(name, exact=True).click()
+        page.get_by_title(f"state_dict/{name}", exact=True).wait_for()
+        with page.expect_download() as download:
+            page.locator("[data-component-id*='artifactview'][type=button]").click()
+        download.value.save_as(tmp_path / name)
+        state = torch.load(tmp_path / name, weights_only=True)
+        if name == "final.pt":  # the one kept
+            assert state_dict_digest(state) == run.data.tags[DIGEST_TAG]
+
+
+def test_names_from_outside_are_text_in_the_description(
+    page: Page, address: str, workspace: Workspace, tmp_path: Path
+) -> None:
+    table = prepare(tmp_path, numbered_csv(20))
+    table = table.model_copy(update={"target": HOSTILE[:39], "features": [HOSTILE[29:69], *table.features[1:]]})
+    scores = dict.fromkeys(("mse", "rmse", "mae", "r2"), 1.0)
+    content = {"test": scores, "least_squares": scores, "excess_mse": 0.0}
+    client = workspace.client
+    experiment = client.create_experiment("hostile", (workspace.path / "mlartifacts").as_uri())
+    run_id = client.create_run(experiment, tags={NOTE_TAG: describe(table, TrainSettings(), content)}).info.run_id
+    alerts: list[str] = []
+    # Each also stops the page, since nobody answers it.
+    page.on("dialog", lambda dialog: alerts.append(dialog.message))
+    page.goto(f"{address}/#/experiments/{experiment}/runs/{run_id}")
+    note = page.get_by_test_id("note-view-outer-container").first
+    expect(note).to_contain_text(f"of {HOSTILE[:39]} from {HOSTILE[29:69]}")
+    assert note.locator("img, a, em").count() == 0
+    assert alerts == []
