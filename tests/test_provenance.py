@@ -1,5 +1,6 @@
 """What is recorded of the workspace and the environment, and that recording leaves no trace."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -91,6 +92,18 @@ def test_files_too_large_are_named_and_not_stored(repository: Path) -> None:
     assert not any(name.encode() in workspace.patch for name in workspace.omitted)
     Path("just.bin").unlink()
     assert read_workspace(LARGEST).dirty
+
+
+def test_change_in_the_second_of_the_commit_is_recorded(repository: Path) -> None:
+    git("config", "core.trustctime", "false")  # or the second's end would tell
+    second = Path(".git/index").stat().st_mtime_ns // 10**9 * 10**9 - 60 * 10**9
+    os.utime("code.py", ns=(second, second))
+    git("add", "--renormalize", "code.py")
+    git("update-index", "--refresh")
+    os.utime(".git/index", ns=(second, second))
+    Path("code.py").write_text("a = 2\n")
+    os.utime("code.py", ns=(second, second))
+    assert b"+a = 2" in read_workspace(LARGEST).patch
 
 
 def test_files_where_secrets_are_kept_are_not_recorded(repository: Path) -> None:

@@ -61,7 +61,8 @@ def read_workspace(largest: int) -> Workspace:
         # A copy of the index, so that files which git does not know yet can be added to it without a trace. Not those of
         # the project's data/: a patch would grow with them, and the run has the digest of the CSV that it read.
         index = Path(folder, "index")
-        shutil.copyfile(_git("rev-parse", "--path-format=absolute", "--git-path", "index").decode().strip(), index)
+        # With its time: by that git knows which files, of the same size and second, it must read to see whether they changed.
+        shutil.copy2(_git("rev-parse", "--path-format=absolute", "--git-path", "index").decode().strip(), index)
         omitted = _add_new_files(top, index, largest)
         omitted += [name for name, size in _changed(top, index) if size > largest]
         places = [*_RECORDED, *(f":(top,exclude,literal){name}" for name in omitted)]
