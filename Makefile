@@ -46,7 +46,7 @@ repro: $(READY) ## run the pipeline: what changed since the last run, and nothin
 test: $(READY) ## run the tests
 	pytest -n 2 --dist loadgroup
 
-torture: $(READY) ## kill, starve, feed rubbish and run again at length: 25 random kills and more, thousands of mutations, 15 reruns
+torture: $(READY) ## kill, starve, feed rubbish and run again at length: 25 random kills and more, thousands of mutations, two dozen reruns, a grid
 	TRUEFIT_TORTURE=1 pytest -n 2 --dist loadgroup -rA $(TORTURE)
 
 check: $(READY) ## check style, types, the direction of imports, and the documents

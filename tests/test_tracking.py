@@ -86,6 +86,13 @@ def complete(track: TrackSettings, word: str, **given: Mapping[str, Any]) -> Run
     return run
 
 
+def evaluated(track: TrackSettings, word: str) -> str | None:
+    """Run an evaluation that logs nothing, of the model of `word`, and return the id of the run that it completed."""
+    with Store().evaluation_run(track, digest_of(track, word)) as run:
+        pass
+    return run.run_id
+
+
 def client(root: Path) -> MlflowClient:
     return MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
 
@@ -355,13 +362,9 @@ def test_evaluation_prefers_the_run_of_its_own_experiment(track: TrackSettings, 
     monkeypatch.setenv("DVC_EXP_NAME", "anothers")
     other = complete(track, "model")
     monkeypatch.setenv("DVC_EXP_NAME", "mine")
-    with Store().evaluation_run(track, digest_of(track, "model")) as run:
-        pass
-    assert run.run_id == mine.run_id
+    assert evaluated(track, "model") == mine.run_id
     monkeypatch.delenv("DVC_EXP_NAME")
-    with Store().evaluation_run(track, digest_of(track, "model")) as run:
-        pass
-    assert run.run_id == other.run_id
+    assert evaluated(track, "model") == other.run_id
 
 
 def test_evaluation_prefers_the_run_of_its_own_rerun(track: TrackSettings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,13 +377,9 @@ def test_evaluation_prefers_the_run_of_its_own_rerun(track: TrackSettings, monke
     context("anothers")
     complete(track, "model")
     context("mine")
-    with Store().evaluation_run(track, digest_of(track, "model")) as run:
-        pass
-    assert run.run_id == mine.run_id
+    assert evaluated(track, "model") == mine.run_id
     monkeypatch.delenv("MLFLOW_RUN_CONTEXT")
-    with Store().evaluation_run(track, digest_of(track, "model")) as run:
-        pass
-    assert run.run_id == plain.run_id
+    assert evaluated(track, "model") == plain.run_id
 
 
 def test_secrets_in_the_address_of_the_git_remote_are_not_recorded(
