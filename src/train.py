@@ -8,10 +8,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 from tqdm import tqdm
 
-from truefit import errors
+from truefit import errors, serving
 from truefit.checkpoint import Checkpoints, CheckpointSettings, fingerprint
 from truefit.config import PARAMS, flatten, load_settings, read_params
 from truefit.dataset import TableDataset, open_verified
@@ -19,13 +20,14 @@ from truefit.device import choose_device, configure
 from truefit.display import progress
 from truefit.engines import choose_engine
 from truefit.files import atomic_path, sha256
-from truefit.models import MODEL_JSON, save_model, state_dict_bytes, state_dict_digest
+from truefit.models import MODEL_JSON, MODEL_PT, save_model, state_dict_bytes, state_dict_digest
 from truefit.provenance import code_digest, read_code, read_environment, read_workspace
 from truefit.table import Table
 from truefit.tracking import CHANGED_TAG, DIGEST_TAG, OMITTED_TAG, Origin, Run, Store, TrackSettings, repository_root
 from truefit.training import Epoch, Outcome, TrainSettings, train
 
 SOURCES = Path(__file__).parent
+EXAMPLE_ROWS = 3
 RECORDED_FILES = ("params.yaml", "dvc.yaml", "dvc.lock")
 
 
@@ -45,7 +47,8 @@ def main() -> None:
     as_written, settings = settings, with_engine(settings, len(datasets[0]), device)
     # Inductor unpickles what it finds in its cache; its own choice is a folder under /tmp, with a name that others can guess.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(repository_root() / ".truefit/inductor"))
-    key = fingerprint(device, settings.model_dump(), table.digest, track.model_dump(), store.address)
+    goal = track.model_dump(include={"experiment", "run_name"})
+    key = fingerprint(device, settings.model_dump(), table.digest, goal, store.address)
     origin = partial(read_origin, as_written, settings.engine, table, device, track.largest_file)
     with (
         Checkpoints(repository_root() / ".truefit/checkpoints" / key, every) as checkpoints,
@@ -53,6 +56,9 @@ def main() -> None:
     ):
         outcome = train_with_progress(datasets, settings, device, run, checkpoints)
         save_outcome(outcome, settings, table, arguments.results, run)
+        if track.log_model:
+            saved = [arguments.results / name for name in (MODEL_PT, MODEL_JSON)]
+            run.log_model(serving, saved, first_rows(datasets[0]), table.dtype)
         if changed := {name for name, _ in code.items() ^ code_in_use().items()}:
             run.set_tags({CHANGED_TAG: ", ".join(sorted(changed))[:5000]})
     last = outcome.epochs[-1]
@@ -135,6 +141,12 @@ def save_outcome(outcome: Outcome, settings: TrainSettings, table: Table, result
     run.log_artifacts({f"state_dict/{name}": content for name, content in logged.items()})
     digests = {f"{name}.sha256": hashlib.sha256(content).hexdigest() for name, content in states.items()}
     run.set_tags({DIGEST_TAG: state_dict_digest(outcome.kept_state), **digests})
+
+
+def first_rows(dataset: TableDataset) -> pd.DataFrame:
+    """Return the features of some rows, in float64, as an example of what the model takes."""
+    features, _ = dataset[torch.arange(min(EXAMPLE_ROWS, len(dataset)))]
+    return pd.DataFrame(features.double().numpy(), columns=dataset.table.features)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ DEFAULTS: dict[str, Any] = {
         "compile": {"batches": 16, "cpp_wrapper": True},
     },
     "evaluate": {"sample": 1000},
-    "track": {"experiment": "truefit", "run_name": None, "largest_file_mb": 10.0},
+    "track": {"experiment": "truefit", "run_name": None, "largest_file_mb": 10.0, "log_model": True},
     "checkpoint": {"epochs": None, "seconds": 10.0},
 }
 
@@ -540,11 +540,16 @@ def test_the_numpy_engine_refuses_an_accelerator(device: str) -> None:
         ("evaluate", "{sampel: 5}", "sampel: unknown key, allowed: sample; did you mean sample?"),
         ("evaluate", "{sample: 1.0}", "sample: found 1.0, allowed: a valid integer"),
         ("evaluate", "{sample: 0}", "sample: found 0, allowed: greater than or equal to 1"),
-        ("track", "{name: a}", "name: unknown key, allowed: experiment, run_name, largest_file_mb; did you mean run_name?"),
+        (
+            "track",
+            "{name: a}",
+            "name: unknown key, allowed: experiment, run_name, largest_file_mb, log_model; did you mean run_name?",
+        ),
         ("track", "{experiment: null}", "experiment: found None, allowed: a valid string"),
         ("track", "{experiment: 5}", "experiment: found 5, allowed: a valid string"),
         ("track", "{experiment: ''}", "experiment: found '', allowed: at least 1 character"),
         ("track", "{largest_file_mb: -1}", "largest_file_mb: found -1, allowed: greater than or equal to 0"),
+        ("track", "{log_model: 1}", "log_model: found 1, allowed: a valid boolean"),
         ("track", "{run_name: 5}", "run_name: found 5, allowed: a valid string"),
         ("track", "{run_name: ''}", "run_name: found '', allowed: at least 1 character"),
         ("checkpoint", "{epoch: 1}", "epoch: unknown key, allowed: epochs, seconds; did you mean epochs?"),

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from dvc.cli import parse_args
+from mlflow.models.cli import commands as commands_of_mlflow_models
 from test_config import SECTIONS
 
 from truefit.cli import commands as commands_of_truefit
@@ -112,11 +113,15 @@ def test_the_readmes_shell_commands_are_ones_that_their_programs_take() -> None:
     assert {"make repro", "dvc repro --force", "dvc metrics diff", "dvc params diff", "dvc plots show"} <= {*commands}
     for part in [part for command in commands for part in command.split(" && ")]:
         program, *arguments = shlex.split(part)
-        assert program in (".", "cd", "dvc", "git", "make", "python", "truefit", "rm")
+        assert program in (".", "cd", "curl", "dvc", "git", "make", "mlflow", "python", "truefit", "rm")
         if program == "truefit":
             assert arguments[0] in commands_of_truefit.commands
         if program == "dvc":
             parse_args(arguments)  # raises for an option or a command that DVC does not have
+        if program == "mlflow":
+            group, command, *options = arguments
+            assert group == "models"
+            commands_of_mlflow_models.commands[command].make_context(command, options)
         if program == "make":
             subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
 

@@ -20,8 +20,9 @@ from helpers_data import numbered_csv, prepare
 from truefit import csv_text, prediction
 from truefit.errors import ModelError, TableError
 from truefit.models import Linear, ModelDescription, ModelSettings, build_model, open_model, save_model, state_dict_bytes
-from truefit.prediction import MODEL_ROWS, predict
+from truefit.prediction import predict
 from truefit.records import find, read_model
+from truefit.serving import MODEL_ROWS
 from truefit.table import Dtype
 from truefit.tracking import DIGEST_TAG, Origin, Store, TrackSettings
 
@@ -256,7 +257,7 @@ def test_a_run_that_is_killed_leaves_what_was_there(monkeypatch: pytest.MonkeyPa
         yield np.zeros(5, np.float32)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prediction, "_predictions", interrupt)
+    monkeypatch.setattr(prediction, "predictions", interrupt)
     with pytest.raises(KeyboardInterrupt):
         predicted(NUMBERED)
     assert {path.name for path in Path().iterdir() if "out" in path.name} == set()
@@ -347,6 +348,7 @@ import re
 from pathlib import Path
 from truefit.models import open_model
 from truefit.prediction import predict
+from truefit.serving import MODEL_ROWS
 
 predict(*open_model(Path("model")), Path("in.csv"), Path("out.csv"))
 print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024)

@@ -7,31 +7,25 @@ The numbers are read as stage prepare reads them. The text is read beside them, 
 
 import errno
 import os
-from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from truefit.csv_batches import Batch, Read, read_batches
+from truefit.csv_batches import Read, read_batches
 from truefit.csv_check import CsvFile, Separator, ignore, missing_column, read_header
 from truefit.csv_text import BYTES, LineBreakError, LineTexts, RowTexts
 from truefit.errors import TableError
 from truefit.files import atomic_path
 from truefit.models import ModelDescription
+from truefit.serving import Array, predictions
 
 PREDICTION = "prediction"
-# Always so many rows: a matrix product may round otherwise for another number of rows.
-MODEL_ROWS = 4096
-
-Array = NDArray[Any]  # of the model's dtype
 
 
 def predict(model: nn.Module, description: ModelDescription, source: Path, target: Path, separator: Separator = ",") -> int:
@@ -80,7 +74,7 @@ def _write(csv: CsvFile, texts: type[LineTexts] | type[RowTexts], model: nn.Modu
         text = texts(csv, stream)
         file.write(text.mark)
         _append(file, text.take(1), pa.array([PREDICTION.encode()], BYTES), separator)
-        for predicted in _predictions(model, read(ignore)):
+        for predicted in predictions(model, (values for values, _ in read(ignore))):
             if not_finite is None and not np.isfinite(predicted).all():
                 index = int(np.argmin(np.isfinite(predicted)))
                 not_finite = count + index, predicted[index]
@@ -101,35 +95,6 @@ def _append(file: IO[bytes], rows: pa.Array, cells: pa.Array, separator: pa.Scal
     joined = pyarrow.compute.binary_join_element_wise(rows, cells, separator)
     _, offsets, text = joined.buffers()
     file.write(memoryview(text)[: np.frombuffer(offsets, np.int64)[len(joined)]])
-
-
-def _predictions(model: nn.Module, batches: Iterator[Batch]) -> Iterator[Array]:
-    """Give the predictions [C] of the batches' rows, C being MODEL_ROWS but at the end.
-
-    Row i of the CSV is at i modulo MODEL_ROWS in a batch of the model, which zeros fill at the end, so that the prediction of
-    a row depends on the row and that place alone: not on other rows, nor on how many there are.
-    """
-    rows, filled = torch.empty(0), 0
-    for values, _ in batches:
-        if not len(rows):
-            rows = torch.zeros(MODEL_ROWS, values.shape[1], dtype=torch.from_numpy(values[:0]).dtype)
-        while len(values):
-            taken = values[: MODEL_ROWS - filled]
-            rows.numpy()[filled : filled + len(taken)] = taken
-            filled, values = filled + len(taken), values[len(taken) :]
-            if filled == MODEL_ROWS:
-                yield _apply(model, rows)
-                filled = 0
-    if filled:
-        rows[filled:] = 0
-        yield _apply(model, rows)[:filled]
-
-
-def _apply(model: nn.Module, rows: torch.Tensor) -> Array:
-    """Return the predictions [C] for the rows [C, F]."""
-    with torch.no_grad():
-        predicted: Array = model(rows)[:, 0].numpy()
-    return predicted
 
 
 def _spell(numbers: Array) -> pa.Array:

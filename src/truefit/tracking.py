@@ -11,12 +11,16 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -30,6 +34,7 @@ from truefit.journal import Artifact, Header, Journal, Metrics, Record, Sent, St
 from truefit.table import Table
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
@@ -53,6 +58,8 @@ VIEW_COLUMNS = (
     *(f"params.`train.{key}`" for key in ("model.name", "engine", "optimizer.name", "optimizer.lr", "batch_size")),
     *(f"metrics.`{name}`" for name in ("validation_loss", "test_mse", "excess_mse")),
 )
+# By these MLflow knows of a model among the artifacts of a run: the folder, and the tag that tells of it.
+MODEL_FOLDER, MODELS_TAG = "model", "mlflow.log-model.history"
 OMITTED_TAG = "git.omitted"  # uncommitted files that were too large for the record
 RERUN_TAG, RERUN_KEY_TAG = "rerun.of", "rerun.key"
 # By these a run is told from others that ended with the same bits.
@@ -65,6 +72,7 @@ class TrackSettings(Settings):
     experiment: str = Field("truefit", min_length=1)
     run_name: str | None = Field(None, min_length=1)
     largest_file_mb: float = Field(10.0, ge=0)
+    log_model: bool = True
 
     @property
     def largest_file(self) -> int:
@@ -132,6 +140,17 @@ class Run:
         """Record contents under the paths that they are to have among the run's artifacts."""
         for name, content in artifacts.items():
             self._journal.append_artifact(name, content)
+
+    def log_model(self, loader: ModuleType, model: Sequence[Path], example: "pd.DataFrame", dtype: str) -> None:
+        """Record an MLflow model, which can be loaded and served: the files of a model, and the code that rebuilds it.
+
+        The module `loader` has the function `_load_pyfunc`, which MLflow calls with the files' folder, the names of the
+        `MODULES` beside it that it needs, its own among them, and those of the `PACKAGES`. `example` holds some rows of the
+        features, in float64; the predictions are of `dtype`.
+        """
+        files, listed = _pack_model(loader, model, example, dtype)
+        self.log_artifacts(files)
+        self.set_tags({MODELS_TAG: json.dumps([listed])})
 
     def __str__(self) -> str:
         return f"MLflow run {self.name!r}, {self.run_id or f'which waits in {self._journal.folder}'}"
@@ -474,6 +493,40 @@ def _view() -> str:
     """Return the view of the table of runs, as MLflow keeps it in a tag of the experiment."""
     state = json.dumps({"selectedColumns": VIEW_COLUMNS})
     return json.dumps({"name": VIEW_NAME, "createdAt": now(), "updatedAt": now(), "state": state})
+
+
+def _pack_model(
+    loader: ModuleType, model: Sequence[Path], example: "pd.DataFrame", dtype: str
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the files of an MLflow model, by their paths in the run, and what MLflow's list of such models says of it."""
+    import numpy as np
+    from mlflow import pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # tells what it is about to do
+    columns = Schema([ColSpec(DataType.double, name) for name in example.columns])
+    described = Model(artifact_path=MODEL_FOLDER)
+    with TemporaryDirectory(prefix="truefit-model-") as temporary:
+        code, data, packed = (Path(temporary, name) for name in (loader.__name__.partition(".")[0], "model", "packed"))
+        for folder, paths in [(code, [Path(str(loader.__file__)).with_stem(name) for name in loader.MODULES]), (data, model)]:
+            folder.mkdir()
+            for path in paths:
+                shutil.copy(path, folder)
+        pyfunc.save_model(
+            packed,
+            loader_module=loader.__name__,
+            data_path=str(data),
+            code_paths=[str(code)],
+            mlflow_model=described,
+            signature=ModelSignature(columns, Schema([TensorSpec(np.dtype(dtype), (-1,))])),
+            input_example=example,
+            # Given, since MLflow would load the model in a process of its own to find them out; torch's without its build.
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in loader.PACKAGES],
+        )
+        saved = [path for path in packed.rglob("*") if path.is_file()]
+        files = {f"{MODEL_FOLDER}/{path.relative_to(packed)}": path.read_bytes() for path in saved}
+    return files, described.get_tags_dict()
 
 
 def shown(text: str) -> str:

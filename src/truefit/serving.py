@@ -1,0 +1,93 @@
+"""A trained model for whoever has rows: features in, predictions out, also in a process that MLflow starts.
+
+Reads model.pt and model.json; writes nothing. Guarantees that a prediction depends on its row's features and on the row's
+place in blocks of MODEL_ROWS alone, so that `truefit predict`, a model that MLflow loaded and one that it serves give the same
+bits. MLflow keeps a copy of this module, and of those that it imports, with each model.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from truefit.models import ModelDescription, open_model
+from truefit.table import Dtype
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# This module and those of truefit that it imports: the code that goes with a model.
+MODULES = ("__init__", "config", "errors", "files", "models", "seeds", "serving", "table")
+# What they import, and what MLflow needs to hand them rows.
+PACKAGES = ("mlflow", "numpy", "pandas", "pydantic", "ruamel.yaml", "torch")
+# Always so many rows: a matrix product may round otherwise for another number of rows.
+MODEL_ROWS = 4096
+
+Array = NDArray[Any]  # of the model's dtype
+
+
+class ServedModel:
+    """What MLflow's pyfunc wraps: `predict` is all that it asks for."""
+
+    def __init__(self, model: nn.Module, description: ModelDescription) -> None:
+        self._model = model
+        self._description = description
+
+    def predict(self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None) -> Array:
+        """Return the predictions [N], in the model's dtype and the data's units, for the rows of a table with its features.
+
+        Raises ValueError, naming row and column, for a number that is not finite in the model's dtype.
+        """
+        names, dtype = self._description.features, self._description.dtype
+        values = _converted(model_input[names].to_numpy(np.float64), dtype, model_input.index, names)
+        predicted = np.concatenate([values[:0, :1], *(part[:, None] for part in predictions(self._model, [values]))])
+        return _converted(predicted, dtype, model_input.index, ["prediction"])[:, 0]
+
+
+def _converted(given: NDArray[Any], dtype: Dtype, index: "pd.Index[Any]", names: list[str]) -> Array:
+    """Return the numbers [N, F] in the dtype; raises ValueError, naming row and column, where one is not finite there."""
+    with np.errstate(over="ignore"):
+        values = given.astype(dtype)
+    finite = np.isfinite(values)
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
+        raise ValueError(f"row {index[row]}, column {names[column]!r}: found {given[row, column]}, allowed: a finite {dtype}")
+    return values
+
+
+def predictions(model: nn.Module, blocks: Iterable[Array]) -> Iterator[Array]:
+    """Give the predictions [C] of the blocks' rows [N, F], C being MODEL_ROWS but at the end.
+
+    Row i of all is at i modulo MODEL_ROWS in a batch of the model, which zeros fill at the end, so that the prediction of a
+    row depends on the row and that place alone: not on other rows, nor on how many there are.
+    """
+    rows, filled = torch.empty(0), 0
+    for values in blocks:
+        if not len(rows):
+            rows = torch.zeros(MODEL_ROWS, values.shape[1], dtype=torch.from_numpy(values[:0]).dtype)
+        while len(values):
+            taken = values[: MODEL_ROWS - filled]
+            rows.numpy()[filled : filled + len(taken)] = taken
+            filled, values = filled + len(taken), values[len(taken) :]
+            if filled == MODEL_ROWS:
+                yield _apply(model, rows)
+                filled = 0
+    if filled:
+        rows[filled:] = 0
+        yield _apply(model, rows)[:filled]
+
+
+def _apply(model: nn.Module, rows: torch.Tensor) -> Array:
+    """Return the predictions [C] for the rows [C, F]."""
+    with torch.no_grad():
+        predicted: Array = model(rows)[:, 0].numpy()
+    return predicted
+
+
+def _load_pyfunc(path: str) -> ServedModel:
+    """Return the model saved in the folder; MLflow calls the function of this name in the module that it is told of."""
+    return ServedModel(*open_model(Path(path)))
