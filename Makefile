@@ -10,7 +10,7 @@ READY := .venv/.ready
 BENCH_READY := .venv-bench/.ready
 UV := 0.13.9
 PORT ?= 5000
-TORTURE := tests/test_torture.py tests/test_fuzz_csv.py tests/test_fuzz_settings.py tests/test_sync.py tests/test_rerun.py tests/test_grid.py
+TORTURE := tests/test_torture.py tests/test_fuzz_csv.py tests/test_fuzz_settings.py tests/test_sync.py tests/test_rerun.py tests/test_grid.py tests/test_serving.py
 STORE := $(or $(MLFLOW_TRACKING_URI),sqlite:///$(CURDIR)/mlflow.db)
 
 .PHONY: help setup repro test torture check audit ui screenshots bench bench-scale lock
@@ -46,7 +46,7 @@ repro: $(READY) ## run the pipeline: what changed since the last run, and nothin
 test: $(READY) ## run the tests
 	pytest -n 2 --dist loadgroup
 
-torture: $(READY) ## kill, starve, feed rubbish and run again at length: 25 random kills and more, thousands of mutations, two dozen reruns, a grid
+torture: $(READY) ## kill, starve, feed rubbish and run again at length: 25 random kills and more, thousands of mutations, two dozen reruns, a grid, 5M predictions
 	TRUEFIT_TORTURE=1 pytest -n 2 --dist loadgroup -rA $(TORTURE)
 
 check: $(READY) ## check style, types, the direction of imports, and the documents

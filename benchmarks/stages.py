@@ -1,21 +1,27 @@
-"""The stages generate and prepare against pandas, each in a process of its own.
+"""The stages generate and prepare against pandas, and `truefit predict` against prepare, each in a process of its own.
 
 `generate` against `DataFrame.to_csv`, which has its numbers already; `prepare`, which checks, splits and writes, against
-`pandas.read_csv` in chunks, which does not. Seconds are those of the work, without imports. Both sides take turns.
+`pandas.read_csv` in chunks, which does not. `predict` reads the same CSV, and writes its text with one column more. Seconds
+are those of the work, without imports. The sides take turns.
 
 Usage: python benchmarks/stages.py [--rounds N] [--rows N] [--to-csv-rows N]
 """
 
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from measure import arguments, figure, in_own_process, over, save, synthetic, take_turns
+from measure import arguments, figure, in_own_process, make_table, over, save, synthetic, take_turns
 
+from truefit.device import configure
 from truefit.ingest import CHUNK_ROWS, PrepareSettings, write_table
+from truefit.models import ModelSettings, build_model, open_model, save_model
+from truefit.prediction import predict
 from truefit.synthetic import TARGET, draw_chunk, write_csv
+from truefit.table import Dtype, read_table
 
 
 def generate(folder: Path, rows: int) -> float:
@@ -54,8 +60,19 @@ def read_csv(folder: Path, rows: int) -> float:
     return seconds / rows
 
 
+def predicting(folder: Path, rows: int, model: ModelSettings, dtype: Dtype) -> float:
+    """Return the seconds a row of predicting the CSV with a model that nobody trained."""
+    table = read_table(make_table(folder / "model", 800)).model_copy(update={"dtype": dtype})
+    save_model(folder / "model", build_model(model, table, False, seed=0).state_dict(), model, False, table)
+    configure(threads=1)
+    built, description = open_model(folder / "model")
+    started = time.perf_counter()
+    assert predict(built, description, folder / "data.csv", folder / "predicted.csv") == rows
+    return (time.perf_counter() - started) / rows
+
+
 def main() -> None:
-    """Compare both stages."""
+    """Compare the stages, and predict."""
     given = arguments(__doc__, rounds=7, rows=2_000_000, to_csv_rows=500_000)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -67,10 +84,20 @@ def main() -> None:
             "prepare": lambda: in_own_process(prepare, folder, given.rows),
             "read_csv": lambda: in_own_process(read_csv, folder, given.rows),
         }
+        linear, mlp = ModelSettings(), ModelSettings(name="mlp", hidden=(64, 64))
+        models: dict[str, tuple[ModelSettings, Dtype]] = {
+            "predict, linear": (linear, "float32"),
+            "predict, linear, float64": (linear, "float64"),
+            "predict, mlp [64, 64]": (mlp, "float32"),
+        }
+        reading |= {name: partial(in_own_process, predicting, folder, given.rows, *model) for name, model in models.items()}
         seconds = take_turns(writing, given.rounds) | take_turns(reading, given.rounds)
     figures = [figure("stages", name, "M rows/s", 1e-6 / np.array(each)) for name, each in seconds.items()]
     figures.append(figure("stages", "generate over pandas.to_csv", "×", over(seconds, "to_csv", "generate"), least=8))
     figures.append(figure("stages", "prepare over pandas.read_csv", "×", over(seconds, "read_csv", "prepare"), least=0.6))
+    for name in models:
+        least = 0.5 if "linear" in name else None
+        figures.append(figure("stages", f"{name} over prepare", "×", over(seconds, "prepare", name), least=least))
     save(given.out, "stages", figures)
 
 
