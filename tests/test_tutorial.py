@@ -1,8 +1,9 @@
-"""tools/run_page.py runs a page as it says."""
+"""docs/tutorial.md comes out as it stands where the default pipeline has run, and tools/run_page.py runs a page as it says."""
 
 import inspect
 import os
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -10,7 +11,12 @@ from pathlib import Path
 
 import pytest
 from helpers_stages import Stages
-from workspace import ROOT
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+from workspace import ROOT, Workspace
+
+TUTORIAL = (ROOT / "docs/tutorial.md").read_text()
+OUTPUT = re.compile(r"(?<=^```text\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
+NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]\d+)?")
 
 
 def run_page(folder: Path, page: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -18,6 +24,35 @@ def run_page(folder: Path, page: str, *options: str) -> subprocess.CompletedProc
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, str(ROOT / "tools/run_page.py"), "page.md", *options]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def words(text: str) -> list[str]:
+    """Return what stands between the numbers, blanks aside, which follow the numbers' lengths."""
+    return [" ".join(part.split()) for part in NUMBER.split(text)]
+
+
+def test_the_tutorial_comes_out_as_it_stands(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    with Stages(tmp_path) as stages:
+        for stage, *arguments in (
+            ["generate", "data/synthetic.csv"],
+            ["prepare", "data/prepared"],
+            ["train", "data/prepared", "results"],
+        ):
+            assert stages.run(tmp_path, stage, *arguments) == (0, "")
+    picture = tmp_path / "docs/images/tutorial-loss.png"
+    picture.unlink()
+    # What other tests have compiled need not be compiled again.
+    (tmp_path / ".truefit/inductor").symlink_to(cache_dir())
+    (command,) = re.findall(r"^```sh\n(.+)\n```$", TUTORIAL, re.MULTILINE)
+    done = workspace.run(*shlex.split(command), PYTHONPATH=str(tmp_path / "src"))
+    assert done.stderr == ""
+    assert OUTPUT.sub("", done.stdout) == OUTPUT.sub("", TUTORIAL)
+    for found, shown in zip(OUTPUT.findall(done.stdout), OUTPUT.findall(TUTORIAL), strict=True):
+        assert words(found) == words(shown)
+        # Another CPU rounds float32 otherwise; the engines' curves stay within 1e-6 of each other.
+        assert [*map(float, NUMBER.findall(found))] == pytest.approx([*map(float, NUMBER.findall(shown))], rel=1e-4)
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_page_comes_out_with_what_its_blocks_print_in_one_session(tmp_path: Path) -> None:
