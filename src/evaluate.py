@@ -31,6 +31,8 @@ from truefit.provenance import code_digest, read_code
 from truefit.tracking import NOTE_TAG, Run, Store, TrackSettings
 from truefit.training import TrainSettings
 
+UI = "http://127.0.0.1:5000"  # `make ui`
+
 
 def main() -> None:
     """Write metrics, predictions and pictures, and add them to the run that trained the model."""
@@ -57,7 +59,7 @@ def main() -> None:
         log_evaluation(run, content, pictures, describe(test.table, trained_with, content))
     print(run)
     print_summary(content)
-    print_next(run, store)
+    print_next(run, store, track.experiment, pictures[1].name)
 
 
 def write_sample(
@@ -93,13 +95,17 @@ def print_summary(content: dict[str, Any]) -> None:
             print(f"{'learned' if title == 'parameters' else 'true'}: {spell_line(content[title])}")
 
 
-def print_next(run: Run, store: Store) -> None:
-    """Print what to type next, a line each: with a run that MLflow has, or one that waits in its journal."""
+def print_next(run: Run, store: Store, experiment: str, picture: str) -> None:
+    """Print what to type next, with a run that MLflow has, or one that waits in its journal; and where its picture is."""
     if run.run_id is None:
         print("next: truefit sync             send the run, once its store can be reached")
         return
     # A server has its own UI, which `make ui` would not start.
-    print(f"next: {store.shown if store.uri.startswith('http') else 'make ui':23}  look at the run in MLflow")
+    remote = store.uri.startswith("http")
+    print(f"next: {'' if remote else 'make ui                  then '}look at the run's pictures in MLflow:")
+    place = f"experiments/{store.experiment(experiment)}/runs/{run.run_id}/artifacts/figures/{picture}"
+    # Without the last part, MLflow 3 shows the pages for language models to a browser that is new to it.
+    print(f"      {store.shown if remote else UI}/#/{place}?workflowType=machine_learning")
     print(f"      truefit rerun {run.run_id[:8]}   run it again, and compare every bit")
 
 

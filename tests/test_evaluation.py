@@ -1,7 +1,6 @@
 """Scores as scikit-learn has them, least squares as NumPy has it, also where the numbers are awkward, and the report."""
 
 import json
-import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -399,15 +398,17 @@ def test_a_samples_columns_are_the_rows_values_and_their_differences(tmp_path: P
 @pytest.mark.parametrize(
     ("run_id", "uri", "expected"),
     [
-        ("42711d48d1eb4ab1", "sqlite:////x/mlflow.db", ["next: make ui", "truefit rerun 42711d48"]),
-        ("42711d48d1eb4ab1", "http://127.0.0.1:5000", ["next: http://127.0.0.1:5000", "truefit rerun 42711d48"]),
-        (None, "http://127.0.0.1:5000", ["next: truefit sync"]),
+        ("42711d48d1eb4ab1", "sqlite:////x/mlflow.db", ["make ui", "http://127.0.0.1:5000", "truefit rerun 42711d48"]),
+        ("42711d48d1eb4ab1", "http://mlflow:80", ["look at the run's pictures", "http://mlflow:80", "truefit rerun 42711d48"]),
+        (None, "http://mlflow:80", ["truefit sync"]),
     ],
 )
 def test_the_stage_ends_with_what_to_type_next(
     run_id: str | None, uri: str, expected: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_next(cast(Any, SimpleNamespace(run_id=run_id)), cast(Any, SimpleNamespace(uri=uri, shown=uri)))
-    commands, purposes = zip(*(re.split(r"  +", line.strip()) for line in capsys.readouterr().out.splitlines()), strict=True)
-    assert list(commands) == expected
-    assert all(purposes)
+    store = SimpleNamespace(uri=uri, shown=uri, experiment={"mine": "7"}.get)
+    print_next(cast(Any, SimpleNamespace(run_id=run_id)), cast(Any, store), "mine", "fit.png")
+    lines = capsys.readouterr().out.removeprefix("next: ").splitlines()
+    for line, begin in zip(lines, expected, strict=True):
+        assert line.strip().startswith(begin)
+    assert run_id is None or "/#/experiments/7/runs/42711d48d1eb4ab1/artifacts/figures/fit.png?" in lines[1]

@@ -55,7 +55,8 @@ def test_repro_prints_the_test_metrics_against_the_optimum(reproduced: tuple[Wor
         assert [float(figure) for figure in figures[1].split()] == pytest.approx(expected, rel=1e-5)
     assert f"excess mse over least squares: {metrics['excess_mse']:+.3%}" in printed
     (run,) = re.findall(r"^MLflow run '.+', (\w{32})$", printed[printed.index("evaluate.py") :], re.MULTILINE)
-    assert re.search(rf"^next: make ui  .+\n +truefit rerun {run[:8]}  .+$", printed, re.MULTILINE)
+    place = rf"http://127\.0\.0\.1:5000/#/experiments/1/runs/{run}/artifacts/figures/fit\.png\?workflowType=machine_learning"
+    assert re.search(rf"^next: make ui  .+\n +{place}\n +truefit rerun {run[:8]}  .+$", printed, re.MULTILINE)
 
 
 @shared_clone

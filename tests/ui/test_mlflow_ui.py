@@ -196,6 +196,19 @@ def test_page_of_a_run_says_what_was_trained_on_what_how_well_and_how_to_repeat_
         expect(drawer.get_by_text(text, exact=True).first).to_be_visible()
 
 
+def test_the_address_at_the_end_of_a_repro_shows_a_picture_to_a_new_browser(
+    page: Page, address: str, workspace: Workspace
+) -> None:
+    printed = (workspace.path / "evaluate.1").read_text()  # of the last training
+    (place,) = re.findall(r"^ +http://127\.0\.0\.1:5000(/.+)$", printed, re.MULTILINE)
+    page.goto(f"{address}{place}")
+    expect(page.get_by_alt_text("figures/fit.png")).to_be_visible()
+    expect(page.get_by_role("heading", name=NAMES[-1])).to_be_visible()
+    expect(page.get_by_role("link", name="Models", exact=True)).to_be_visible()  # of the pages for trainings
+    page.get_by_test_id("artifact-tree-node").get_by_text("model", exact=True).click()
+    expect(page.get_by_role("heading", name="MLflow Model")).to_be_visible()
+
+
 def test_artifacts_of_a_run_can_be_seen_downloaded_and_loaded(page: Page, address: str, run: Run, tmp_path: Path) -> None:
     page.goto(f"{address}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts")
     nodes = page.get_by_test_id("artifact-tree-node")
