@@ -37,10 +37,11 @@ _INHERITED = (
 class Signals:
     """SIGINT, SIGTERM and SIGHUP while it is entered: the first raises StoppedError, those after it are ignored.
 
-    So nothing interrupts the cleaning up. Inside `held` the error waits for the end of the block.
+    So nothing interrupts the cleaning up. Inside `held` the error waits for the end of the block. Its text ends in `where`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, where: str = "before the verdict") -> None:
+        self._where = where
         self._held = 0
         self._waiting: int | None = None
         self._stopped = False
@@ -75,7 +76,7 @@ class Signals:
         self._waiting = None
         if not self._stopped:
             self._stopped = True
-            raise StoppedError(number, "before the verdict")
+            raise StoppedError(number, self._where)
 
 
 class Worktree:
