@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import json
 import os
 import sys
 from functools import partial
@@ -14,21 +13,20 @@ from tqdm import tqdm
 
 from truefit import errors, serving
 from truefit.checkpoint import Checkpoints, CheckpointSettings, fingerprint
-from truefit.config import PARAMS, flatten, load_settings, read_params
+from truefit.config import PARAMS, load_settings
 from truefit.dataset import TableDataset, open_verified
 from truefit.device import choose_device, configure
 from truefit.display import progress
 from truefit.engines import choose_engine
 from truefit.files import atomic_path, sha256
 from truefit.models import MODEL_JSON, MODEL_PT, save_model, state_dict_bytes, state_dict_digest
-from truefit.provenance import code_digest, read_code, read_environment, read_workspace
+from truefit.origin import SOURCES, read_origin
+from truefit.provenance import read_code
 from truefit.table import Table
-from truefit.tracking import CHANGED_TAG, DIGEST_TAG, OMITTED_TAG, Origin, Run, Store, TrackSettings, repository_root
+from truefit.tracking import CHANGED_TAG, DIGEST_TAG, Run, Store, TrackSettings, repository_root
 from truefit.training import Epoch, Outcome, TrainSettings, train
 
-SOURCES = Path(__file__).parent
 EXAMPLE_ROWS = 3
-RECORDED_FILES = ("params.yaml", "dvc.yaml", "dvc.lock")
 
 
 def main() -> None:
@@ -84,27 +82,6 @@ def run_name(settings: TrainSettings) -> str:
     """Return a name that tells runs apart: model, optimizer, learning rate, batch size and engine."""
     optimizer = settings.optimizer
     return f"{settings.model.name} {optimizer.name} lr={optimizer.lr:g} batch={settings.batch_size} {settings.engine}"
-
-
-def read_origin(settings: TrainSettings, engine: str, table: Table, device: torch.device, largest: int) -> Origin:
-    """Return all that the run starts from: every param, the engine chosen, the dataset, the code and the environment.
-
-    Uncommitted files of more than `largest` bytes are named only.
-    """
-    workspace, environment = read_workspace(largest), read_environment(device)
-    files = {f"record/{name}": Path(name).read_bytes() for name in RECORDED_FILES if Path(name).exists()}
-    patch = {"record/diff.patch": workspace.patch} if workspace.dirty else {}
-    commit = {"git.commit": workspace.commit, "mlflow.source.git.commit": workspace.commit}
-    if workspace.omitted:
-        commit[OMITTED_TAG] = ", ".join(workspace.omitted)[:5000]
-    code = code_digest(read_code(SOURCES))
-    digests = {"csv.sha256": table.csv.sha256, "table.sha256": table.digest, "code.sha256": code}
-    return Origin(
-        params=flatten({**read_params(), "train": settings.model_dump()}),
-        tags={"engine": engine, **digests, **commit, "git.dirty": str(workspace.dirty).lower(), **environment},
-        table=table,
-        artifacts={**files, **patch, "record/environment.json": json.dumps(environment, indent=2).encode()},
-    )
 
 
 def train_with_progress(
