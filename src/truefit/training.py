@@ -196,10 +196,23 @@ def train(
 ) -> Outcome:
     """Train the model of `settings` on two datasets, the training and the validation rows; see `fit`.
 
-    The engine has been chosen, where the settings say auto. `on_compiled` hears how many seconds compiling took. Raises
-    DeviceError where the device cannot hold the table's numbers.
+    `on_compiled` hears how many seconds compiling took. Raises DeviceError as `begin` does.
     """
     train_rows, validation_rows = datasets
+    engine, sampler = begin(train_rows, settings, device)
+    if isinstance(engine, CompiledEngine):
+        on_compiled(engine.compile_seconds)
+    loader = make_loader(train_rows, sampler, device)
+    validation = make_loader(validation_rows, SequentialChunks(len(validation_rows)), device)
+    return fit(engine, loader, sampler, validation, settings, on_epoch, checkpoints)
+
+
+def begin(train_rows: TableDataset, settings: TrainSettings, device: torch.device) -> tuple[Engine, ShuffledChunks]:
+    """Return the engine with the model at its start, and the order of the training rows.
+
+    The engine has been chosen, where the settings say auto. Raises DeviceError where the device cannot hold the table's
+    numbers.
+    """
     if device.type == "mps" and train_rows.table.dtype == "float64":
         raise DeviceError("train.device: found mps with prepare.dtype float64, allowed: float32, which is all that it has")
     model = build_model(settings.model, train_rows.table, settings.standardize, settings.seed)
@@ -214,12 +227,7 @@ def train(
         device,
         settings.compile.graph(len(train_rows), batch_size),
     )
-    if isinstance(engine, CompiledEngine):
-        on_compiled(engine.compile_seconds)
-    sampler = ShuffledChunks(len(train_rows), batch_size, settings.seed, settings.shuffle)
-    loader = make_loader(train_rows, sampler, device)
-    validation = make_loader(validation_rows, SequentialChunks(len(validation_rows)), device)
-    return fit(engine, loader, sampler, validation, settings, on_epoch, checkpoints)
+    return engine, ShuffledChunks(len(train_rows), batch_size, settings.seed, settings.shuffle)
 
 
 def fit(
