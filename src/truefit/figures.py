@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: loss curves, the fit, the residuals.
+"""The pictures: those of an evaluation (loss curves, the fit, the residuals), of a rerun, and of a range test.
 
 Writes PNG files. Guarantees the same bytes for the same figures, and curves that can be told apart in grey.
 """
@@ -63,9 +63,22 @@ def rerun_picture(recorded: pd.DataFrame, again: pd.DataFrame) -> bytes:
     for axes in (above, below):
         axes.grid(alpha=0.3)
         axes.legend()
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    return content.getvalue()
+    return _as_png(figure)
+
+
+def lr_range_picture(curve: pd.DataFrame, suggested: float | None) -> bytes:
+    """Return a PNG with the losses of a learning-rate range test by learning rate, and a mark at the rate suggested.
+
+    `curve` has the columns learning_rate, loss and smoothed_loss.
+    """
+    figure, axes = _axes("Learning-rate range test", "learning rate", "mean loss of a row, before the step")
+    axes.set(xscale="log", yscale="log")
+    axes.plot(curve["learning_rate"], curve["loss"], color=ROWS, linewidth=1, label="batch")
+    axes.plot(curve["learning_rate"], curve["smoothed_loss"], color=INK, label="smoothed")
+    if suggested is not None:
+        axes.axvline(suggested, color=MODEL, linestyle="--", label=f"suggested ({suggested:g})")
+    axes.legend()
+    return _as_png(figure)
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
@@ -118,6 +131,12 @@ def _residuals(predictions: pd.DataFrame, target: str) -> Figure:
     axes.scatter(predictions["predicted"], predictions["residual"], s=10, color=MODEL)
     axes.axhline(0, color=INK, linestyle=":")
     return figure
+
+
+def _as_png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    return content.getvalue()
 
 
 def _save(figure: Figure, path: Path) -> Path:

@@ -29,7 +29,7 @@ from truefit.models import (
     state_dict_digest,
 )
 from truefit.provenance import ENVIRONMENT
-from truefit.tracking import CHANGED_TAG, DIGEST_TAG, OMITTED_TAG, RERUN_TAG, Store, spell
+from truefit.tracking import CHANGED_TAG, DIGEST_TAG, OMITTED_TAG, RANGE_TAG, RERUN_TAG, Store, spell
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -38,7 +38,7 @@ CURVES = ("train_loss", "validation_loss", "learning_rate")
 STATES = ("best", "final")
 VERDICT_TAG, BY_TAG = "rerun.verdict", "rerun.by"
 _LONGEST_PARAM = 6000
-_TRAININGS = f"tags.`git.commit` IS NOT NULL and tags.`{RERUN_TAG}` IS NULL"
+_TRAININGS = f"tags.`git.commit` IS NOT NULL and tags.`{RERUN_TAG}` IS NULL and tags.`{RANGE_TAG}` IS NULL"
 
 
 def find(store: Store, reference: str | None, experiment: str) -> "MlflowRun":
@@ -113,6 +113,8 @@ def download(store: Store, run: "MlflowRun", folder: Path) -> None:
 def require_finished(run: "MlflowRun") -> None:
     """Raise InconclusiveError where the run did not end, or is not a training's."""
     tags = run.data.tags
+    if RANGE_TAG in tags:
+        raise InconclusiveError("it is a learning-rate range test, which trains no model")
     if run.info.status != "FINISHED":
         raise InconclusiveError(f"it did not finish: its status is {run.info.status}")
     for tag in ("git.commit", "git.dirty", "csv.sha256", "table.sha256", DIGEST_TAG):

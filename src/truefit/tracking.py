@@ -60,6 +60,7 @@ VIEW_COLUMNS = (
 )
 # By these MLflow knows of a model among the artifacts of a run: the folder, and the tag that tells of it.
 MODEL_FOLDER, MODELS_TAG = "model", "mlflow.log-model.history"
+RANGE_TAG = "lr_range"  # by which a range test is told from a training
 OMITTED_TAG = "git.omitted"  # uncommitted files that were too large for the record
 RERUN_TAG, RERUN_KEY_TAG = "rerun.of", "rerun.key"
 # By these a run is told from others that ended with the same bits.
@@ -193,6 +194,19 @@ class Store:
             yield run
 
     @contextmanager
+    def range_test_run(self, track: TrackSettings, name: str, origin: Origin) -> Iterator[Run]:
+        """Begin the run of a learning-rate range test, which nothing goes on with; end it with its reason.
+
+        It is called `name`. Raises TrackingError when the store is there and cannot take the run.
+        """
+        with suppress(StoreAwayError):
+            self.experiment(track.experiment)
+        header = self._header(track.model_copy(update={"run_name": None}), name)
+        tags = Values(kind="tags", values={RANGE_TAG: "true"})
+        with self._recording(Journal.create(self._runs, header, [*origin.records(), tags], origin.artifacts)) as run:
+            yield run
+
+    @contextmanager
     def evaluation_run(self, track: TrackSettings, digest: str) -> Iterator[Run]:
         """Add to the latest run whose model has the state_dict digest, or to a run of its own where there is none.
 
@@ -243,7 +257,9 @@ class Store:
             failed = isinstance(error, Exception) and not isinstance(error, StoppedError)
             with suppress(OSError):  # a full disk must not hide its own report
                 run.set_tags({"failure": (str(error) or type(error).__name__)[:5000]})
-                status = Status(status="FAILED" if failed else "KILLED", time=now(), final=is_final(error))
+                # Only a training goes on later.
+                final = journal.header.fingerprint is None or is_final(error)
+                status = Status(status="FAILED" if failed else "KILLED", time=now(), final=final)
                 journal.append(status)
             raise
         else:
