@@ -7,6 +7,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONDONTWRITEBYTECODE
 
 READY := .venv/.ready
+VEGA := dvc_plots/vega.js
 BENCH_READY := .venv-bench/.ready
 UV := 0.13.9
 PORT ?= 5000
@@ -18,7 +19,7 @@ STORE := $(or $(MLFLOW_TRACKING_URI),sqlite:///$(CURDIR)/mlflow.db)
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) ## make .venv with everything in it; the other targets do this by themselves
+setup: $(READY) $(VEGA) ## make .venv with everything in it; the other targets do this by themselves
 
 # torch comes by pip, because its build (CPU, CUDA) depends on the machine; all the rest is checked against its hash.
 # The project goes in last, as a link to src. uv is told where to, since it would follow an environment that is active.
@@ -37,10 +38,15 @@ endef
 $(READY): requirements.lock pyproject.toml
 	$(call environment,.venv,requirements.lock)
 
+# Draws the page of `dvc plots`, whose templates are written for version 5 of Vega-Lite.
+$(VEGA): $(READY)
+	mkdir -p $(@D)
+	python -c 'import pathlib, vl_convert; pathlib.Path("$@").write_text(vl_convert.javascript_bundle(vl_version="5.21"), "utf-8")'
+
 $(BENCH_READY): requirements.lock benchmarks/requirements.lock pyproject.toml
 	$(call environment,.venv-bench,requirements.lock benchmarks/requirements.lock)
 
-repro: $(READY) ## run the pipeline: what changed since the last run, and nothing else
+repro: $(READY) $(VEGA) ## run the pipeline: what changed since the last run, and nothing else
 	dvc repro
 
 test: $(READY) ## run the tests
