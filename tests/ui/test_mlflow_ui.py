@@ -1,7 +1,7 @@
 """The MLflow UI as a user meets it: a real browser, over `make ui`, on runs of the default pipeline and of other settings.
 
-The selectors are those of MLflow 3.17. Without Debian's chromium the tests are skipped, and fail where TRUEFIT_BROWSER is
-`required`, as in .ci/run. The pictures that they take are the README's: TRUEFIT_SCREENSHOTS names a folder for them.
+The selectors are those of MLflow 3.17. The pictures that the tests take are the README's: TRUEFIT_SCREENSHOTS names a folder
+for them.
 """
 
 import os
@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_data import numbered_csv, prepare
-from helpers_stages import Stages
 from helpers_ui import served
 from mlflow.entities import Run
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from workspace import Workspace
 
 from truefit.models import state_dict_digest
@@ -42,32 +41,6 @@ expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="session")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A clone in which the default pipeline ran, then three trainings with other settings, each evaluated."""
-    workspace = Workspace(tmp_path_factory.mktemp("clone"))
-    table, synthetic = "data/prepared", "data/synthetic.csv"
-    mlp = {"train__model__name": "mlp", "train__model__hidden": [16, 16], "train__optimizer__name": "adam"}
-    with Stages(workspace.path) as stages:
-
-        def run(stage: str, *arguments: str) -> None:
-            done = stages.run(workspace.path, stage, *arguments)
-            assert done.status == 0, done.line
-
-        run("generate", synthetic)
-        run("prepare", table)
-        for changed in (
-            {},
-            {"train__optimizer__lr": 0.02},
-            {"train__optimizer__lr": 0.1, "train__engine": "numpy"},
-            {"train__optimizer__lr": 0.01, "train__engine": "torch", **mlp},
-        ):
-            workspace.set_params(**changed)
-            run("train", table, "results")
-            run("evaluate", table, "results", synthetic)
-    return workspace
-
-
-@pytest.fixture(scope="session")
 def run(workspace: Workspace) -> Run:
     """The run of the default pipeline."""
     return workspace.runs()[-1]
@@ -77,20 +50,6 @@ def run(workspace: Workspace) -> Run:
 def address(workspace: Workspace, run: Run) -> Iterator[str]:
     with served(workspace) as address:
         yield address
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    found = shutil.which("chromium")
-    if found is None:
-        reason = "chromium is not installed: apt-get install chromium"
-        (pytest.fail if os.environ.get("TRUEFIT_BROWSER") == "required" else pytest.skip)(reason)
-    with sync_playwright() as playwright:
-        # Chromium refuses its sandbox to root.
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=found, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,0 +1,59 @@
+"""What the tests in a browser share: one set of runs, one server of each kind, and one browser, for all of them.
+
+Without Debian's chromium the tests are skipped, and fail where TRUEFIT_BROWSER is `required`, as in .ci/run.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from helpers_stages import Stages
+from playwright.sync_api import Browser, sync_playwright
+from workspace import Workspace
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A clone in which the default pipeline ran, then three trainings with other settings, each evaluated.
+
+    The first is that of HEAD, for DVC too; the results of the last are in the working tree.
+    """
+    workspace = Workspace(tmp_path_factory.mktemp("clone"))
+    table, synthetic = "data/prepared", "data/synthetic.csv"
+    mlp = {"train__model__name": "mlp", "train__model__hidden": [16, 16], "train__optimizer__name": "adam"}
+    with Stages(workspace.path) as stages:
+
+        def run(stage: str, *arguments: str) -> None:
+            done = stages.run(workspace.path, stage, *arguments)
+            assert done.status == 0, done.line
+
+        run("generate", synthetic)
+        run("prepare", table)
+        for changed in (
+            {},
+            {"train__optimizer__lr": 0.02},
+            {"train__optimizer__lr": 0.1, "train__engine": "numpy"},
+            {"train__optimizer__lr": 0.01, "train__engine": "torch", **mlp},
+        ):
+            workspace.set_params(**changed)
+            run("train", table, "results")
+            run("evaluate", table, "results", synthetic)
+            if not changed:
+                workspace.run("dvc", "commit", "--force")  # so that the later ones can be compared with HEAD
+                workspace.commit()
+    return workspace
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    found = shutil.which("chromium")
+    if found is None:
+        reason = "chromium is not installed: apt-get install chromium"
+        (pytest.fail if os.environ.get("TRUEFIT_BROWSER") == "required" else pytest.skip)(reason)
+    with sync_playwright() as playwright:
+        # Chromium refuses its sandbox to root.
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=found, args=arguments)
+        yield browser
+        browser.close()
