@@ -9,8 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 from helpers_stages import Stages
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from workspace import Workspace
+
+PATIENCE = 30_000  # milliseconds, for a machine that is busy
+
+expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +61,15 @@ def browser() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=found, args=arguments)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page of a browser that has never been here, but for the assistant's panel, which would cover half of it."""
+    context = browser.new_context(viewport={"width": 1440, "height": 720})
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    closed = {"mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true", "mlflow.assistant.panelOpen_v1": "false"}
+    page.add_init_script("".join(f"localStorage.setItem({key!r}, {value!r});" for key, value in closed.items()))
+    yield page
+    context.close()

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_data import numbered_csv, prepare
-from helpers_ui import served
+from helpers_ui import compare_all, loss_curves, recorded_curves, served
 from mlflow.entities import Run
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 from workspace import Workspace
 
 from truefit.models import state_dict_digest
@@ -35,9 +35,6 @@ NAMES = [
     "mlp adam lr=0.01 batch=16 torch",
 ]
 LARGEST_PICTURE = 200_000  # bytes
-PATIENCE = 30_000  # milliseconds, for a machine that is busy
-
-expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="session")
@@ -50,18 +47,6 @@ def run(workspace: Workspace) -> Run:
 def address(workspace: Workspace, run: Run) -> Iterator[str]:
     with served(workspace) as address:
         yield address
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page of a browser that has never been here, but for the assistant's panel, which would cover half of it."""
-    context = browser.new_context(viewport={"width": 1440, "height": 720})
-    page = context.new_page()
-    page.set_default_timeout(PATIENCE)
-    closed = {"mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true", "mlflow.assistant.panelOpen_v1": "false"}
-    page.add_init_script("".join(f"localStorage.setItem({key!r}, {value!r});" for key, value in closed.items()))
-    yield page
-    context.close()
 
 
 def take_picture(page: Page, name: str, folder: Path) -> None:
@@ -113,24 +98,9 @@ def test_comparison_shows_the_params_that_differ_and_the_losses_over_the_epochs(
     page: Page, address: str, run: Run, workspace: Workspace, tmp_path: Path
 ) -> None:
     open_view(page, address, run)
-    page.locator(".ag-header input[type=checkbox]:visible").first.click()
-    page.get_by_test_id("runs-compare-button").click()
-    expect(page.get_by_role("heading", name="Comparing 4 Runs from 1 Experiment")).to_be_visible()
-    page.get_by_role("switch", name="Parameters - Show diff only").click()
-    expect(page.get_by_role("rowheader", name="train.batch_size")).to_have_count(0)
     changed = ["train.engine", "train.model.hidden", "train.model.name", "train.optimizer.lr", "train.optimizer.name"]
-    assert [text for text in page.get_by_role("rowheader").all_inner_texts() if text.startswith("train.")] == changed
-
-    page.get_by_role("link", name="train_loss", exact=True).click()
-    page.locator(".js-plotly-plot .scatterlayer .trace").first.wait_for()
-    curves = page.evaluate(
-        "[...document.querySelector('.js-plotly-plot').data].map(({name, x, y}) => [name, [...x], [...y]])",
-    )
-    assert {name for name, _, _ in curves} == set(NAMES)
-    for name, steps, losses in curves:
-        assert steps == list(range(1, 51)), name
-        recorded = next(found.info.run_id for found in workspace.runs() if found.info.run_name == name)
-        assert losses == [metric.value for metric in workspace.client.get_metric_history(recorded, "train_loss")]
+    assert compare_all(page, 4) == changed
+    assert loss_curves(page) == recorded_curves(workspace, workspace.runs())
     expect(page.locator(".js-plotly-plot .xtitle")).to_have_text("Step")
     page.get_by_text("Y-axis Log Scale:").locator("xpath=..").get_by_role("switch").click()
     page.wait_for_timeout(1000)  # for the curves to have moved
