@@ -53,7 +53,7 @@ repro: $(READY) $(VEGA) ## run the pipeline: what changed since the last run, an
 test: $(READY) ## run the tests
 	pytest -n 2 --dist loadgroup
 
-torture: $(READY) ## kill, starve, feed rubbish and run again at length: 25 random kills and more, thousands of mutations, two dozen reruns, a grid, 5M predictions
+torture: $(READY) ## kill, starve, feed rubbish and run again at length: 25 random kills and more, thousands of mutations, two dozen reruns, a grid, five million predictions
 	TRUEFIT_TORTURE=1 pytest -n 2 --dist loadgroup -rA $(TORTURE)
 
 check: $(READY) ## check style, types, the direction of imports, and the documents
