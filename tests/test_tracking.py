@@ -19,7 +19,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 from workspace import ROOT
 
-from truefit import tracking
 from truefit.errors import StoppedError, TrackingError, TrainingError
 from truefit.journal import Journal, pending
 from truefit.table import CsvSource, Table
@@ -137,7 +136,7 @@ def test_run_ends_finished_with_all_its_metrics(root: Path, track: TrackSettings
 def test_metrics_are_sent_while_the_training_runs_and_not_one_by_one(
     root: Path, track: TrackSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "FLUSH_SECONDS", 0.5)
+    monkeypatch.setattr("truefit.tracking.store.FLUSH_SECONDS", 0.5)
     store = Store()
     with store.training_run(track, "name", digest_of(track, "f"), origin) as run:
         while not (found := stored(root, track.experiment)) or found[0].info.status != "RUNNING":
@@ -314,7 +313,7 @@ def test_training_begins_although_the_run_before_it_is_sent_in_this_moment(
                 Store().send(journal)  # as a `truefit sync` beside it may
         return found
 
-    monkeypatch.setattr(tracking, "pending", pending_until_now)
+    monkeypatch.setattr("truefit.tracking.store.pending", pending_until_now)
     complete(track, "model")
     assert len(stored(root, track.experiment)) == 2
 

@@ -1,0 +1,53 @@
+"""The MLflow model of a run: a folder that MLflow loads and serves.
+
+Reads the files of a model and the code that rebuilds it; writes nothing that stays. Guarantees that nothing in it is pickled,
+and that neither the model nor a package's index is asked for what it needs: the versions are those that are installed.
+"""
+
+import logging
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FOLDER = "model"  # among the run's artifacts
+
+
+def pack_model(
+    loader: ModuleType, model: Sequence[Path], example: "pd.DataFrame", dtype: str
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Return the files of an MLflow model, by their paths in the run, and what MLflow's list of such models says of it."""
+    import numpy as np
+    from mlflow import pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+
+    logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # tells what it is about to do
+    columns = Schema([ColSpec(DataType.double, name) for name in example.columns])
+    described = Model(artifact_path=FOLDER)
+    with TemporaryDirectory(prefix="truefit-model-") as temporary:
+        code, data, packed = (Path(temporary, name) for name in (loader.__name__.partition(".")[0], "model", "packed"))
+        for folder, paths in [(code, [Path(str(loader.__file__)).with_stem(name) for name in loader.MODULES]), (data, model)]:
+            folder.mkdir()
+            for path in paths:
+                shutil.copy(path, folder)
+        pyfunc.save_model(
+            packed,
+            loader_module=loader.__name__,
+            data_path=str(data),
+            code_paths=[str(code)],
+            mlflow_model=described,
+            signature=ModelSignature(columns, Schema([TensorSpec(np.dtype(dtype), (-1,))])),
+            input_example=example,
+            # Given, since MLflow would load the model in a process of its own to find them out; torch's without its build.
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in loader.PACKAGES],
+        )
+        saved = [path for path in packed.rglob("*") if path.is_file()]
+        files = {f"{FOLDER}/{path.relative_to(packed)}": path.read_bytes() for path in saved}
+    return files, described.get_tags_dict()

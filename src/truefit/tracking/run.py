@@ -1,0 +1,112 @@
+"""A run that is being written: what it starts from, and what it records, in its journal.
+
+Writes a journal; asks no store. Guarantees that a step which an interrupted execution has recorded is not recorded again.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from truefit.config import Settings
+from truefit.journal import Journal, Metrics, Values, now
+from truefit.table import Table
+from truefit.tracking.mlflow_model import pack_model
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DIGEST_TAG = "state_dict.sha256"
+NOTE_TAG = "mlflow.note.content"  # what MLflow shows as the description, in markdown
+CHANGED_TAG = "changed"  # the files that changed while the training ran
+MODELS_TAG = "mlflow.log-model.history"  # by which MLflow knows of a model among the artifacts of a run
+RANGE_TAG = "lr_range"  # by which a range test is told from a training
+OMITTED_TAG = "git.omitted"  # uncommitted files that were too large for the record
+RERUN_TAG, RERUN_KEY_TAG = "rerun.of", "rerun.key"
+
+
+class TrackSettings(Settings):
+    """Section `track`: where in MLflow the runs go, and what they are called."""
+
+    experiment: str = Field("truefit", min_length=1)
+    run_name: str | None = Field(None, min_length=1)
+    largest_file_mb: float = Field(10.0, ge=0)
+    log_model: bool = True
+
+    @property
+    def largest_file(self) -> int:
+        """The bytes of the largest uncommitted file that the record holds."""
+        return int(self.largest_file_mb * 1_000_000)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """All that a training starts from: params, tags, the table, and artifacts by their paths in the run."""
+
+    params: Mapping[str, Any]
+    tags: Mapping[str, str]
+    table: Table
+    artifacts: Mapping[str, bytes]
+
+    def records(self) -> list[Values]:
+        """Return it as records."""
+        params = {key: spell(value) for key, value in self.params.items()}
+        columns = [{"type": "double", "name": name, "required": True} for name in self.table.columns]
+        dataset = {
+            "name": Path(self.table.csv.path).name,
+            "digest": self.table.csv.sha256[:36],  # as much as MLflow takes
+            "source_type": "local",
+            "source": json.dumps({"uri": self.table.csv.path}),
+            "schema": json.dumps({"mlflow_colspec": columns}),
+            "profile": json.dumps({"num_rows": sum(self.table.rows.values()), **self.table.rows}),
+        }
+        tags = Values(kind="tags", values=dict(self.tags))
+        return [Values(kind="params", values=params), Values(kind="dataset", values=dataset), tags]
+
+
+def spell(value: Any) -> str:
+    """Return the text that MLflow has of a param: as JSON spells it, but for text, which stays."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+class Run:
+    """A run that is being written to; `run_id` is the store's, known when the block that writes to it has ended."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        recorded = [record.step for record, _ in journal.read() if isinstance(record, Metrics)]
+        self._recorded = max(recorded, default=-1)
+        self.name = journal.header.name
+        self.run_id: str | None = None
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record metrics at a step, but for a step that an interrupted execution has recorded already."""
+        if step > self._recorded:
+            self._journal.append(Metrics(step=step, time=now(), values=dict(metrics)))
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags; a tag that is there already is replaced."""
+        self._journal.append(Values(kind="tags", values=dict(tags)))
+
+    def log_artifacts(self, artifacts: Mapping[str, bytes]) -> None:
+        """Record contents under the paths that they are to have among the run's artifacts."""
+        for name, content in artifacts.items():
+            self._journal.append_artifact(name, content)
+
+    def log_model(self, loader: ModuleType, model: Sequence[Path], example: "pd.DataFrame", dtype: str) -> None:
+        """Record an MLflow model, which can be loaded and served: the files of a model, and the code that rebuilds it.
+
+        The module `loader` has the function `_load_pyfunc`, which MLflow calls with the files' folder, the names of the
+        `MODULES` beside it that it needs, its own among them, and those of the `PACKAGES`. `example` holds some rows of the
+        features, in float64; the predictions are of `dtype`.
+        """
+        files, listed = pack_model(loader, model, example, dtype)
+        self.log_artifacts(files)
+        self.set_tags({MODELS_TAG: json.dumps([listed])})
+
+    def __str__(self) -> str:
+        return f"MLflow run {self.name!r}, {self.run_id or f'which waits in {self._journal.folder}'}"
