@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from helpers_stages import Stages
+from mlflow import MlflowClient
+from mlflow.entities import Run
 from ruamel.yaml import YAML
 from sklearn.datasets import load_diabetes
 from workspace import ROOT, Workspace
@@ -40,8 +43,23 @@ def workspace(reproduced: tuple[Workspace, str]) -> Iterator[Workspace]:
     """The reproduced clone, given back as it was committed."""
     workspace = reproduced[0]
     yield workspace
+    restore(workspace)
+
+
+def restore(workspace: Workspace) -> None:
     workspace.run("git", "checkout", "--quiet", "HEAD", "--", ".")
     workspace.run("dvc", "checkout", "--quiet", "--force")
+
+
+@pytest.fixture(scope="module")
+def experiments(reproduced: tuple[Workspace, str]) -> dict[str, Run]:
+    """The runs of two experiments, by their names: one in the clone, and one in a workspace that is gone when it ends."""
+    workspace = reproduced[0]
+    before = len(workspace.runs())
+    workspace.run("dvc", "exp", "run", "--set-param", "train.optimizer.lr=0.05", "--name", "slow")
+    restore(workspace)
+    workspace.run("dvc", "exp", "run", "--temp", "--set-param", "train.optimizer.lr=0.3", "--name", "temporary")
+    return {run.data.tags["dvc.exp"]: run for run in workspace.runs()[:-before]}
 
 
 @shared_clone
@@ -201,11 +219,10 @@ def test_training_with_the_same_bits_is_evaluated_again(workspace: Workspace) ->
 
 
 @shared_clone
-def test_dvc_tells_metrics_params_and_plots_apart(workspace: Workspace) -> None:
-    workspace.set_params(train__epochs=3)
-    workspace.run("dvc", "repro")
+def test_dvc_tells_metrics_params_and_plots_apart(workspace: Workspace, experiments: dict[str, Run]) -> None:
+    workspace.run("dvc", "exp", "apply", "slow")
     params = json.loads(workspace.run("dvc", "params", "diff", "--json").stdout)
-    assert params["params.yaml"] == {"train.epochs": {"old": 50, "new": 3, "diff": -47}}
+    assert params["params.yaml"] == {"train.optimizer.lr": {"old": 0.1, "new": 0.05, "diff": -0.05}}
     changed = json.loads(workspace.run("dvc", "metrics", "diff", "--json").stdout)["results/metrics.json"]
     shown = json.loads(workspace.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]["results/metrics.json"]["data"]
     assert changed["test.mse"]["new"] == shown["test"]["mse"] != changed["test.mse"]["old"]
@@ -219,25 +236,16 @@ def test_dvc_tells_metrics_params_and_plots_apart(workspace: Workspace) -> None:
 
 
 @shared_clone
-def test_experiments_give_a_run_and_a_row_each(workspace: Workspace) -> None:
-    before = len(workspace.runs())
-    workspace.run("dvc", "exp", "run", "--set-param", "train.optimizer.lr=0.05", "--name", "slow")
-    workspace.run("dvc", "exp", "run", "--set-param", "train.optimizer.lr=0.2", "--name", "fast")
-    # In a temporary workspace, which is gone when the run ends.
-    workspace.run("dvc", "exp", "run", "--temp", "--set-param", "train.optimizer.lr=0.3", "--name", "temporary")
-    runs = {run.data.tags["dvc.exp"]: run for run in workspace.runs()[: len(workspace.runs()) - before]}
-    assert {name: run.data.params["train.optimizer.lr"] for name, run in runs.items()} == {
-        "slow": "0.05",
-        "fast": "0.2",
-        "temporary": "0.3",
-    }
+def test_experiments_give_a_run_and_a_row_each(workspace: Workspace, experiments: dict[str, Run]) -> None:
+    rates = {name: run.data.params["train.optimizer.lr"] for name, run in experiments.items()}
+    assert rates == {"slow": "0.05", "temporary": "0.3"}
     shown = json.loads(workspace.run("dvc", "exp", "show", "--json").stdout)
     rows = {row["name"]: row["revs"][0]["data"] for entry in shown for row in entry["experiments"] or []}
-    assert set(rows) == set(runs)
+    assert set(rows) == set(experiments)
     mse = {name: row["metrics"]["results/metrics.json"]["data"]["test"]["mse"] for name, row in rows.items()}
-    assert mse == {name: run.data.metrics["test_mse"] for name, run in runs.items()}
-    assert len(set(mse.values())) == 3
-    for run in runs.values():
+    assert mse == {name: run.data.metrics["test_mse"] for name, run in experiments.items()}
+    assert mse["slow"] != mse["temporary"]
+    for run in experiments.values():
         assert run.info.status == "FINISHED"
         assert run.info.run_name.endswith(f"({run.data.tags['dvc.exp']})")
         assert (workspace.path / "mlartifacts" / run.info.run_id / "artifacts/state_dict/final.pt").exists()
@@ -262,7 +270,13 @@ def test_own_csv_needs_only_params(tmp_path: Path) -> None:
     frame["part"] = ["train", "train", "train", "validation", "test"] * 88 + ["train", "train"]
     frame.to_csv(tmp_path / "diabetes.csv", index=False)
     workspace.set_params(prepare__split__column="part")
-    workspace.run("dvc", "repro", "evaluate")
+    with Stages(tmp_path) as stages:
+        for stage in (
+            ["prepare", "data/prepared"],
+            ["train", "data/prepared", "results"],
+            ["evaluate", "data/prepared", "results", "-"],
+        ):
+            assert stages.run(tmp_path, *stage).status == 0
     table, metrics = workspace.json("data/prepared/table.json"), workspace.json("results/metrics.json")
     assert table["rows"] == {"train": 266, "validation": 88, "test": 88}
     assert (table["features"], table["target"]) == (list(frame.columns[:-2]), "target")
@@ -270,18 +284,17 @@ def test_own_csv_needs_only_params(tmp_path: Path) -> None:
     assert [run.info.status for run in workspace.runs()] == ["FINISHED", "FINISHED"]
 
 
-@own_clone
-def test_failing_training_leaves_a_failed_run_with_its_reason(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path)
+@shared_clone
+def test_failing_training_leaves_a_failed_run_with_its_reason(workspace: Workspace) -> None:
     workspace.set_params(train__optimizer__lr=1e4)
     failed = workspace.run("dvc", "repro", status=255)
-    (run,) = workspace.runs()
+    run = workspace.runs()[0]
     assert run.info.status == "FAILED"
     reason = run.data.tags["failure"]
     assert re.match(r"epoch 1, batch \d+: the training loss is not finite; try a train.optimizer.lr below 10000 or", reason)
     assert f"error: {reason}\n" in failed.stderr
     assert "Traceback" not in failed.stderr
-    assert not (tmp_path / "results/model.pt").exists()
+    assert not (workspace.path / "results/model.pt").exists()
 
 
 @own_clone
@@ -291,7 +304,8 @@ def test_auto_takes_the_compiled_engine_for_many_steps_and_the_run_says_so(
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # which torch sets in a process that compiles, as a test may
     workspace = Workspace(tmp_path)
     workspace.set_params(train__engine="auto", train__batch_size=1, train__optimizer__lr=0.001, train__epochs=125)
-    printed = workspace.run("dvc", "repro").stdout
+    workspace.set_params(train__compile__batches=4)  # a shorter graph is compiled sooner
+    printed = workspace.run("dvc", "repro", "train").stdout
     assert "engine: compiled, since for 100,000 steps compiling pays" in printed
     assert re.search(r"^compiled in [\d.]+ s$", printed, re.MULTILINE)
     (run,) = workspace.runs()
@@ -302,13 +316,16 @@ def test_auto_takes_the_compiled_engine_for_many_steps_and_the_run_says_so(
     assert any((tmp_path / ".truefit/inductor").iterdir())
 
 
-@own_clone
-def test_tracking_uri_of_the_environment_wins(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path)
-    workspace.set_params(train__epochs=2)
-    workspace.run("dvc", "repro", MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path / 'elsewhere.db'}")
-    assert (tmp_path / "elsewhere.db").exists()
-    assert not (tmp_path / "mlflow.db").exists()
+@shared_clone
+def test_tracking_uri_of_the_environment_wins(workspace: Workspace, tmp_path: Path) -> None:
+    before = len(workspace.runs())
+    elsewhere = f"sqlite:///{tmp_path / 'elsewhere.db'}"
+    workspace.run("dvc", "repro", "--force", "--single-item", "train", MLFLOW_TRACKING_URI=elsewhere)
+    client = MlflowClient(elsewhere)
+    experiment = client.get_experiment_by_name("truefit")
+    assert experiment is not None
+    assert len(client.search_runs([experiment.experiment_id])) == 1
+    assert len(workspace.runs()) == before
 
 
 def imports(stage: str) -> tuple[set[str], str]:

@@ -176,28 +176,19 @@ def test_server_away_from_the_start_gets_the_run_with_its_own_start_time_and_no_
     check_whole(workspace, server, "start")
 
 
-def test_server_killed_in_the_middle_gets_the_rest_by_sync(workspace: Workspace, server: Server) -> None:
+@pytest.mark.parametrize("epochs", [EPOCHS // 3, EPOCHS - 3] if TORTURE else [EPOCHS // 3])
+def test_server_killed_in_the_middle_gets_the_rest_by_sync(workspace: Workspace, server: Server, epochs: int) -> None:
+    experiment = f"killed after {epochs}"
     server.start()
-    process = start(workspace, "middle")
-    wait_for_epochs(workspace, process, EPOCHS // 3)
+    process = start(workspace, experiment)
+    wait_for_epochs(workspace, process, epochs)
     server.kill()
     check_warned(process)
     server.start()
     twice = [subprocess.Popen(["truefit", "sync"], cwd=workspace.path, env=workspace.environment) for _ in range(2)]
     assert [one.wait() for one in twice] == [0, 0]
     assert waiting(workspace) == 0
-    check_whole(workspace, server, "middle")
-
-
-def test_server_killed_at_the_end_gets_the_rest_by_sync(workspace: Workspace, server: Server) -> None:
-    server.start()
-    process = start(workspace, "end")
-    wait_for_epochs(workspace, process, EPOCHS - 3)
-    server.kill()
-    check_warned(process)
-    server.start()
-    sync(workspace)
-    check_whole(workspace, server, "end")
+    check_whole(workspace, server, experiment)
 
 
 @pytest.mark.parametrize("number", range(3 if TORTURE else 1))

@@ -42,6 +42,7 @@ def settings_of(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.xdist_group("compiled")  # the first in a process also imports the compiler
 def test_it_follows_the_loss_curve_of_torch_and_repeats_its_own_bits(tmp_path: Path, name: str) -> None:
     # 14 whole batches and a short one: four graphs of three batches, and three single steps.
     rows, others = normal_line(103, (2.0, -1.0)), normal_line(30, (2.0, -1.0), seed=1)
