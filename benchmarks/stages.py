@@ -18,7 +18,8 @@ from measure import arguments, figure, in_own_process, make_table, over, save, s
 
 from truefit.device import configure
 from truefit.ingest import CHUNK_ROWS, PrepareSettings, write_table
-from truefit.models import ModelSettings, build_model, open_model, save_model
+from truefit.model_files import open_model, save_model
+from truefit.models import ModelSettings, build_model
 from truefit.prediction import predict
 from truefit.synthetic import TARGET, draw_chunk, write_csv
 from truefit.table import Dtype, read_table

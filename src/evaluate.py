@@ -25,7 +25,8 @@ from truefit.evaluation import (
 )
 from truefit.figures import write_figures
 from truefit.files import atomic_path, write_json
-from truefit.models import MLP, Linear, load_model
+from truefit.model_files import load_model
+from truefit.models import MLP, Linear
 from truefit.note import describe, spell_line
 from truefit.provenance import code_digest, read_code
 from truefit.tracking import NOTE_TAG, Run, Store, TrackSettings

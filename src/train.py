@@ -19,7 +19,7 @@ from truefit.device import choose_device, configure
 from truefit.display import progress
 from truefit.engines import choose_engine
 from truefit.files import atomic_path, sha256
-from truefit.models import MODEL_JSON, MODEL_PT, save_model, state_dict_bytes, state_dict_digest
+from truefit.model_files import MODEL_JSON, MODEL_PT, save_model, state_dict_bytes, state_dict_digest
 from truefit.origin import SOURCES, read_origin
 from truefit.provenance import read_code
 from truefit.table import Table

@@ -66,6 +66,14 @@ def write_prepared(
     return table
 
 
+def write_scaled(folder: Path, features: int = 2, dtype: Dtype = "float64", rows: Rows | None = None) -> Table:
+    """Write a table whose features have different offsets and scales, and return its description."""
+    if rows is None:
+        rows = normal_line(20, [1.0] * features)
+        rows[:, :-1] = rows[:, :-1] * np.arange(2, 2 + features) + 10
+    return write_prepared(folder, rows, rows, dtype=dtype)
+
+
 def tensors(rows: Rows, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """Return rows as an engine takes them: features [N, F] and target [N, 1]."""
     whole = torch.tensor(rows, dtype=dtype)

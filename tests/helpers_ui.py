@@ -60,7 +60,8 @@ def compare_all(page: Page, number: int) -> list[str]:
 
 def loss_curves(page: Page) -> Curves:
     """Return what the compared runs' picture of the training loss draws."""
-    page.get_by_role("link", name="train_loss", exact=True).click()
+    # By the keyboard: the tables above may still be moving, and a click would miss.
+    page.get_by_role("link", name="train_loss", exact=True).press("Enter")
     page.locator(".js-plotly-plot .scatterlayer .trace").first.wait_for()
     drawn = page.evaluate("document.querySelector('.js-plotly-plot').data.map(({name, x, y}) => [name, [...x], [...y]])")
     curves: Curves = {}

@@ -19,7 +19,8 @@ from helpers_data import numbered_csv, prepare
 
 from truefit import csv_text, prediction
 from truefit.errors import ModelError, TableError
-from truefit.models import Linear, ModelDescription, ModelSettings, build_model, open_model, save_model, state_dict_bytes
+from truefit.model_files import ModelDescription, open_model, save_model, state_dict_bytes
+from truefit.models import Linear, ModelSettings, build_model
 from truefit.prediction import predict
 from truefit.records import find, read_model
 from truefit.serving import MODEL_ROWS
@@ -346,7 +347,7 @@ def test_a_run_whose_model_is_not_whole_is_refused(
 PREDICT_AND_MEASURE = """
 import re
 from pathlib import Path
-from truefit.models import open_model
+from truefit.model_files import open_model
 from truefit.prediction import predict
 from truefit.serving import MODEL_ROWS
 

@@ -16,7 +16,8 @@ from helpers_data import numbered_csv, prepare
 from workspace import Workspace
 
 from truefit.errors import ModelError
-from truefit.models import ModelSettings, build_model, load_model, save_model
+from truefit.model_files import load_model, save_model
+from truefit.models import ModelSettings, build_model
 from truefit.table import Table
 
 # Breaks out of a shell, a folder, an SQL string, an HTML page or a formula, wherever one of these takes it as it stands.

@@ -31,7 +31,8 @@ from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from numpy.typing import NDArray
 from workspace import Workspace
 
-from truefit.models import Linear, ModelSettings, build_model, open_model, save_model
+from truefit.model_files import open_model, save_model
+from truefit.models import Linear, ModelSettings, build_model
 from truefit.serving import MODEL_ROWS, MODULES, PACKAGES, ServedModel, predictions
 from truefit.table import Dtype
 

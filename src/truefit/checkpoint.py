@@ -27,7 +27,7 @@ from pydantic import Field
 from truefit.config import Settings
 from truefit.errors import TrainingError, is_final
 from truefit.files import lock, write_bytes
-from truefit.models import read_tensors
+from truefit.model_files import read_tensors
 
 State = dict[str, Any]
 

@@ -128,7 +128,7 @@ def predict_command(
     # Here, as in rerun.
     from truefit.csv_check import Separator
     from truefit.device import configure
-    from truefit.models import open_model
+    from truefit.model_files import open_model
     from truefit.prediction import predict
     from truefit.records import find, read_model
 

@@ -22,7 +22,7 @@ from truefit.csv_check import CsvFile, Separator, ignore, missing_column, read_h
 from truefit.csv_text import BYTES, LineBreakError, LineTexts, RowTexts
 from truefit.errors import TableError
 from truefit.files import atomic_path
-from truefit.models import ModelDescription
+from truefit.model_files import ModelDescription
 from truefit.serving import Array, predictions
 
 PREDICTION = "prediction"

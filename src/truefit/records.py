@@ -18,16 +18,15 @@ import pandas as pd
 from truefit.comparison import Report, Result
 from truefit.config import flatten, read_params
 from truefit.errors import InconclusiveError, ModelError, SettingsError, TrackingError
-from truefit.models import (
-    MLP,
+from truefit.model_files import (
     MODEL_JSON,
-    Linear,
     ModelDescription,
     read_description,
     read_state_dict,
     rebuild_model,
     state_dict_digest,
 )
+from truefit.models import MLP, Linear
 from truefit.provenance import ENVIRONMENT
 from truefit.tracking import CHANGED_TAG, DIGEST_TAG, OMITTED_TAG, RANGE_TAG, RERUN_TAG, Store, spell
 

@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from truefit.models import ModelDescription, open_model
+from truefit.model_files import ModelDescription, open_model
 from truefit.table import Dtype
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # This module and those of truefit that it imports: the code that goes with a model.
-MODULES = ("__init__", "config", "errors", "files", "models", "seeds", "serving", "table")
+MODULES = ("__init__", "config", "errors", "files", "model_files", "models", "seeds", "serving", "table")
 # What they import, and what MLflow needs to hand them rows.
 PACKAGES = ("mlflow", "numpy", "pandas", "pydantic", "ruamel.yaml", "torch")
 # Always so many rows: a matrix product may round otherwise for another number of rows.

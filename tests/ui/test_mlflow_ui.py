@@ -18,7 +18,7 @@ from mlflow.entities import Run
 from playwright.sync_api import Page, expect
 from workspace import Workspace
 
-from truefit.models import state_dict_digest
+from truefit.model_files import state_dict_digest
 from truefit.note import describe
 from truefit.tracking import DIGEST_TAG, NOTE_TAG, VIEW_NAME
 from truefit.training import TrainSettings
