@@ -211,7 +211,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(ROOT / "params.yaml", root)
     shutil.copy(ROOT / ".gitignore", root)
     (root / ".dvc").mkdir()
-    write_prepared(root / "data/prepared", normal_line(100), normal_line(20, seed=1), dtype="float32")
+    write_prepared(
+        root / "data/prepared", normal_line(100), normal_line(20, seed=1), dtype="float32", csv="data/synthetic.csv"
+    )
     identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
     for command in (
         ["init", "--quiet"],
@@ -297,7 +299,7 @@ def test_run_holds_the_curve_the_origin_and_a_description(repository: Path) -> N
         f"Outcome: {str(finding).replace(chr(10), '; ')}."
     )
     assert run.inputs is not None
-    assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["own.csv"]
+    assert [given.dataset.name for given in run.inputs.dataset_inputs] == ["synthetic.csv"]
     written = pd.read_csv("results/lr_range.csv")
     for metric, column in [
         ("learning_rate", "learning_rate"),
@@ -311,6 +313,44 @@ def test_run_holds_the_curve_the_origin_and_a_description(repository: Path) -> N
         assert (artifacts / place / name).read_bytes() == (repository / "results" / name).read_bytes()
     assert (artifacts / "record/params.yaml").read_bytes() == (repository / "params.yaml").read_bytes()
     assert list(pending(repository / ".truefit/runs")) == []
+
+
+def test_record_made_in_a_subfolder_holds_nothing_of_data(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = repository / "data/secret.csv"
+    secret.write_text("name\nAlice\n")
+    (repository / "notes.txt").write_text("new\n")
+    (repository / "src").mkdir()
+    monkeypatch.chdir(repository / "src")
+    _, named, _ = lr_range(None, RATES)
+    patch = (repository / f"mlartifacts/{named.run_id}/artifacts/record/diff.patch").read_text()
+    assert "notes.txt" in patch
+    assert "Alice" not in patch
+    for path in (secret, repository / "notes.txt"):
+        path.unlink()
+    (repository / "src").rmdir()
+
+
+@pytest.mark.parametrize(
+    ("changed", "wanted", "found"),
+    [
+        ({"csv": "data/houses.csv"}, "csv: found 'data/houses.csv'", "'data/synthetic.csv'"),
+        ({"dtype": "float64"}, "dtype: found 'float64'", "'float32'"),
+        ({"target": "x1"}, "target: found 'x1'", "'y'"),
+        ({"features": ["x2"]}, "features: found ['x2']", "['x1']"),
+    ],
+)
+def test_a_table_prepared_by_other_settings_is_refused_but_where_it_is_named(
+    repository: Path, changed: dict[str, Any], wanted: str, found: str
+) -> None:
+    set_params(**{f"prepare__{key}": value for key, value in changed.items()})
+    before = len(runs(repository))
+    with pytest.raises(TableError) as refused:
+        lr_range(None, RATES)
+    advice = "by which data/prepared was prepared; `dvc repro prepare` prepares it anew"
+    assert str(refused.value) == f"params.yaml: prepare.{wanted}, allowed: {found}, {advice}"
+    assert len(runs(repository)) == before
+    lr_range(Path("data/prepared"), RATES)
+    assert not any(key.startswith("prepare.") for key in runs(repository)[0].data.params)
 
 
 def test_range_test_is_no_training_for_a_rerun(repository: Path) -> None:

@@ -9,6 +9,7 @@ exponential growth, the smoothed loss and the early end of S. Gugger's "How Do Y
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,13 +20,16 @@ from truefit.batches import Chunk, Loader, ShuffledChunks, make_loader
 from truefit.config import PARAMS, load_settings
 from truefit.dataset import TableDataset, open_verified
 from truefit.device import choose_device, configure
-from truefit.errors import TrainingError
+from truefit.errors import TableError, TrainingError
 from truefit.figures import lr_range_picture
 from truefit.files import write_bytes
+from truefit.ingest import PrepareSettings
 from truefit.origin import read_origin
+from truefit.table import Table
 from truefit.tracking import NOTE_TAG, Run, Store, TrackSettings, repository_root
 from truefit.training import TrainSettings, begin
 
+TABLE, RESULTS = Path("data/prepared"), Path("results")  # as in dvc.yaml
 # What the smoothed loss keeps of itself at each step, and the steps over which it is a mean, in effect.
 SMOOTHING, WINDOW = 0.9, 10
 # The test ends where the smoothed loss is so many times its lowest.
@@ -69,22 +73,31 @@ def lr_range(folder: Path | None, rates: Sequence[float]) -> tuple[Finding, Run,
     """Take a step with each of the growing rates, by the settings; return what was found, the run and the files written.
 
     `folder` is that of the prepared table, by default data/prepared in the repository. Raises TableError where no table is
-    there, TrainingError where the first loss is not finite, and the other errors of a training.
+    there, or one that was not prepared by the settings, TrainingError where the first loss is not finite, and the other
+    errors of a training.
     """
-    root, store = repository_root(), Store()
-    settings = load_settings("train", TrainSettings, root / PARAMS)
-    track = load_settings("track", TrackSettings, root / PARAMS)
+    folder = folder and folder.resolve()
+    with chdir(repository_root()):  # where the paths of the settings begin, and what is recorded of the repository
+        return _lr_range(folder, rates)
+
+
+def _lr_range(folder: Path | None, rates: Sequence[float]) -> tuple[Finding, Run, list[Path]]:
+    settings, track, store = load_settings("train", TrainSettings), load_settings("track", TrackSettings), Store()
     device = choose_device("cpu" if settings.engine == "numpy" else settings.device)
     configure(settings.threads)
-    (train_rows,) = open_verified(folder or root / "data/prepared", "train")
+    (train_rows,) = open_verified(folder or TABLE, "train")
+    if folder is None:
+        require_prepared_by(load_settings("prepare", PrepareSettings), train_rows.table)
     as_written = settings
     if settings.engine in ("auto", "compiled"):
         print("engine: torch, since single steps gain nothing from compiling")
         settings = settings.model_copy(update={"engine": "torch"})
-    origin = read_origin(as_written, settings.engine, train_rows.table, device, track.largest_file, root)
+    origin = read_origin(as_written, settings.engine, train_rows.table, device, track.largest_file)
     asked = {"lr_range.from": rates[0], "lr_range.to": rates[-1], "lr_range.steps": len(rates)}
-    origin = replace(origin, params={**origin.params, **asked})
-    csv, png = (root / f"results/lr_range.{suffix}" for suffix in ("csv", "png"))
+    # How a table that was named was prepared, the settings do not say.
+    known = {key: value for key, value in origin.params.items() if folder is None or not key.startswith("prepare.")}
+    origin = replace(origin, params={**known, **asked})
+    csv, png = (RESULTS.resolve() / f"lr_range.{suffix}" for suffix in ("csv", "png"))
     with store.range_test_run(track, run_name(settings, track), origin) as run:
         curve = _record(range_test(train_rows, settings, device, rates), run)
         finding = find(curve, rates)
@@ -95,6 +108,19 @@ def lr_range(folder: Path | None, rates: Sequence[float]) -> tuple[Finding, Run,
             run.log_metrics({"suggested_lr": finding.suggested}, len(curve))
         run.set_tags({NOTE_TAG: note(settings, rates, finding)})
     return finding, run, [png, csv]
+
+
+def require_prepared_by(settings: PrepareSettings, table: Table) -> None:
+    """Raise TableError where the table was prepared by other settings, as far as it tells."""
+    for key, wanted, found in [
+        ("csv", settings.csv, table.csv.path),
+        ("dtype", settings.dtype, table.dtype),
+        ("target", settings.target, table.target),
+        ("features", settings.features, table.features),
+    ]:
+        if wanted not in (None, found):
+            text = f"{PARAMS}: prepare.{key}: found {wanted!r}, allowed: {found!r}, by which {TABLE} was prepared"
+            raise TableError(f"{text}; `dvc repro prepare` prepares it anew")
 
 
 def _record(steps: Iterable[Step], run: Run) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from truefit.config import PARAMS, flatten, read_params
+from truefit.config import flatten, read_params
 from truefit.provenance import code_digest, read_code, read_environment, read_workspace
 from truefit.table import Table
 from truefit.tracking import OMITTED_TAG, Origin
@@ -19,15 +19,13 @@ SOURCES = Path(__file__).parents[1]
 RECORDED_FILES = ("params.yaml", "dvc.yaml", "dvc.lock")
 
 
-def read_origin(
-    settings: TrainSettings, engine: str, table: Table, device: torch.device, largest: int, root: Path = Path()
-) -> Origin:
+def read_origin(settings: TrainSettings, engine: str, table: Table, device: torch.device, largest: int) -> Origin:
     """Return all that a run starts from: every param, the engine chosen, the dataset, the code and the environment.
 
-    `root` is the folder of params.yaml. Uncommitted files of more than `largest` bytes are named only.
+    The current folder is that of params.yaml. Uncommitted files of more than `largest` bytes are named only.
     """
     workspace, environment = read_workspace(largest), read_environment(device)
-    files = {f"record/{name}": (root / name).read_bytes() for name in RECORDED_FILES if (root / name).exists()}
+    files = {f"record/{name}": Path(name).read_bytes() for name in RECORDED_FILES if Path(name).exists()}
     patch = {"record/diff.patch": workspace.patch} if workspace.dirty else {}
     commit = {"git.commit": workspace.commit, "mlflow.source.git.commit": workspace.commit}
     if workspace.omitted:
@@ -35,7 +33,7 @@ def read_origin(
     code = code_digest(read_code(SOURCES))
     digests = {"csv.sha256": table.csv.sha256, "table.sha256": table.digest, "code.sha256": code}
     return Origin(
-        params=flatten({**read_params(root / PARAMS), "train": settings.model_dump()}),
+        params=flatten({**read_params(), "train": settings.model_dump()}),
         tags={"engine": engine, **digests, **commit, "git.dirty": str(workspace.dirty).lower(), **environment},
         table=table,
         artifacts={**files, **patch, "record/environment.json": json.dumps(environment, indent=2).encode()},
