@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
@@ -26,8 +27,6 @@ from truefit.table import Table
 from truefit.tracking import CHANGED_TAG, DIGEST_TAG, Run, Store, TrackSettings, repository_root
 from truefit.training import Epoch, Outcome, TrainSettings, train
 
-EXAMPLE_ROWS = 3
-
 
 def main() -> None:
     """Train the model of the settings on the prepared table."""
@@ -45,7 +44,7 @@ def main() -> None:
     as_written, settings = settings, with_engine(settings, len(datasets[0]), device)
     # Inductor unpickles what it finds in its cache; its own choice is a folder under /tmp, with a name that others can guess.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(repository_root() / ".truefit/inductor"))
-    goal = track.model_dump(include={"experiment", "run_name"})
+    goal = track.model_dump(exclude={"largest_file_mb"})  # which decides no result
     key = fingerprint(device, settings.model_dump(), table.digest, goal, store.address)
     origin = partial(read_origin, as_written, settings.engine, table, device, track.largest_file)
     with (
@@ -56,7 +55,7 @@ def main() -> None:
         save_outcome(outcome, settings, table, arguments.results, run)
         if track.log_model:
             saved = [arguments.results / name for name in (MODEL_PT, MODEL_JSON)]
-            run.log_model(serving, saved, first_rows(datasets[0]), table.dtype)
+            run.log_model(serving, saved, example_rows(table), table.dtype)
         if changed := {name for name, _ in code.items() ^ code_in_use().items()}:
             run.set_tags({CHANGED_TAG: ", ".join(sorted(changed))[:5000]})
     last = outcome.epochs[-1]
@@ -120,10 +119,14 @@ def save_outcome(outcome: Outcome, settings: TrainSettings, table: Table, result
     run.set_tags({DIGEST_TAG: state_dict_digest(outcome.kept_state), **digests})
 
 
-def first_rows(dataset: TableDataset) -> pd.DataFrame:
-    """Return the features of some rows, in float64, as an example of what the model takes."""
-    features, _ = dataset[torch.arange(min(EXAMPLE_ROWS, len(dataset)))]
-    return pd.DataFrame(features.double().numpy(), columns=dataset.table.features)
+def example_rows(table: Table) -> pd.DataFrame:
+    """Return rows as an example of what the model takes: the features' means, and a standard deviation to either side.
+
+    None of the table's own, which are not to leave the machine with each run.
+    """
+    width = len(table.features)
+    mean, std = np.array(table.mean[:width]), np.array(table.std[:width])
+    return pd.DataFrame([mean - std, mean, mean + std], columns=table.features)
 
 
 if __name__ == "__main__":

@@ -268,7 +268,7 @@ def test_a_run_that_is_killed_leaves_what_was_there(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_damaged_or_missing_model_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"^nothing/model.json: cannot be read: No such file or directory; "):
+    with pytest.raises(ModelError, match=r"^nothing/model.json: cannot be read: No such file or directory$"):
         open_model(Path("nothing"))
     save()
     other = build_model(LINEAR, prepare(Path(), NUMBERED), False, seed=9)

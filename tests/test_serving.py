@@ -22,6 +22,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pytest
+import torch
 from helpers_data import numbered_csv, prepare
 from helpers_stages import Stages
 from helpers_torture import TORTURE
@@ -31,10 +32,12 @@ from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from numpy.typing import NDArray
 from workspace import Workspace
 
+from truefit import serving as serving_module
 from truefit.model_files import open_model, save_model
 from truefit.models import Linear, ModelSettings, build_model
 from truefit.serving import MODEL_ROWS, MODULES, PACKAGES, ServedModel, predictions
 from truefit.table import Dtype
+from truefit.tracking.mlflow_model import pack_model
 
 # One clone and its servers for all tests of them.
 shared = pytest.mark.xdist_group("served")
@@ -93,14 +96,14 @@ def servers(runs: tuple[Workspace, dict[Dtype, Run]]) -> Iterator[dict[Dtype, Ca
     workspace, by_dtype = runs
     with ExitStack() as stack:
         started = {dtype: stack.enter_context(serving(workspace, run)) for dtype, run in by_dtype.items()}
-        for port in started.values():
-            wait_for(port)
-        yield {dtype: partial(ask, port) for dtype, port in started.items()}
+        for server, port in started.values():
+            wait_for(server, port)
+        yield {dtype: partial(ask, port) for dtype, (_, port) in started.items()}
 
 
 @contextmanager
-def serving(workspace: Workspace, run: Run) -> Iterator[int]:
-    """Give the port of the README's `mlflow models serve`, which is stopped at the end."""
+def serving(workspace: Workspace, run: Run) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Give the README's `mlflow models serve` and its port; it is stopped at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
@@ -120,14 +123,15 @@ def serving(workspace: Workspace, run: Run) -> Iterator[int]:
             command, cwd=workspace.path, env=workspace.environment, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        yield port
+        yield server, port
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait()
 
 
-def wait_for(port: int) -> None:
+def wait_for(server: subprocess.Popen[bytes], port: int) -> None:
     for _ in range(600):
+        assert server.poll() is None
         with socket.socket() as client:
             if client.connect_ex(("127.0.0.1", port)) == 0:
                 return
@@ -156,7 +160,8 @@ def test_a_served_model_answers_with_the_bits_of_predict(
     # A row alone, with whole numbers and with a column that the model does not know.
     status, answer = servers[dtype]({"dataframe_records": [frame.iloc[0].to_dict() | {"other": "a"}]})
     assert (status, answer) == (200, {"predictions": [float(expected[dtype][0])]})
-    status, answer = servers[dtype]({"dataframe_records": [dict.fromkeys(FEATURES, 1)]})
+    status, answer = servers[dtype]({"dataframe_records": [dict.fromkeys(FEATURES, 2)]})
+    assert (status, answer) == servers[dtype]({"dataframe_records": [dict.fromkeys(FEATURES, 2.0)]})
     assert status == 200
 
 
@@ -251,6 +256,37 @@ def trained(dtype: Dtype, features: int = 2) -> tuple[Any, ServedModel]:
     return model, ServedModel(model, description)
 
 
+@pytest.mark.filterwarnings("ignore")  # mlflow's own, of its types and of pandas
+def test_a_model_packed_again_for_the_same_run_has_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained("float32")
+    example = pd.DataFrame({"x1": [1.0, 2.0], "x2": [3.0, 4.0]})
+    given = serving_module, [Path("model.pt"), Path("model.json")], example, "float32"
+    first, again = (pack_model(*given, "a" * 32, 1_700_000_000_000) for _ in range(2))
+    assert first == again
+    assert b"2023-11-14 22:13:20" in first[0]["model/MLmodel"]
+
+
+def test_threads_change_no_bit_of_a_prediction_and_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # With 16 threads a plain call gives a quarter of these rows other bits, on a CPU with AVX-512.
+    table = prepare(Path(), numbered_csv(20, 5), dtype="float64")
+    settings = ModelSettings(name="mlp", hidden=(256, 256))
+    save_model(Path(), build_model(settings, table, True, seed=3).state_dict(), settings, True, table)
+    model, description = open_model(Path())
+    values = np.random.default_rng(3).normal(0, 1, (MODEL_ROWS, 5))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = np.concatenate([*predictions(model, [values])])
+        torch.set_num_threads(16)
+        served = ServedModel(model, description).predict(pd.DataFrame(values, columns=table.features))
+        assert torch.get_num_threads() == 16
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(served, alone)
+
+
 def test_no_rows_have_no_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     _, served = trained("float32")
@@ -265,7 +301,7 @@ def test_a_prediction_that_is_not_finite_is_refused_by_row(tmp_path: Path, monke
     assert isinstance(model, Linear)
     model.linear.weight.data[:] = 1e30
     frame = pd.DataFrame({"x1": [10.0, 1e38], "x2": [10.0, 1e38]}, index=["a", "b"])
-    with pytest.raises(ValueError, match=r"^row b, column 'prediction': found inf, allowed: a finite float32$"):
+    with pytest.raises(ValueError, match=r"^row b: found features whose prediction is inf, allowed: a finite float32$"):
         served.predict(frame)
 
 

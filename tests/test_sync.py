@@ -132,6 +132,9 @@ def check_whole(workspace: Workspace, server: Server, experiment: str) -> Run:
     assert run.data.tags["mlflow.source.name"] == "src/train.py"
     model = Path(client.download_artifacts(run.info.run_id, "state_dict/final.pt"))
     assert model.read_bytes() == (workspace.path / "results/model.pt").read_bytes()
+    packed = Path(client.download_artifacts(run.info.run_id, "model"))
+    assert (packed / "data/model/model.pt").read_bytes() == model.read_bytes()
+    assert (packed / "MLmodel").exists()
     assert {item.path for item in client.list_artifacts(run.info.run_id, "record")} >= {"record/params.yaml"}
     return run
 

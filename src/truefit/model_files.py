@@ -89,9 +89,12 @@ def read_tensors(content: bytes) -> Any:
     raise ValueError(f"damaged, in its part {damaged}")
 
 
-def load_state_dict(path: Path) -> dict[str, Tensor]:
-    """Return the state_dict in `path`, on the CPU; raises ModelError when the file holds anything but tensors."""
-    return _load(path, read_state_dict)
+def load_state_dict(path: Path, of_stage: bool = True) -> dict[str, Tensor]:
+    """Return the state_dict in `path`, on the CPU; raises ModelError when the file holds anything but tensors.
+
+    The error says what to do where the file is one `of_stage` train.
+    """
+    return _load(path, read_state_dict, of_stage)
 
 
 def save_model(folder: Path, state: Mapping[str, Tensor], settings: ModelSettings, standardize: bool, table: Table) -> None:
@@ -113,12 +116,12 @@ def load_model(folder: Path, table: Table) -> tuple[Linear | MLP, ModelDescripti
 
     Raises ModelError when a file is missing or damaged, or when the model was trained on other columns than the table's.
     """
-    description = _load(folder / MODEL_JSON, read_description)
+    description = _load(folder / MODEL_JSON, read_description, of_stage=True)
     trained, found = [*description.features, description.target, description.dtype], [*table.columns, table.dtype]
     if trained != found:
         path = folder / MODEL_JSON
         raise ModelError(f"{path}: trained on {', '.join(trained)}, found in the table: {', '.join(found)}")
-    return _open(folder, description), description
+    return _open(folder, description, of_stage=True), description
 
 
 def open_model(folder: Path) -> tuple[Linear | MLP, ModelDescription]:
@@ -126,8 +129,8 @@ def open_model(folder: Path) -> tuple[Linear | MLP, ModelDescription]:
 
     Raises ModelError when a file is missing or damaged.
     """
-    description = _load(folder / MODEL_JSON, read_description)
-    return _open(folder, description), description
+    description = _load(folder / MODEL_JSON, read_description, of_stage=False)
+    return _open(folder, description, of_stage=False), description
 
 
 def read_description(content: bytes) -> ModelDescription:
@@ -157,17 +160,18 @@ def rebuild_model(description: ModelDescription, state: Mapping[str, Tensor], na
     return model.eval()
 
 
-def _open(folder: Path, description: ModelDescription) -> Linear | MLP:
+def _open(folder: Path, description: ModelDescription, of_stage: bool) -> Linear | MLP:
     try:
-        return rebuild_model(description, load_state_dict(folder / MODEL_PT), str(folder / MODEL_JSON))
+        return rebuild_model(description, load_state_dict(folder / MODEL_PT, of_stage), str(folder / MODEL_JSON))
     except ValueError as error:
         raise ModelError(f"{folder / MODEL_PT}: {error}") from None
 
 
-def _load(path: Path, read: Callable[[bytes], T]) -> T:
+def _load(path: Path, read: Callable[[bytes], T], of_stage: bool) -> T:
     try:
         return read(path.read_bytes())
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}; `dvc repro train` writes it") from None
+        fault, advice = f"cannot be read: {error.strerror}", "`dvc repro train` writes it"
     except ValueError as error:
-        raise ModelError(f"{path}: {error}; `dvc repro --force train` writes it anew") from None
+        fault, advice = str(error), "`dvc repro --force train` writes it anew"
+    raise ModelError(f"{path}: {fault}" + (f"; {advice}" if of_stage else ""))

@@ -5,7 +5,9 @@ place in blocks of MODEL_ROWS alone, so that `truefit predict`, a model that MLf
 bits. MLflow keeps a copy of this module, and of those that it imports, with each model.
 """
 
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ PACKAGES = ("mlflow", "numpy", "pandas", "pydantic", "ruamel.yaml", "torch")
 # Always so many rows: a matrix product may round otherwise for another number of rows.
 MODEL_ROWS = 4096
 
+_THREADS = threading.Lock()
 Array = NDArray[Any]  # of the model's dtype
 
 
@@ -44,8 +47,14 @@ class ServedModel:
         """
         names, dtype = self._description.features, self._description.dtype
         values = _converted(model_input[names].to_numpy(np.float64), dtype, model_input.index, names)
-        predicted = np.concatenate([values[:0, :1], *(part[:, None] for part in predictions(self._model, [values]))])
-        return _converted(predicted, dtype, model_input.index, ["prediction"])[:, 0]
+        with _one_thread():
+            predicted: Array = np.concatenate([values[:0, 0], *predictions(self._model, [values])])
+        finite = np.isfinite(predicted)
+        if not finite.all():
+            row = int(np.argmin(finite))
+            found = f"features whose prediction is {predicted[row]}"
+            raise ValueError(f"row {model_input.index[row]}: found {found}, allowed: a finite {dtype}")
+        return predicted
 
 
 def _converted(given: NDArray[Any], dtype: Dtype, index: "pd.Index[Any]", names: list[str]) -> Array:
@@ -57,6 +66,21 @@ def _converted(given: NDArray[Any], dtype: Dtype, index: "pd.Index[Any]", names:
         row, column = np.argwhere(~finite)[0]
         raise ValueError(f"row {index[row]}, column {names[column]!r}: found {given[row, column]}, allowed: a finite {dtype}")
     return values
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Hold torch to one thread, as `truefit predict` does: with more, a wide model may round otherwise.
+
+    One caller at a time, since the number of threads is the process's.
+    """
+    with _THREADS:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def predictions(model: nn.Module, blocks: Iterable[Array]) -> Iterator[Array]:

@@ -7,6 +7,7 @@ and that neither the model nor a package's index is asked for what it needs: the
 import logging
 import shutil
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,9 +21,12 @@ FOLDER = "model"  # among the run's artifacts
 
 
 def pack_model(
-    loader: ModuleType, model: Sequence[Path], example: "pd.DataFrame", dtype: str
+    loader: ModuleType, model: Sequence[Path], example: "pd.DataFrame", dtype: str, key: str, time: int
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Return the files of an MLflow model, by their paths in the run, and what MLflow's list of such models says of it."""
+    """Return the files of an MLflow model, by their paths in the run, and what MLflow's list of such models says of it.
+
+    For `loader`, `example` and `dtype` see `Run.log_model`; `key` and `time`, in milliseconds, are the run's.
+    """
     import numpy as np
     from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature
@@ -30,7 +34,9 @@ def pack_model(
 
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # tells what it is about to do
     columns = Schema([ColSpec(DataType.double, name) for name in example.columns])
-    described = Model(artifact_path=FOLDER)
+    # The run's own key and time, so that a training which was stopped here records the same bytes when it goes on.
+    created = str(datetime.fromtimestamp(time / 1000, UTC).replace(tzinfo=None))
+    described = Model(artifact_path=FOLDER, model_uuid=key, utc_time_created=created)
     with TemporaryDirectory(prefix="truefit-model-") as temporary:
         code, data, packed = (Path(temporary, name) for name in (loader.__name__.partition(".")[0], "model", "packed"))
         for folder, paths in [(code, [Path(str(loader.__file__)).with_stem(name) for name in loader.MODULES]), (data, model)]:

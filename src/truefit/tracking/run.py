@@ -104,7 +104,8 @@ class Run:
         `MODULES` beside it that it needs, its own among them, and those of the `PACKAGES`. `example` holds some rows of the
         features, in float64; the predictions are of `dtype`.
         """
-        files, listed = pack_model(loader, model, example, dtype)
+        header = self._journal.header
+        files, listed = pack_model(loader, model, example, dtype, header.key, header.start_time)
         self.log_artifacts(files)
         self.set_tags({MODELS_TAG: json.dumps([listed])})
 
