@@ -106,7 +106,7 @@ def print_next(run: Run, store: Store, experiment: str, picture: str) -> None:
     print(f"next: {'' if remote else 'make ui                  then '}look at the run's pictures in MLflow:")
     place = f"experiments/{store.experiment(experiment)}/runs/{run.run_id}/artifacts/figures/{picture}"
     # Without the last part, MLflow 3 shows the pages for language models to a browser that is new to it.
-    print(f"      {store.shown if remote else UI}/#/{place}?workflowType=machine_learning")
+    print(f"      {store.shown.rstrip('/') if remote else UI}/#/{place}?workflowType=machine_learning")
     print(f"      truefit rerun {run.run_id[:8]}   run it again, and compare every bit")
 
 

@@ -10,7 +10,10 @@ from mlflow.entities import Run
 from playwright.sync_api import Page, expect
 from workspace import Workspace
 
-pytestmark = pytest.mark.skipif(not TORTURE, reason="minutes long: `make torture`")
+pytestmark = [
+    pytest.mark.xdist_group("grid"),
+    pytest.mark.skipif(not TORTURE, reason="minutes long: `make torture`"),
+]
 
 # With the last one the loss is soon not finite. Not the rate of the commit, with which DVC has nothing to execute.
 RATES = ("0.01", "0.02", "0.05", "0.3", "1e4")

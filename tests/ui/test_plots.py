@@ -85,7 +85,9 @@ def test_page_without_its_library_asks_the_network_and_says_what_to_do_where_the
 ) -> None:
     asked = show(page, workspace, "show", "--out", str(tmp_path / "elsewhere"))
     assert [address.split("@")[0].rpartition("/")[2] for address in asked] == ["vega", "vega-lite", "vega-embed"]
-    expect(page.get_by_text("To draw the plots without a network, run make setup.")).to_be_visible()
+    expect(
+        page.get_by_text("To draw the plots without a network, run make setup, and put dvc_plots/vega.js beside this page.")
+    ).to_be_visible()
     shutil.copy(folder / "vega.js", tmp_path / "elsewhere")
     page.reload()
     expect(page.get_by_text("Loss by epoch", exact=True)).to_be_visible()
