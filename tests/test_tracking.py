@@ -13,12 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from helpers_torture import TORTURE
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 from workspace import ROOT
 
+from truefit import serving
 from truefit.errors import StoppedError, TrackingError, TrainingError
 from truefit.journal import Journal, pending
 from truefit.table import CsvSource, Table
@@ -430,6 +432,36 @@ def test_evaluations_made_while_the_store_was_away_join_the_trainings_before_the
 
 def refuse(self: Store, journal: Journal) -> None:
     raise TrackingError("away")
+
+
+@pytest.mark.filterwarnings("ignore")  # mlflow's own, of its types and of pandas
+def test_a_model_recorded_before_an_interruption_and_again_after_it_can_be_sent(
+    root: Path, track: TrackSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = [tmp_path / name for name in ("model.pt", "model.json")]
+    for path in saved:
+        path.write_bytes(path.name.encode())
+
+    def record(run: Run) -> None:
+        run.log_model(serving, saved, pd.DataFrame({"a": [1.0], "b": [2.0]}), "float32")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "send", refuse)
+        with (
+            pytest.raises(StoppedError),
+            Store().training_run(track, "name", digest_of(track, "f"), origin) as run,
+        ):
+            record(run)
+            raise StoppedError(signal.SIGTERM, "before the end")
+        with Store().training_run(track, "name", digest_of(track, "f"), origin) as run:
+            record(run)
+    (journal,) = waiting(root, track)
+    sent = Store().send(journal)
+    assert sent.run_id is not None
+    packed = Path(client(root).download_artifacts(sent.run_id, "model", str(tmp_path)))
+    assert (packed / "data/model/model.pt").read_bytes() == b"model.pt"
+    assert (packed / "MLmodel").exists()
+    assert waiting(root, track) == []
 
 
 def test_server_that_is_away_is_a_warning_without_its_password(
