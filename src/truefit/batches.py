@@ -10,7 +10,7 @@ The loader reads a chunk at once and the engine cuts the batches out of it, so t
 
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from truefit.dataset import TableDataset
 from truefit.seeds import torch_seed
 
 Shuffle = Literal["full", "block"]
+T = TypeVar("T")
 Chunk = tuple[Tensor, Tensor]  # features [C, F], target [C, 1]
 Loader = DataLoader[Chunk]
 
@@ -124,8 +125,8 @@ def make_loader(dataset: TableDataset, sampler: Sampler[Tensor], device: torch.d
     return DataLoader(dataset, sampler=sampler, batch_size=None, generator=generator, pin_memory=device.type == "cuda")
 
 
-def read_ahead(loader: Iterable[Chunk]) -> Generator[Chunk, None, None]:
-    """Give the loader's chunks, each read by a thread while the one before it is in use.
+def read_ahead(loader: Iterable[T]) -> Generator[T, None, None]:
+    """Give the loader's chunks, each made by a thread while the one before it is in use.
 
     Reading and pinning leave Python's lock free, so the steps go on meanwhile, where there is a second core.
     """

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute
 from torch import nn
 
+from truefit.batches import read_ahead
 from truefit.csv_batches import Read, read_batches
 from truefit.csv_check import CsvFile, Separator, ignore, missing_column, read_header
 from truefit.csv_text import BYTES, LineBreakError, LineTexts, RowTexts
@@ -74,7 +75,7 @@ def _write(csv: CsvFile, texts: type[LineTexts] | type[RowTexts], model: nn.Modu
         text = texts(csv, stream)
         file.write(text.mark)
         _append(file, text.take(1), pa.array([PREDICTION.encode()], BYTES), separator)
-        for predicted in predictions(model, (values for values, _ in read(ignore))):
+        for predicted in read_ahead(predictions(model, (values for values, _ in read(ignore)))):
             if not_finite is None and not np.isfinite(predicted).all():
                 index = int(np.argmin(np.isfinite(predicted)))
                 not_finite = count + index, predicted[index]
