@@ -75,7 +75,7 @@ def test_help_has_an_example_of_a_command_that_is_there(arguments: list[str]) ->
         (["--model", "b", "--separator", "ab"], "found 'ab', allowed: ',', ';', '\\t', '|', ' '"),
         (
             ["--model", "nothing"],
-            "error: nothing/model.json: cannot be read: No such file or directory; `dvc repro train` writes it",
+            "error: nothing/model.json: cannot be read: No such file or directory",
         ),
     ],
 )
