@@ -189,7 +189,7 @@ def test_a_read_only_disk_ends_a_stage(stage: str, folder: Path, disk: Disk, ref
         ("prepare", "disk/data/prepared/table.json", "disk/data/prepared/table.json: Is a directory"),
         ("train", "data/prepared/train.npy", f"data/prepared/train.npy: cannot be read: Is a directory; {PREPARE}"),
         ("train", "disk/results/model.pt", "disk/results/model.pt: Is a directory"),
-        ("evaluate", "disk/results/model.pt", "disk/results/model.pt: cannot be read: Is a directory; `dvc repro train` writes it"),
+        ("evaluate", "disk/results/model.pt", f"disk/results/model.pt: cannot be read: Is a directory; {TRAIN}"),
         ("evaluate", "disk/results/history.csv", "disk/results/history.csv: Is a directory"),
         ("evaluate", "disk/results/metrics.json", "disk/results/metrics.json: Is a directory"),
     ],
