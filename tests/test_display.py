@@ -35,6 +35,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     yield now
 
 
+def take_epochs(monkeypatch: pytest.MonkeyPatch, epochs: int, taken: int, seconds: float) -> None:
+    """Show so many of the epochs, each when so many seconds have gone by; the epochs say 2 of themselves."""
+    with clock(monkeypatch) as now, progress(epochs) as show:
+        for number in range(1, taken + 1):
+            now[0] += seconds
+            show(epoch(number))
+
+
 @contextmanager
 def terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 100) -> Iterator[list[str]]:
     """Make stderr a terminal; the list holds what was drawn on it, one after the other, when the block has ended."""
@@ -75,16 +83,10 @@ def test_a_narrow_terminal_gets_what_counts_most_on_one_line(monkeypatch: pytest
 def test_a_log_gets_lines_no_closer_than_the_bound_and_none_of_a_short_training(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with clock(monkeypatch) as now, progress(5000) as show:
-        for number in range(1, 301):
-            now[0] += 0.25
-            show(epoch(number))
+    take_epochs(monkeypatch, epochs=5000, taken=300, seconds=0.25)
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["epoch 120 of 5000", "epoch 240 of 5000"]
-    with clock(monkeypatch) as now, progress(119) as show:
-        for number in range(1, 120):
-            now[0] += 0.25
-            show(epoch(number))
+    take_epochs(monkeypatch, epochs=119, taken=119, seconds=0.25)
     assert capsys.readouterr() == ("", "")
 
 
@@ -119,10 +121,7 @@ def test_epochs_before_an_interruption_make_no_lines_and_do_not_shorten_the_time
 def test_time_between_the_epochs_counts_for_the_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with clock(monkeypatch) as now, progress(10) as show:
-        for number in range(1, 6):
-            now[0] += 10.0
-            show(epoch(number, seconds=2.0))
+    take_epochs(monkeypatch, epochs=10, taken=5, seconds=10.0)
     assert capsys.readouterr().err.endswith(", 1:10 left\n")
 
 

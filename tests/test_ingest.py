@@ -3,8 +3,6 @@ import hashlib
 import json
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from helpers_data import numbered_csv, prepare, read_splits
+from helpers_memory import peak_memory
 
 from truefit import csv_batches, ingest
 from truefit.errors import TableError
@@ -20,8 +19,6 @@ from truefit.files import sha256
 from truefit.ingest import PrepareSettings, write_table
 from truefit.synthetic import GenerateSettings, draw_chunk, write_csv
 from truefit.table import SPLITS, read_table
-
-SRC = Path(__file__).parents[1] / "src"
 
 NUMBERED = numbered_csv(20)
 
@@ -713,24 +710,16 @@ def test_no_progress_bar_is_written_where_stderr_is_no_terminal(capfd: pytest.Ca
     assert capfd.readouterr() == ("", "")
 
 
-# Prepares a CSV and prints the peak of this process's resident memory in MB: VmHWM, since ru_maxrss begins with the peak
-# of the process that started this one.
-PREPARE_AND_MEASURE = """
-import re
-from pathlib import Path
+PREPARE = """
 from truefit.ingest import PrepareSettings, write_table
-
 write_table(PrepareSettings(csv="data.csv", dtype="float64"), Path("prepared"))
-print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024)
 """
 
 
 def test_memory_does_not_grow_with_the_rows() -> None:
     def peak(rows: int) -> int:
         Path("data.csv").write_bytes(b"a,b,c,d,y\n" + b"1,2,3,4,5\n" * rows)
-        command = [sys.executable, "-c", PREPARE_AND_MEASURE]
-        environment = os.environ | {"PYTHONPATH": str(SRC)}
-        return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+        return peak_memory(PREPARE, Path())
 
     # Between the two, the arrays grow by 120 MB and the CSV by 30 MB.
     assert peak(4_000_000) - peak(1_000_000) < 60

@@ -127,32 +127,20 @@ def test_a_missing_model_json_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path, table) == f"{path}: cannot be read: No such file or directory; `dvc repro train` writes it"
 
 
-def test_a_damaged_model_json_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ('"standardize": false,', "", "standardize: Field required"),
+        ('"linear"', '"forest"', "model.name: Input should be 'linear' or 'mlp'"),
+        (None, '{"model": ', "Invalid JSON: EOF while parsing a value at line 1 column 10"),
+    ],
+    ids=["lacks a key", "impossible model", "cut off"],
+)
+def test_a_damaged_model_json_is_refused_naming_the_key(tmp_path: Path, old: str | None, new: str, fault: str) -> None:
     table = save(tmp_path)
     path = tmp_path / "model/model.json"
-    path.write_text('{"model": ')
-    assert refusal(tmp_path, table) == (
-        f"{path}: damaged: Invalid JSON: EOF while parsing a value at line 1 column 10; "
-        "`dvc repro --force train` writes it anew"
-    )
-
-
-def test_a_model_json_that_lacks_a_key_is_refused_naming_the_key(tmp_path: Path) -> None:
-    table = save(tmp_path)
-    path = tmp_path / "model/model.json"
-    path.write_text(path.read_text().replace('"standardize": false,', ""))
-    assert refusal(tmp_path, table) == (
-        f"{path}: damaged: standardize: Field required; `dvc repro --force train` writes it anew"
-    )
-
-
-def test_a_model_json_of_an_impossible_model_is_refused_naming_the_key(tmp_path: Path) -> None:
-    table = save(tmp_path)
-    path = tmp_path / "model/model.json"
-    path.write_text(path.read_text().replace('"linear"', '"forest"'))
-    assert refusal(tmp_path, table) == (
-        f"{path}: damaged: model.name: Input should be 'linear' or 'mlp'; `dvc repro --force train` writes it anew"
-    )
+    path.write_text(new if old is None else path.read_text().replace(old, new))
+    assert refusal(tmp_path, table) == f"{path}: damaged: {fault}; `dvc repro --force train` writes it anew"
 
 
 def test_a_model_json_that_describes_another_model_than_the_tensors_is_refused(tmp_path: Path) -> None:

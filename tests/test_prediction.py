@@ -5,8 +5,6 @@ import gzip
 import io
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 from helpers_data import numbered_csv, prepare
+from helpers_memory import peak_memory
 
 from truefit import csv_text, prediction
 from truefit.errors import ModelError, TableError
@@ -27,7 +26,6 @@ from truefit.serving import MODEL_ROWS
 from truefit.table import Dtype
 from truefit.tracking import DIGEST_TAG, Origin, Store, TrackSettings
 
-SRC = Path(__file__).parents[1] / "src"
 LINEAR = ModelSettings()
 MLP = ModelSettings(name="mlp", hidden=(7, 5), activation="tanh", dropout=0.5)
 NUMBERED = numbered_csv(20, features=2)
@@ -343,16 +341,10 @@ def test_a_run_whose_model_is_not_whole_is_refused(
 # --- memory
 
 
-# Predicts a CSV and prints the peak of this process's resident memory in MB, as test_ingest does.
-PREDICT_AND_MEASURE = """
-import re
-from pathlib import Path
+PREDICT = """
 from truefit.model_files import open_model
 from truefit.prediction import predict
-from truefit.serving import MODEL_ROWS
-
 predict(*open_model(Path("model")), Path("in.csv"), Path("out.csv"))
-print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024)
 """
 
 
@@ -361,9 +353,7 @@ def test_memory_does_not_grow_with_the_rows() -> None:
 
     def peak(rows: int) -> int:
         Path("in.csv").write_bytes(b"x1,x2,note\n" + b"1,2,something or other\n" * rows)
-        command = [sys.executable, "-c", PREDICT_AND_MEASURE]
-        environment = os.environ | {"PYTHONPATH": str(SRC)}
-        return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+        return peak_memory(PREDICT, Path())
 
     # Between the two, the CSV grows by 69 MB and what is written by more.
     assert peak(4_000_000) - peak(1_000_000) < 40

@@ -1,16 +1,13 @@
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers_memory import peak_memory
 from numpy.typing import NDArray
 
 from truefit import synthetic
 from truefit.synthetic import CHUNK_ROWS, GenerateSettings, draw_chunk, write_csv
-
-SRC = Path(__file__).parents[1] / "src"
 
 Array = NDArray[np.float64]
 
@@ -196,24 +193,13 @@ def test_the_global_stream_is_not_moved(tmp_path: Path) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(before, np.random.get_state(), strict=True))
 
 
-# Writes a CSV and prints the peak of this process's resident memory in MB: VmHWM, since ru_maxrss begins with the peak of
-# the process that started this one.
-WRITE_AND_MEASURE = """
-import re, sys
-from pathlib import Path
+WRITE = """
 from truefit.synthetic import GenerateSettings, write_csv
-
-write_csv(GenerateSettings(rows=int(sys.argv[1]), coefficients=[1.0] * 4), Path("data.csv"))
-print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024)
+write_csv(GenerateSettings(rows={rows}, coefficients=[1.0] * 4), Path("data.csv"))
 """
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
-    def peak(rows: int) -> int:
-        command = [sys.executable, "-c", WRITE_AND_MEASURE, str(rows)]
-        environment = os.environ | {"PYTHONPATH": str(SRC)}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
-        return int(done.stdout)
-
+    few, many = (peak_memory(WRITE.format(rows=rows), tmp_path) for rows in (200_000, 1_200_000))
     # Between the two, the numbers grow by 40 MB and the CSV by 90 MB.
-    assert peak(1_200_000) - peak(200_000) < 20
+    assert many - few < 20

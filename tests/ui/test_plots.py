@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from workspace import Workspace
 
-# The runs and the browser are those of test_mlflow_ui.py.
+# One set of runs and one browser for all of tests/ui, see conftest.py.
 pytestmark = pytest.mark.xdist_group("browser")
 
 # In an SVG that Vega drew, an element knows the row of data that it stands for.
