@@ -18,13 +18,13 @@ import torch
 from measure import Figure, arguments, figure, make_table, over, save, take_turns, timed
 from torch.utils.data import TensorDataset
 
-from truefit.batches import ShuffledChunks, make_loader
-from truefit.dataset import TableDataset
-from truefit.device import configure
-from truefit.engines import make_train_step
-from truefit.engines.torch_engine import TorchEngine
-from truefit.models import ModelSettings, build_model
-from truefit.optimization import LossSettings, OptimizerSettings, batch_sums, make_loss, make_optimizer
+from truefit.data.batches import ShuffledChunks, make_loader
+from truefit.data.dataset import TableDataset
+from truefit.model.models import ModelSettings, build_model
+from truefit.training.device import configure
+from truefit.training.engines import make_train_step
+from truefit.training.engines.torch_engine import TorchEngine
+from truefit.training.optimization import LossSettings, OptimizerSettings, batch_sums, make_loss, make_optimizer
 
 LOSS, OPTIMIZER = LossSettings(), OptimizerSettings(lr=0.01)
 

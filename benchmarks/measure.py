@@ -24,8 +24,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from truefit.ingest import PrepareSettings, write_table
-from truefit.synthetic import GenerateSettings, write_csv
+from truefit.data.generating import GenerateSettings
+from truefit.ingest.prepare import PrepareSettings, write_table
+from truefit.ingest.synthetic import write_csv
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / ".truefit/bench"

@@ -17,7 +17,7 @@ from measure import ROOT, arguments, figure, over, save, take_turns
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-from test_sync import TRAIN, Server, wait_for_epochs
+from helpers_server import TRAIN, Server, wait_for_epochs
 from workspace import Workspace
 
 

@@ -27,11 +27,12 @@ import numpy as np
 import torch
 from measure import ROOT, Figure, arguments, figure, in_own_process, make_table, over, save, take_turns, timed
 
-from truefit import errors
-from truefit.dataset import open_verified
-from truefit.device import configure
-from truefit.tracking import Origin, Run, Store, TrackSettings
-from truefit.training import Epoch, TrainSettings, train
+from truefit.core import errors
+from truefit.data.dataset import open_verified
+from truefit.tracking.run import Origin, Run, TrackSettings
+from truefit.tracking.store import Store
+from truefit.training.device import configure
+from truefit.training.loop import Epoch, TrainSettings, train
 
 sys.path.insert(0, str(ROOT / "tests"))
 

@@ -16,13 +16,14 @@ import numpy as np
 import pandas as pd
 from measure import arguments, figure, in_own_process, make_table, over, save, synthetic, take_turns
 
-from truefit.device import configure
-from truefit.ingest import CHUNK_ROWS, PrepareSettings, write_table
-from truefit.model_files import open_model, save_model
-from truefit.models import ModelSettings, build_model
-from truefit.prediction import predict
-from truefit.synthetic import TARGET, draw_chunk, write_csv
-from truefit.table import Dtype, read_table
+from truefit.cli.prediction import predict
+from truefit.data.generating import TARGET
+from truefit.data.table import Dtype, read_table
+from truefit.ingest.prepare import CHUNK_ROWS, PrepareSettings, write_table
+from truefit.ingest.synthetic import draw_chunk, write_csv
+from truefit.model.files import open_model, save_model
+from truefit.model.models import ModelSettings, build_model
+from truefit.training.device import configure
 
 
 def generate(folder: Path, rows: int) -> float:

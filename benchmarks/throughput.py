@@ -22,12 +22,12 @@ from measure import Figure, arguments, figure, make_table, over, save, take_turn
 from peers import EPOCHS, LEARNING_RATE, PEERS, Trained, Work
 from threadpoolctl import threadpool_limits
 
-from truefit.dataset import TableDataset, open_verified
-from truefit.device import configure
-from truefit.engines import EngineName
-from truefit.models import ModelSettings
-from truefit.optimization import OptimizerSettings
-from truefit.training import Epoch, TrainSettings, train
+from truefit.data.dataset import TableDataset, open_verified
+from truefit.model.models import ModelSettings
+from truefit.training.device import configure
+from truefit.training.engines import EngineName
+from truefit.training.loop import Epoch, TrainSettings, train
+from truefit.training.optimization import OptimizerSettings
 
 TUTORIAL = next(iter(PEERS))
 ENGINES = [name for name in get_args(EngineName) if name != "auto"]

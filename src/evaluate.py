@@ -8,11 +8,14 @@ from typing import Any
 import pandas as pd
 import torch
 
-from truefit import errors
-from truefit.config import load_settings
-from truefit.dataset import TableDataset, open_verified
-from truefit.device import configure
-from truefit.evaluation import (
+from truefit.core import errors
+from truefit.core.code import code_digest, read_code
+from truefit.core.config import load_settings
+from truefit.core.files import atomic_path, write_json
+from truefit.data.dataset import TableDataset, open_verified
+from truefit.evaluation.figures import write_figures
+from truefit.evaluation.note import describe, spell_line
+from truefit.evaluation.report import (
     EvaluateSettings,
     Optimum,
     least_squares,
@@ -23,14 +26,12 @@ from truefit.evaluation import (
     sample_predictions,
     truth_of,
 )
-from truefit.figures import write_figures
-from truefit.files import atomic_path, write_json
-from truefit.model_files import load_model
-from truefit.models import MLP, Linear
-from truefit.note import describe, spell_line
-from truefit.provenance import code_digest, read_code
-from truefit.tracking import NOTE_TAG, Run, Store, TrackSettings
-from truefit.training import TrainSettings
+from truefit.model.files import load_model
+from truefit.model.models import MLP, Linear
+from truefit.tracking.run import NOTE_TAG, Run, TrackSettings
+from truefit.tracking.store import Store
+from truefit.training.device import configure
+from truefit.training.loop import TrainSettings
 
 UI = "http://127.0.0.1:5000"  # `make ui`
 
@@ -78,7 +79,7 @@ def log_evaluation(run: Run, content: dict[str, Any], pictures: list[Path], note
     """Add the test metrics, the pictures and the description to the run."""
     metrics = {f"test_{name}": value for name, value in content["test"].items()} | {"excess_mse": content["excess_mse"]}
     # Where it is not that of the training, the scores are of other code.
-    run.set_tags({"evaluated.code.sha256": code_digest(read_code(Path(__file__).parent)), NOTE_TAG: note})
+    run.set_tags({"evaluated.code.sha256": code_digest(read_code()), NOTE_TAG: note})
     run.log_metrics({name: value for name, value in metrics.items() if value is not None}, step=0)
     run.log_artifacts({f"figures/{path.name}": path.read_bytes() for path in pictures})
 

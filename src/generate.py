@@ -4,9 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from truefit import errors
-from truefit.config import load_settings
-from truefit.synthetic import GenerateSettings, write_csv
+from truefit.core import errors
+from truefit.core.config import load_settings
+from truefit.data.generating import GenerateSettings
+from truefit.ingest.synthetic import write_csv
 
 
 def main() -> None:

@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from truefit import errors
-from truefit.config import load_settings
-from truefit.ingest import PrepareSettings, write_table
+from truefit.core import errors
+from truefit.core.config import load_settings
+from truefit.ingest.prepare import PrepareSettings, write_table
 
 
 def main() -> None:

@@ -12,20 +12,23 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from truefit import errors, serving
-from truefit.checkpoint import Checkpoints, CheckpointSettings, fingerprint
-from truefit.config import PARAMS, load_settings
-from truefit.dataset import TableDataset, open_verified
-from truefit.device import choose_device, configure
-from truefit.display import progress
-from truefit.engines import choose_engine
-from truefit.files import atomic_path, sha256
-from truefit.model_files import MODEL_JSON, MODEL_PT, save_model, state_dict_bytes, state_dict_digest
-from truefit.origin import SOURCES, read_origin
-from truefit.provenance import read_code
-from truefit.table import Table
-from truefit.tracking import CHANGED_TAG, DIGEST_TAG, Run, Store, TrackSettings, repository_root
-from truefit.training import Epoch, Outcome, TrainSettings, train
+from truefit.core import errors
+from truefit.core.code import read_code
+from truefit.core.config import PARAMS, load_settings
+from truefit.core.files import atomic_path, sha256
+from truefit.data.dataset import TableDataset, open_verified
+from truefit.data.table import Table
+from truefit.model import serving
+from truefit.model.files import MODEL_JSON, MODEL_PT, save_model, state_dict_bytes, state_dict_digest
+from truefit.tracking.connection import repository_root
+from truefit.tracking.origin import read_origin
+from truefit.tracking.run import CHANGED_TAG, DIGEST_TAG, Run, TrackSettings
+from truefit.tracking.store import Store
+from truefit.training.checkpoint import Checkpoints, CheckpointSettings, fingerprint
+from truefit.training.device import choose_device, configure
+from truefit.training.display import progress
+from truefit.training.engines import choose_engine
+from truefit.training.loop import Epoch, Outcome, TrainSettings, train
 
 
 def main() -> None:
@@ -65,7 +68,7 @@ def main() -> None:
 
 def code_in_use() -> dict[str, str]:
     """Return the digests of the code and of params.yaml as they are now."""
-    return {**({str(PARAMS): sha256(PARAMS)} if PARAMS.is_file() else {}), **read_code(SOURCES)}
+    return {**({str(PARAMS): sha256(PARAMS)} if PARAMS.is_file() else {}), **read_code()}
 
 
 def with_engine(settings: TrainSettings, rows: int, device: torch.device) -> TrainSettings:

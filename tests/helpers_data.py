@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from truefit.ingest import PrepareSettings, write_table
-from truefit.table import Split, Table
+from truefit.data.table import Split, Table
+from truefit.ingest.prepare import PrepareSettings, write_table
 
 Array = NDArray[Any]
 

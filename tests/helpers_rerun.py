@@ -13,7 +13,7 @@ from typing import Any
 from mlflow.entities import Metric, Param, Run, RunTag
 from workspace import Workspace
 
-COMMAND = [sys.executable, "-c", "from truefit.cli import main; main()", "rerun"]
+COMMAND = [sys.executable, "-c", "from truefit.cli.main import main; main()", "rerun"]
 
 
 def rerun(workspace: Workspace, *arguments: str, status: int = 0, **variables: str) -> Any:

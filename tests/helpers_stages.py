@@ -13,7 +13,8 @@ SRC = Path(__file__).parents[1] / "src"
 # Imports what stages need, then forks for each line on stdin; the fork runs the stage's script, as Python would.
 SERVER = """
 import gc, json, os, resource, runpy, sys
-import mlflow.store.tracking.sqlalchemy_store, pyarrow.csv, torch, truefit.evaluation, truefit.figures, truefit.training
+import mlflow.store.tracking.sqlalchemy_store, pyarrow.csv, torch
+import truefit.evaluation.figures, truefit.evaluation.report, truefit.training.loop
 torch.optim.SGD([torch.zeros(1)])  # imports more
 gc.freeze()  # else the first collection in each fork copies all of them
 for line in sys.stdin:

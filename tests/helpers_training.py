@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from truefit.dataset import open_verified
-from truefit.files import write_json
-from truefit.table import TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table
-from truefit.training import Outcome, TrainSettings, train
+from truefit.core.files import write_json
+from truefit.data.dataset import open_verified
+from truefit.data.table import TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table
+from truefit.training.loop import Outcome, TrainSettings, train
 
 Rows = NDArray[np.float64]  # [N, F + 1], the target last
 State = dict[str, Tensor]

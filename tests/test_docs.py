@@ -11,10 +11,10 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from dvc.cli import parse_args
+from helpers_settings import SECTIONS
 from mlflow.models.cli import commands as commands_of_mlflow_models
-from test_config import SECTIONS
 
-from truefit.cli import commands as commands_of_truefit
+from truefit.cli.main import commands as commands_of_truefit
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -17,10 +17,10 @@ from ruamel.yaml import YAML
 from sklearn.datasets import load_diabetes
 from workspace import ROOT, Workspace
 
-from truefit.config import flatten
-from truefit.dataset import TableDataset
-from truefit.evaluation import least_squares, line_predictor
-from truefit.figures import write_figures
+from truefit.core.config import flatten
+from truefit.data.dataset import TableDataset
+from truefit.evaluation.figures import write_figures
+from truefit.evaluation.report import least_squares, line_predictor
 
 STAGES = ("generate", "prepare", "train", "evaluate")
 
@@ -164,7 +164,7 @@ def test_run_holds_params_metrics_tags_and_artifacts(workspace: Workspace) -> No
 @shared_clone
 def test_predictions_of_a_run_are_those_of_the_model_in_results(workspace: Workspace) -> None:
     run = workspace.runs()[-1]
-    command = [sys.executable, "-c", "from truefit.cli import main; main()", "predict"]
+    command = [sys.executable, "-c", "from truefit.cli.main import main; main()", "predict"]
     expected = "data/out.csv: 1000 rows, each with a prediction of 'y'\n"
 
     found = []
@@ -184,7 +184,7 @@ def test_predictions_of_a_run_are_those_of_the_model_in_results(workspace: Works
 @shared_clone
 def test_range_test_leaves_the_pipeline_nothing_to_do_and_no_file_for_git(workspace: Workspace) -> None:
     before, model = workspace.run("git", "status", "--porcelain").stdout, (workspace.path / "results/model.pt").read_bytes()
-    command = [sys.executable, "-c", "from truefit.cli import main; main()", "lr-range"]
+    command = [sys.executable, "-c", "from truefit.cli.main import main; main()", "lr-range"]
     printed = workspace.run(*command, PYTHONPATH=str(workspace.path / "src")).stdout
     assert re.search(r"^suggested train\.optimizer\.lr: 0\.\d+$", printed, re.MULTILINE)
     assert workspace.run("git", "status", "--porcelain").stdout == before
@@ -343,13 +343,15 @@ print(*sorted(m.__file__ for m in sys.modules.values() if getattr(m, "__file__",
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_stage_depends_on_the_modules_that_it_imports(stage: str) -> None:
+def test_stage_depends_on_the_rooms_that_it_imports(stage: str) -> None:
     imported, heavy = imports(stage)
     if stage == "evaluate":
         # It completes the run of each training, so it runs again with it, also where the model's bits stay the same.
         imported |= imports("train")[0]
-    named = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"][stage]["deps"]
-    assert {name for name in named if name.startswith("src/")} == imported
+    named = {name for name in YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"][stage]["deps"] if name.startswith("src/")}
+    needed = {re.sub(r"(?<=src/truefit/)(\w+)/.*", r"\1", name) for name in imported}
+    # What remembers numbers decides none, and the package's own file holds a docstring alone.
+    assert named == needed - {"src/truefit/tracking", "src/truefit/__init__.py"}
     # The first two stages start without the heavy imports, and importing a stage opens no store.
     assert heavy == f"{stage in ('train', 'evaluate')} False"
 

@@ -15,10 +15,10 @@ import torch
 from helpers_data import numbered_csv, prepare
 from workspace import Workspace
 
-from truefit.errors import ModelError
-from truefit.model_files import load_model, save_model
-from truefit.models import ModelSettings, build_model
-from truefit.table import Table
+from truefit.core.errors import ModelError
+from truefit.data.table import Table
+from truefit.model.files import load_model, save_model
+from truefit.model.models import ModelSettings, build_model
 
 # Breaks out of a shell, a folder, an SQL string, an HTML page or a formula, wherever one of these takes it as it stands.
 HOSTILE = (

@@ -9,7 +9,8 @@ import pytest
 from helpers_ui import served
 from workspace import Workspace
 
-from truefit.tracking import Run, Store, TrackSettings
+from truefit.tracking.run import Run, TrackSettings
+from truefit.tracking.store import Store
 
 DIGEST = "d" * 64  # of a model that no training has, so that its evaluation is a run of its own
 

@@ -18,10 +18,11 @@ from mlflow.entities import Run
 from playwright.sync_api import Page, expect
 from workspace import Workspace
 
-from truefit.model_files import state_dict_digest
-from truefit.note import describe
-from truefit.tracking import DIGEST_TAG, NOTE_TAG, VIEW_NAME
-from truefit.training import TrainSettings
+from truefit.evaluation.note import describe
+from truefit.model.files import state_dict_digest
+from truefit.tracking.connection import VIEW_NAME
+from truefit.tracking.run import DIGEST_TAG, NOTE_TAG
+from truefit.training.loop import TrainSettings
 
 # One server and one set of runs for all.
 pytestmark = pytest.mark.xdist_group("browser")

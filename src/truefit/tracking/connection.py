@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from truefit.errors import StoreAwayError, TrackingError
-from truefit.files import atomic_path
-from truefit.journal import now
+from truefit.core.errors import StoreAwayError, TrackingError
+from truefit.core.files import atomic_path
+from truefit.tracking.journal import now
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -39,10 +39,13 @@ def pack_model(
     described = Model(artifact_path=FOLDER, model_uuid=key, utc_time_created=created)
     with TemporaryDirectory(prefix="truefit-model-") as temporary:
         code, data, packed = (Path(temporary, name) for name in (loader.__name__.partition(".")[0], "model", "packed"))
-        for folder, paths in [(code, [Path(str(loader.__file__)).with_stem(name) for name in loader.MODULES]), (data, model)]:
-            folder.mkdir()
-            for path in paths:
-                shutil.copy(path, folder)
+        package = Path(str(loader.__file__)).parents[1]
+        for room in loader.ROOMS:
+            shutil.copytree(package / room, code / room, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(package / "__init__.py", code)
+        data.mkdir()
+        for path in model:
+            shutil.copy(path, data)
         pyfunc.save_model(
             packed,
             loader_module=loader.__name__,

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from truefit.config import Settings
-from truefit.journal import Journal, Metrics, Values, now
-from truefit.table import Table
+from truefit.core.config import Settings
+from truefit.data.table import Table
+from truefit.tracking.journal import Journal, Metrics, Values, now
 from truefit.tracking.mlflow_model import pack_model
 
 if TYPE_CHECKING:

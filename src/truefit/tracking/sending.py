@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from truefit.errors import TrackingError
-from truefit.journal import Artifact, Header, Journal, Metrics, Record, Sent, Status, Values, pending
+from truefit.core.errors import TrackingError
 from truefit.tracking.connection import Connection
+from truefit.tracking.journal import Artifact, Header, Journal, Metrics, Record, Sent, Status, Values, pending
 from truefit.tracking.run import DIGEST_TAG, RERUN_KEY_TAG
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from uuid import uuid4
 
-from truefit.errors import StoppedError, StoreAwayError, TrackingError, is_final
-from truefit.journal import Header, Journal, Sent, Status, Values, now, pending
+from truefit.core.errors import StoppedError, StoreAwayError, TrackingError, is_final
 from truefit.tracking.connection import Connection, shown
+from truefit.tracking.journal import Header, Journal, Sent, Status, Values, now, pending
 from truefit.tracking.run import DIGEST_TAG, RANGE_TAG, Origin, Run, TrackSettings
 from truefit.tracking.sending import send
 

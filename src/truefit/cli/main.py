@@ -1,0 +1,209 @@
+"""`truefit`: commands beside the pipeline's stages.
+
+Reads and writes what the called module says.
+"""
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from truefit.core import errors
+from truefit.core.config import PARAMS, load_settings
+from truefit.core.errors import TrackingError
+from truefit.tracking.connection import repository_root
+from truefit.tracking.run import TrackSettings
+from truefit.tracking.store import Store
+
+RATE = click.FloatRange(0, 1e9, min_open=True)
+
+
+@click.group()
+def commands() -> None:
+    """Commands beside the pipeline, which `dvc repro` runs.
+
+    For example, this runs the latest training again, and says whether the result is the same:
+
+        truefit rerun
+    """
+
+
+@commands.command()
+def sync() -> None:
+    """Send runs that MLflow does not have yet, or not whole, to the store that they are for.
+
+    They wait in .truefit/runs/, and a stage that could not send one says so. For example, for those of a server:
+
+        MLFLOW_TRACKING_URI=http://127.0.0.1:5000 truefit sync
+
+    Without the variable, those of this repository's own store are sent. The exit status is 0 when none is left, else 2.
+    """
+    unsent = 0
+    for journal, result in Store().sync():
+        if isinstance(result, Exception):
+            unsent += 1
+            click.echo(f"{journal.header.name}: {result}", err=True)
+        else:
+            click.echo(f"{journal.header.name}: sent to MLflow run {result.run_id}")
+    if unsent:
+        raise TrackingError(f"{unsent} runs could not be sent; they are kept")
+
+
+@commands.command(name="rerun")
+@click.argument("run", required=False)
+@click.option("--experiment", help="The MLflow experiment of RUN.  [default: track.experiment in params.yaml]")
+@click.option(
+    "--all", "every", is_flag=True, help="Run every training of the experiment again, and end with the worst status."
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 1),
+    default=1e-5,  # float32 has seven digits
+    show_default=True,
+    help="Up to this relative difference, a result from another environment counts as close.",
+)
+@click.option("--keep", is_flag=True, help="Leave the worktree where the pipeline ran.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def rerun_command(run: str | None, experiment: str | None, every: bool, tolerance: float, keep: bool, as_json: bool) -> None:
+    """Run a recorded run again, from its record alone, and say whether the result is the same.
+
+    RUN is an MLflow run id, the beginning of one, or a run's name; without it, the latest training is taken. For example:
+
+        truefit rerun 42711d48
+
+    The exit status is the verdict: 0 identical, every number has the same bits; 3 close, within the tolerance and from another
+    environment; 1 different; 4 inconclusive, it could not be run again or not be compared.
+    """
+    # Here, since torch takes seconds to import, and `truefit --help` needs none of it.
+    from truefit.rerun.attempt import describe, rerun
+    from truefit.rerun.comparison import Verdict
+    from truefit.rerun.records import find, trainings
+    from truefit.rerun.worktree import Signals
+
+    if math.isnan(tolerance):
+        raise click.BadParameter("nan is not in the range 0<=x<=1.", param_hint="'--tolerance'")
+    if every and run:
+        raise click.UsageError("--all takes no RUN")
+    store, where = Store(), experiment or default_experiment()
+    done = []
+    with Signals() as signals:
+        for recorded in trainings(store, where) if every else [find(store, run, where)]:
+            done.append(rerun(store, recorded, tolerance, keep, signals))
+            if not as_json:
+                click.echo(describe(done[-1], recorded.info.run_name) + "\n" * every)
+    reports = [one.report for one in done]
+    if as_json:
+        found = [report.as_json() for report in reports]
+        click.echo(json.dumps(found if every else found[0], indent=2, allow_nan=False))
+    elif every:
+        verdicts = [report.verdict for report in reports]
+        click.echo(", ".join(f"{verdict}: {verdicts.count(verdict)}" for verdict in Verdict))
+    worst = max(reports, key=lambda report: list(Verdict).index(report.verdict), default=None)
+    sys.exit(worst.verdict.status if worst else 0)
+
+
+@commands.command(name="predict")
+@click.argument("source", metavar="IN.csv", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT.csv", type=click.Path(path_type=Path))
+@click.option("--run", help="An MLflow run id, the beginning of one, or a run's name: the model that it trained.")
+@click.option("--experiment", help="The MLflow experiment of --run.  [default: track.experiment in params.yaml]")
+@click.option("--model", "folder", type=click.Path(path_type=Path), help="A folder with model.pt and model.json.")
+@click.option("--separator", default=",", show_default=True, help="What stands between the cells of IN.csv.")
+def predict_command(
+    source: Path, target: Path, run: str | None, experiment: str | None, folder: Path | None, separator: str
+) -> None:
+    """Write OUT.csv: the text of IN.csv as it is, and one more column, prediction, in the data's own units.
+
+    The model comes from a recorded run or from a folder. For example:
+
+        truefit predict --run 42711d48 new.csv predicted.csv
+
+        truefit predict --model results new.csv predicted.csv
+
+    The model's features are found by their names, in any order; other columns may hold anything. A cell that stage prepare
+    would refuse is refused here, by file, line and column, with exit status 2; OUT.csv is not written then.
+    """
+    # Here, as in rerun.
+    from truefit.cli.prediction import predict
+    from truefit.ingest.csv_check import Separator
+    from truefit.model.files import open_model
+    from truefit.rerun.records import find, read_model
+    from truefit.training.device import configure
+
+    if (run is None) == (folder is None):
+        raise click.UsageError("one of --run and --model is needed, and not both")
+    if folder and experiment:
+        raise click.UsageError("--experiment goes with --run")
+    if separator not in get_args(Separator):
+        allowed = ", ".join(map(repr, get_args(Separator)))
+        raise click.BadParameter(f"found {separator!r}, allowed: {allowed}", param_hint="'--separator'")
+    configure(threads=1)
+    if folder:
+        model, description = open_model(folder)
+    else:
+        store = Store()
+        model, description = read_model(store, find(store, run, experiment or default_experiment()))
+    rows = predict(model, description, source, target, separator)  # type: ignore[arg-type]
+    click.echo(f"{target}: {rows} rows, each with a prediction of {description.target!r}")
+
+
+@commands.command(name="lr-range")
+@click.option("--from", "start", type=RATE, default=1e-6, show_default=True, help="The learning rate of the first step.")
+@click.option("--to", "end", type=RATE, default=10.0, show_default=True, help="The learning rate of the last step.")
+@click.option("--steps", type=click.IntRange(50, 100_000), default=200, show_default=True, help="The number of steps.")
+@click.option(
+    "--table",
+    type=click.Path(path_type=Path),
+    help="The folder of the prepared table.  [default: data/prepared in the repository]",
+)
+def lr_range_command(start: float, end: float, steps: int, table: Path | None) -> None:
+    """Try growing learning rates, a training step with each, and suggest one for train.optimizer.lr.
+
+    It is the learning-rate range test, of the model and the data of params.yaml: all of section train has its effect but
+    optimizer.lr, schedule, epochs, early_stopping and compile. The loss is drawn in results/lr_range.png, and the run is in
+    MLflow. For example, around where a first test found something:
+
+        truefit lr-range --from 1e-3 --to 1 --steps 400
+
+    It ends early where the loss diverges. The exit status is 0, also where there is nothing to suggest, which it then says;
+    2 for an error; 130 for Ctrl-C, and 143 for SIGTERM.
+    """
+    # Here, as in rerun.
+    import numpy as np
+
+    from truefit.cli.lr_range import lr_range
+    from truefit.rerun.worktree import Signals
+
+    if not start < end:  # nan is not either
+        raise click.UsageError("--from must be below --to")
+    with Signals("before the end of the range test"):
+        finding, run, files = lr_range(table, np.geomspace(start, end, steps).tolist())
+    click.echo(run)
+    click.echo(f"curve: {', '.join(os.path.relpath(path) for path in files)}")
+    click.echo(finding)
+    if finding.suggested:
+        click.echo(f"next: dvc exp run -S train.optimizer.lr={finding.suggested:g}   train with it")
+
+
+def default_experiment() -> str:
+    """Return the MLflow experiment that params.yaml names."""
+    return load_settings("track", TrackSettings, repository_root() / PARAMS).experiment
+
+
+def main() -> None:
+    """Run the command of the arguments; exit as the stages do."""
+    sys.exit(errors.run(_run))
+
+
+def _run() -> None:
+    try:
+        commands(standalone_mode=False)
+    except click.Abort:  # what click makes of Ctrl-C
+        raise KeyboardInterrupt from None
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)

@@ -1,0 +1,108 @@
+"""`truefit predict`: a CSV -> the same CSV with one more column, the model's predictions.
+
+Reads a CSV; writes another. Guarantees that the text of the first stands in the second as it was, byte for byte, that a
+prediction reads back as the same bits, the same bytes for the same CSV and model, and memory bounded by a block of rows.
+The numbers are read as stage prepare reads them. The text is read beside them, cut where rows end, and never taken apart.
+"""
+
+import errno
+import os
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from torch import nn
+
+from truefit.core.errors import TableError
+from truefit.core.files import atomic_path
+from truefit.data.batches import read_ahead
+from truefit.ingest.csv_batches import Read, read_batches
+from truefit.ingest.csv_check import CsvFile, Separator, ignore, missing_column, read_header
+from truefit.ingest.csv_text import BYTES, LineBreakError, LineTexts, RowTexts
+from truefit.model.files import ModelDescription
+from truefit.model.serving import Array, predictions
+
+PREDICTION = "prediction"
+
+
+def predict(model: nn.Module, description: ModelDescription, source: Path, target: Path, separator: Separator = ",") -> int:
+    """Write the CSV `source` with the column `prediction` behind its own to `target`, and return the number of its rows.
+
+    Raises TableError, naming file, line and column, for a CSV that cannot be used, and OSError where `target` cannot be
+    written; what was there stays then.
+    """
+    csv = CsvFile(source, separator, "--separator")
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    if target.exists() and target.samefile(source):
+        raise TableError(f"{target}: is the CSV to be read, allowed: another file")
+    with csv:
+        _check_columns(csv, read_header(csv), description)
+    # Compared with what it was before the file gets its name.
+    with atomic_path(target) as temporary, csv, temporary.open("wb") as file:
+
+        def write(texts: type[LineTexts] | type[RowTexts]) -> int:
+            take = partial(_write, csv, texts, model, file)
+            return read_batches(csv, description.features, description.dtype, None, "predict", take)
+
+        try:
+            return write(LineTexts)
+        except LineBreakError:
+            return write(RowTexts)
+
+
+def _check_columns(csv: CsvFile, header: list[str], description: ModelDescription) -> None:
+    """Raise TableError where the header lacks a feature, or has the column that is to be written."""
+    for name in description.features:
+        if name not in header:
+            raise missing_column(csv, name, "a feature of the model")
+    if PREDICTION in header:
+        where = f"{csv.path}: line {csv.header_line}, column {PREDICTION!r}"
+        raise TableError(f"{where}: found the name of the column to be written, allowed: another name")
+
+
+def _write(csv: CsvFile, texts: type[LineTexts] | type[RowTexts], model: nn.Module, file: IO[bytes], read: Read) -> int:
+    """Write the whole of the CSV with its predictions to `file`, and return the number of rows."""
+    file.seek(0)
+    file.truncate()
+    separator = pa.scalar(csv.separator.encode(), BYTES)
+    count, not_finite = 0, None
+    with csv.content() as stream:
+        text = texts(csv, stream)
+        file.write(text.mark)
+        _append(file, text.take(1), pa.array([PREDICTION.encode()], BYTES), separator)
+        for predicted in read_ahead(predictions(model, (values for values, _ in read(ignore)))):
+            if not_finite is None and not np.isfinite(predicted).all():
+                index = int(np.argmin(np.isfinite(predicted)))
+                not_finite = count + index, predicted[index]
+            _append(file, text.take(len(predicted)), _spell(predicted), separator)
+            count += len(predicted)
+        file.write(text.rest())
+    if not_finite:  # told when there are no faults
+        index, found = not_finite
+        line, _ = next(islice(csv.rows(), 1 + index, None))
+        raise TableError(
+            f"{csv.path}: line {line}: found features whose prediction is {found}, allowed: a finite {found.dtype}"
+        )
+    return count
+
+
+def _append(file: IO[bytes], rows: pa.Array, cells: pa.Array, separator: pa.Scalar) -> None:
+    """Write each row's text with one cell more."""
+    joined = pyarrow.compute.binary_join_element_wise(rows, cells, separator)
+    _, offsets, text = joined.buffers()
+    file.write(memoryview(text)[: np.frombuffer(offsets, np.int64)[len(joined)]])
+
+
+def _spell(numbers: Array) -> pa.Array:
+    """Return the shortest texts [C] that read back as the numbers [C], by way of float64 too, as prepare reads float32."""
+    array = pa.Array.from_buffers(pa.from_numpy_dtype(numbers.dtype), len(numbers), [None, pa.py_buffer(numbers)])
+    texts = array.cast(pa.string())
+    # Some few numbers' shortest texts lie so close to the middle of two float32 that float64 rounds them onto it.
+    if (np.from_dlpack(texts.cast(pa.float64())).astype(numbers.dtype) != numbers).any():
+        texts = pa.array([repr(float(number)) for number in numbers], pa.string())
+    return texts.cast(BYTES)

@@ -1,0 +1,1 @@
+"""Settings, errors, whole files and seeds: what every other room may use."""

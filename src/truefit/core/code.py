@@ -1,0 +1,31 @@
+"""The digests of the sources: of all that a run executes, and of what alone decides a training's numbers."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from truefit.core.files import sha256
+
+SOURCES = Path(__file__).parents[2]
+# A training's result follows from these, beside its settings, its table, the libraries and the machine. dvc.yaml has the same.
+DECISIVE = ("train.py", "truefit/core", "truefit/data", "truefit/model", "truefit/training")
+
+
+def read_code(folder: Path = SOURCES) -> dict[str, str]:
+    """Return the SHA-256 of each Python file in `folder` and below, by its path there."""
+    # An editor may keep a link there that leads nowhere.
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in sorted(folder.rglob("*.py")) if path.is_file()}
+
+
+def decisive(code: Mapping[str, str]) -> dict[str, str]:
+    """Return those digests of `read_code` that a training's numbers depend on."""
+    return {
+        name: digest
+        for name, digest in code.items()
+        if name in DECISIVE or name.startswith(tuple(f"{room}/" for room in DECISIVE))
+    }
+
+
+def code_digest(code: Mapping[str, str]) -> str:
+    """Return one SHA-256 for what `read_code` returned."""
+    return hashlib.sha256("".join(f"{digest} {name}\n" for name, digest in code.items()).encode()).hexdigest()

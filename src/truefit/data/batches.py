@@ -1,0 +1,138 @@
+"""The order of an epoch: which rows the loader asks for, in chunks of whole batches.
+
+Reads and writes nothing. Guarantees that epoch e's order depends on (seed, e) alone, that every row comes once, and that
+orders stay tensors: with `full` 4 bytes a row (8 from 2^31 rows on) for an epoch's order and as many for the next one's;
+with `block` a bounded buffer, or a batch where that is larger; one chunk in the table's own order.
+
+A chunk is a tensor of row numbers that holds many batches, one behind the other; the last batch of the epoch may be short.
+The loader reads a chunk at once and the engine cuts the batches out of it, so that the cost of a read is shared by many steps.
+"""
+
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from truefit.core.seeds import torch_seed
+from truefit.data.dataset import TableDataset
+
+Shuffle = Literal["full", "block"]
+T = TypeVar("T")
+Chunk = tuple[Tensor, Tensor]  # features [C, F], target [C, 1]
+Loader = DataLoader[Chunk]
+
+CPU = torch.device("cpu")
+
+CHUNK_ROWS = 65_536
+# Between two chunks a training can save where it is or stop, so a chunk of small batches must not take long.
+CHUNK_BATCHES = 4_096
+# With `block`, runs of BLOCK_ROWS neighbours are read together, and mixed with those of BUFFER_BLOCKS others.
+BLOCK_ROWS = 4_096
+BUFFER_BLOCKS = 64
+
+
+class SequentialChunks(Sampler[Tensor]):
+    """Chunks of at most CHUNK_ROWS row numbers, in the table's order: for validation and evaluation."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for start in range(0, self.rows, CHUNK_ROWS):
+            yield torch.arange(start, min(start + CHUNK_ROWS, self.rows))
+
+    def __len__(self) -> int:
+        return -(-self.rows // CHUNK_ROWS)
+
+
+class ShuffledChunks(Sampler[Tensor]):
+    """Chunks of row numbers, each a multiple of `batch_size` long but the last, in an order that `set_epoch` decides.
+
+    `full` is a permutation of all rows, drawn by a thread during the epoch before. `block` shuffles blocks of neighbouring
+    rows and then the rows inside a buffer of many blocks, so that the file is read nearly in order.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int, shuffle: Shuffle) -> None:
+        self.rows = rows
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 1
+        self.start = 0
+        self._drawer = ThreadPoolExecutor(1, "permutation")
+        self._next: tuple[int, Future[Tensor]] | None = None  # an epoch, and its permutation, which may still be drawn
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the order of `epoch`, counted from 1, without its first `start` rows, which are a number of whole chunks."""
+        self.epoch = epoch
+        self.start = start
+
+    def __iter__(self) -> Iterator[Tensor]:
+        orders = iter([self._permutation()]) if self.shuffle == "full" else _blocks(self.rows, self._generator(self.epoch))
+        position = 0
+        for chunk in self._chunks(orders):
+            if position >= self.start:
+                yield chunk.long()
+            position += len(chunk)
+
+    def _permutation(self) -> Tensor:
+        """Return the permutation of this epoch's rows, and begin to draw that of the next, which then need not wait for it."""
+        drawn = self._next[1].result() if self._next and self._next[0] == self.epoch else self._draw(self.epoch)
+        if self.rows > CHUNK_ROWS:
+            self._next = self.epoch + 1, self._drawer.submit(self._draw, self.epoch + 1)
+        return drawn
+
+    def _draw(self, epoch: int) -> Tensor:
+        # The same permutation in either type; the smaller is drawn in two thirds of the time.
+        dtype = torch.int32 if self.rows < 2**31 else torch.int64
+        return torch.randperm(self.rows, generator=self._generator(epoch), dtype=dtype)
+
+    def _generator(self, epoch: int) -> torch.Generator:
+        return torch.Generator().manual_seed(torch_seed(self.seed, "order", epoch))
+
+    def _chunks(self, orders: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Cut the order, which comes in pieces, into chunks of whole batches."""
+        chunk_rows = min(max(1, CHUNK_ROWS // self.batch_size), CHUNK_BATCHES) * self.batch_size
+        rest = torch.empty(0, dtype=torch.int64)
+        for order in orders:
+            joined = torch.cat([rest, order]) if len(rest) else order
+            whole = len(joined) // self.batch_size * self.batch_size
+            yield from joined[:whole].split(chunk_rows) if whole else ()
+            rest = joined[whole:]
+        if len(rest):
+            yield rest
+
+
+def _blocks(rows: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Give the rows of randomly ordered blocks, a buffer of blocks at a time, shuffled inside the buffer."""
+    starts = torch.randperm(-(-rows // BLOCK_ROWS), generator=generator) * BLOCK_ROWS
+    for chosen in starts.split(BUFFER_BLOCKS):
+        buffer = (chosen[:, None] + torch.arange(BLOCK_ROWS)).flatten()
+        buffer = buffer[buffer < rows]  # the table's last block may be short
+        yield buffer[torch.randperm(len(buffer), generator=generator)]
+
+
+def make_loader(dataset: TableDataset, sampler: Sampler[Tensor], device: torch.device = CPU) -> Loader:
+    """Return a loader that gives `(features [C, F], target [C, 1])` for each chunk of the sampler.
+
+    `batch_size=None` makes the loader ask the dataset once for a whole chunk. The loader's own generator, which only worker
+    processes use, keeps it from drawing on the global stream. For CUDA the chunks come in pinned memory.
+    """
+    generator = torch.Generator().manual_seed(0)
+    return DataLoader(dataset, sampler=sampler, batch_size=None, generator=generator, pin_memory=device.type == "cuda")
+
+
+def read_ahead(loader: Iterable[T]) -> Generator[T, None, None]:
+    """Give the loader's chunks, each made by a thread while the one before it is in use.
+
+    Reading and pinning leave Python's lock free, so the steps go on meanwhile, where there is a second core.
+    """
+    with ThreadPoolExecutor(1, "read_ahead") as reader:
+        chunks = iter(loader)
+        ahead = reader.submit(next, chunks, None)
+        while (chunk := ahead.result()) is not None:
+            ahead = reader.submit(next, chunks, None)
+            yield chunk

@@ -1,0 +1,70 @@
+"""TableDataset: a split of the prepared table as a `torch.utils.data.Dataset`.
+
+Reads table.json and opens the array when it is made, and reads rows of the memory map when they are asked for; loads nothing
+else. Guarantees that all rows come from one version of the file, or else a TableError. A dataset that is pickled, for a
+worker process, carries its place on the disk and not its rows.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from truefit.data.table import Split, SplitFile, Table, read_table
+
+
+class TableDataset(Dataset[tuple[Tensor, Tensor]]):
+    """The rows of one split of `table`, by default the table in `folder`, read on demand.
+
+    `dataset[i]` with an integer gives `(features [F], target [1])`; with an index tensor [B], or a slice of B rows, a whole
+    batch `(features [B, F], target [B, 1])` in one read. Raises TableError when the split cannot be opened or has changed
+    since, and IndexError for a row that is not there.
+    """
+
+    def __init__(self, folder: Path, split: Split, table: Table | None = None) -> None:
+        self.folder = folder
+        self.split = split
+        self.table = read_table(folder) if table is None else table
+        self._open()
+
+    def _open(self) -> None:
+        self._file = SplitFile(self.folder, self.split, self.table)
+        self._rows = torch.from_numpy(self._file.rows)
+        self._features, self._target = self._rows[:, :-1], self._rows[:, -1:]
+
+    def verify(self) -> None:
+        """Read the whole file once; raises TableError when it is not, bit by bit, what was prepared."""
+        self._file.verify()
+
+    def __len__(self) -> int:
+        return self.table.rows[self.split]
+
+    def __getitem__(self, index: int | slice | Tensor) -> tuple[Tensor, Tensor]:
+        self._file.require_unchanged()
+        if not isinstance(index, Tensor):
+            return self._features[index], self._target[index]  # views of the file, which nothing has read yet
+        # NumPy takes scattered rows in about two thirds of the time of torch's index_select, a quarter of indexing's.
+        rows = torch.from_numpy(self._file.rows.take(index.numpy(), axis=0))
+        self._file.require_unchanged()
+        return rows[:, :-1], rows[:, -1:]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "split": self.split, "table": self.table, "version": self._file.version}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        version = state.pop("version")
+        self.__dict__ |= state
+        self._open()
+        self._file.version = version
+        self._file.require_unchanged()
+
+
+def open_verified(folder: Path, *splits: Split) -> list[TableDataset]:
+    """Return splits of one and the same table, each read through and compared with the digest in table.json."""
+    table = read_table(folder)
+    datasets = [TableDataset(folder, split, table) for split in splits]
+    for dataset in datasets:
+        dataset.verify()
+    return datasets

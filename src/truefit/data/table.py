@@ -1,0 +1,180 @@
+"""The prepared table on disk: one array a split, and a description of them.
+
+Reads and writes train.npy, validation.npy and test.npy, each [rows, F + 1] with the target as the last column, and
+table.json. Guarantees that what is opened has the shape, type and size that the description gives it, that a file which
+changes afterwards is noticed, and that nothing is loaded before it is asked for: arrays are memory maps.
+"""
+
+import hashlib
+import io
+import math
+import mmap
+import os
+import sys
+import weakref
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NoReturn, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from truefit.core.errors import TableError
+from truefit.core.files import naming
+
+TABLE_JSON = "table.json"
+# Without it Linux refuses a private map larger than its memory. The module mmap has no name for it yet.
+_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
+SPLITS = ("train", "validation", "test")
+
+Split = Literal["train", "validation", "test"]
+Dtype = Literal["float32", "float64"]
+
+
+class CsvSource(BaseModel):
+    """The CSV that a table was prepared from: its path in the settings and its digest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    path: str
+    sha256: str
+
+
+class Table(BaseModel):
+    """What table.json says of the arrays beside it.
+
+    `mean` and `std` (population) are those of the training rows, a number a column in the order features…, target;
+    `sha256` holds each array file's digest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    csv: CsvSource
+    features: list[str]
+    target: str
+    dtype: Dtype
+    rows: dict[Split, int]
+    mean: list[float]
+    std: list[float]
+    sha256: dict[Split, str]
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if not (set(self.rows) == set(self.sha256) == set(SPLITS)):
+            raise PydanticCustomError("incomplete", "rows and sha256 must have train, validation and test")
+        if not (len(self.mean) == len(self.std) == len(self.columns)):
+            raise PydanticCustomError("incomplete", "mean and std must have a number for each feature and the target")
+        return self
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of each array, the target last."""
+        return [*self.features, self.target]
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the description, and so of the arrays, whose digests it holds."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def read_table(folder: Path) -> Table:
+    """Return the description in `folder`; raises TableError when there is none or it is damaged."""
+    path = folder / TABLE_JSON
+    try:
+        return Table.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise TableError(f"{path}: cannot be read: {error.strerror}; `dvc repro prepare` writes it") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(step) for step in first["loc"])
+        reason = f"{place}: {first['msg']}" if place else first["msg"]
+        raise TableError(f"{path}: {reason}; `dvc repro --force prepare` writes it anew") from None
+
+
+class SplitFile:
+    """A split's file, held open: its rows [N, F + 1] as a memory map, and whether it still is what was opened.
+
+    Writing to `rows` changes private pages, never the file. Raises TableError when the file is missing or is not the array
+    that `table` describes.
+    """
+
+    def __init__(self, folder: Path, split: Split, table: Table) -> None:
+        self.path = folder / f"{split}.npy"
+        self._sha256 = table.sha256[split]
+        try:
+            self._file = self.path.open("rb", buffering=0)  # a buffer could be older than the file
+            # The file is closed with the object, wherever that ends.
+            weakref.finalize(self, self._file.close)
+            self._descriptor = self._file.fileno()  # asked for at every row
+            status = os.fstat(self._descriptor)
+            self.version = status.st_size, status.st_mtime_ns
+            np.lib.format.read_magic(self._file)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(self._file)
+        except OSError as error:
+            raise TableError(f"{self.path}: cannot be read: {error.strerror}; `dvc repro prepare` writes it") from None
+        except (ValueError, EOFError) as error:
+            raise TableError(f"{self.path}: not a whole .npy file: {error}") from None
+        found, allowed = (str(dtype), shape), (table.dtype, (table.rows[split], len(table.columns)))
+        if found != allowed:
+            self._refuse(f"found {found[0]} {found[1]}, allowed: {allowed[0]} {allowed[1]}")
+        offset, found_size = self._file.tell(), self.version[0]
+        size = offset + math.prod(shape) * dtype.itemsize
+        if found_size != size:
+            self._refuse(f"found {found_size} bytes, allowed: {size}")
+        content = mmap.mmap(self._descriptor, size, mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE)
+        self.rows: NDArray[Any] = np.ndarray(shape, dtype, content, offset, order="F" if fortran else "C")
+
+    def verify(self) -> None:
+        """Read the whole file; raises TableError when its digest is not the one that the description gives."""
+        self._file.seek(0)
+        found = hashlib.file_digest(self._file, "sha256").hexdigest()
+        if found != self._sha256:
+            self._refuse(f"found the SHA-256 {found[:12]}…, allowed: {self._sha256[:12]}…")
+
+    def require_unchanged(self) -> None:
+        """Raise TableError unless the file still has its `version`: size and time of the last change.
+
+        Reading a map beyond the end of a file that was cut would kill the process.
+        """
+        status = os.fstat(self._descriptor)
+        if (status.st_size, status.st_mtime_ns) != self.version:
+            raise TableError(f"{self.path}: changed while it was read; `dvc repro --force prepare` writes it anew")
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise TableError(f"{self.path}: {reason}, as {TABLE_JSON} says; `dvc repro --force prepare` writes it anew")
+
+
+class ArrayWriter:
+    """Writes an array [rows, columns] to a .npy file chunk by chunk, in bounded memory, and takes its digest on the way."""
+
+    def __init__(self, path: Path, rows: int, columns: int, dtype: Dtype) -> None:
+        header = io.BytesIO()
+        described = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (rows, columns)}
+        np.lib.format.write_array_header_1_0(header, described)
+        self._digest = hashlib.sha256()
+        self._path = path
+        self._file = path.open("wb")
+        self._write(header.getvalue())
+
+    def write(self, chunk: NDArray[Any]) -> None:
+        """Append rows [C, columns] of the array's own dtype."""
+        self._write(np.ascontiguousarray(chunk).reshape(-1).data)
+
+    @property
+    def sha256(self) -> str:
+        """The digest of what has been written."""
+        return self._digest.hexdigest()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with naming(self._path):
+            self._file.close()
+
+    def _write(self, content: bytes | memoryview) -> None:
+        with naming(self._path):
+            self._file.write(content)
+        self._digest.update(content)

@@ -1,0 +1,1 @@
+"""How good a model is: scores, the least-squares fit, figures, and a run's description."""

@@ -1,0 +1,1 @@
+"""A file of the world becomes the prepared table; the synthetic data."""

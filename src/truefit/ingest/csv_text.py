@@ -1,0 +1,118 @@
+"""The text of a CSV's rows, as it stands in the file.
+
+Reads a CSV that csv_check.py has open; writes nothing. Guarantees that the byte order mark, the rows' texts and the rest
+together are the file's bytes, and memory bounded by a block of its text and the rows asked for.
+"""
+
+from io import RawIOBase
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+
+from truefit.core.errors import TableError
+from truefit.ingest.csv_check import CsvFile
+
+TEXT_BYTES = 1 << 20
+BYTES = pa.large_binary()
+_BOM = b"\xef\xbb\xbf"
+_BREAKS = b"\r\n"
+
+
+class LineBreakError(Exception):
+    """A quoted cell holds a line break, so that not every line ends a row."""
+
+
+class LineTexts:
+    """The rows' texts, cut where lines end, a block of the file at a time; `mark` is the byte order mark, or nothing.
+
+    A row's text begins with the line break behind the row before it, and blank lines; it ends before its own line break.
+    Every row ends where a line does. Where there are as many lines as rows, each was cut where it ends. Where there are more,
+    which is known once all rows were taken, `take` or `rest` raises LineBreakError.
+    """
+
+    def __init__(self, csv: CsvFile, stream: RawIOBase) -> None:
+        self._stream = stream
+        self.mark = b""
+        self._text = b""
+        self._begin = 0  # of the next row
+        self._ends = np.empty(0, np.int64)  # of it and of those that follow
+        if self._read() and self._text.startswith(_BOM):
+            self.mark, self._begin = _BOM, len(_BOM)
+            # A blank line behind the mark is no row.
+            self._ends = self._ends[self._ends > self._begin]
+
+    def take(self, rows: int) -> pa.Array:
+        """Return the texts [C] of so many rows."""
+        while len(self._ends) < rows and self._read():
+            pass
+        ends, self._ends = self._ends[:rows], self._ends[rows:]
+        if len(ends) < rows and self._text and self._text[-1] not in _BREAKS:
+            ends = np.append(ends, len(self._text))
+        if len(ends) < rows:
+            raise LineBreakError
+        offsets = np.concatenate([[self._begin], ends])
+        self._begin = int(ends[-1])
+        return pa.Array.from_buffers(BYTES, rows, [None, pa.py_buffer(offsets), pa.py_buffer(self._text)])
+
+    def rest(self) -> bytes:
+        """Return the line breaks behind the last row."""
+        while self._read():
+            pass
+        rest = self._text[self._begin :]
+        if rest.strip(_BREAKS):
+            raise LineBreakError
+        return rest
+
+    def _read(self) -> bool:
+        """Add a block to the text, from the next row on, and say whether there was one."""
+        more = self._stream.read(TEXT_BYTES)
+        if not more:
+            return False
+        left = self._text[self._begin :]
+        codes = np.frombuffer(more, np.uint8)
+        found = np.flatnonzero((codes == ord("\n")) | (codes == ord("\r")) if b"\r" in more else codes == ord("\n")) + len(
+            left
+        )
+        # A line break behind another, or at the very start, is a blank line's.
+        before = len(left) - 1 if not left or left[-1] in _BREAKS else -2
+        ends = found[np.diff(found, prepend=before) != 1]
+        self._ends = np.concatenate([self._ends - self._begin, ends])
+        self._text, self._begin = left + more, 0
+        return True
+
+
+class RowTexts:
+    """The same rows' texts, cut where Python's reader of CSVs says that a row ends, which takes longer."""
+
+    def __init__(self, csv: CsvFile, stream: RawIOBase) -> None:
+        self.mark = _BOM if stream.read(len(_BOM)) == _BOM else b""
+        self._csv = csv
+        self._lines: list[str] = []  # those of the row that was read last
+        self._rows = csv.rows(see_line=self._lines.append)
+        self._break = ""  # behind the row before
+
+    def take(self, rows: int) -> pa.Array:
+        """Return the texts [C] of so many rows."""
+        texts = [self._row() for _ in islice(self._rows, rows)]
+        if len(texts) < rows:
+            raise TableError(f"{self._csv.path}: found fewer rows when it was read again; run again")
+        return pa.array(texts, BYTES)
+
+    def rest(self) -> bytes:
+        """Return the line breaks behind the last row."""
+        if next(self._rows, None):
+            raise TableError(f"{self._csv.path}: found more rows when it was read again; run again")
+        return _encode(self._break + "".join(self._lines))
+
+    def _row(self) -> bytes:
+        """Return the text of the row that was just read."""
+        text = self._break + "".join(self._lines)
+        self._lines.clear()
+        end = len(text.rstrip("\r\n"))
+        self._break = text[end:]
+        return _encode(text[:end])
+
+
+def _encode(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")

@@ -1,0 +1,250 @@
+"""CSV -> validated, split table.
+
+Reads the CSV at `prepare.csv`; writes the arrays and the description that table.py defines. Guarantees that every value is
+the finite number that the CSV says, that each split keeps the CSV's row order, the same bytes for the same CSV and settings,
+and memory bounded by a chunk of rows: the rows wait in a staging file until their number, and with it the size of each
+split, is known. csv_batches.py reads the CSV.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from truefit.core.config import Settings, impossible
+from truefit.core.errors import TableError
+from truefit.core.files import atomic_path, write_json
+from truefit.core.seeds import numpy_generator
+from truefit.data.table import SPLITS, TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table
+from truefit.ingest.csv_batches import Read, read_batches
+from truefit.ingest.csv_check import CsvFile, Separator, missing_column, read_header, shown_names
+
+# Part of the split's definition: another length draws other rows from the same seed.
+CHUNK_ROWS = 65_536
+
+
+class SplitSettings(Settings):
+    """Which rows go where: exact fractions drawn with a seed, or a column of the CSV that names each row's split."""
+
+    train: float = Field(0.8, gt=0, lt=1)
+    validation: float = Field(0.1, gt=0, lt=1)
+    test: float = Field(0.1, gt=0, lt=1)
+    seed: int = Field(42, ge=0)
+    column: str | None = None
+
+    @model_validator(mode="after")
+    def _fractions_make_a_whole(self) -> Self:
+        rest = 1 - self.validation - self.test
+        if rest < 1e-9:
+            below = round(1 - self.validation, 9)
+            raise impossible("test", self.test, f"less than {below}, so that the three fractions add up to 1")
+        if abs(self.train - rest) > 1e-9:
+            raise impossible("train", self.train, f"{round(rest, 9)}, so that the three fractions add up to 1")
+        return self
+
+
+class PrepareSettings(Settings):
+    """Section `prepare`: which CSV, which of its columns, and how they are split and stored."""
+
+    csv: str = Field("data/synthetic.csv", min_length=1)
+    separator: Separator = ","
+    features: list[str] | None = Field(None, min_length=1)
+    target: str | None = None
+    split: SplitSettings = SplitSettings()
+    dtype: Dtype = "float32"
+
+    @model_validator(mode="after")
+    def _each_column_has_one_role(self) -> Self:
+        if self.target is not None and self.target == self.split.column:
+            raise impossible("target", self.target, "a column other than prepare.split.column")
+        taken = {self.target, self.split.column}
+        for name in self.features or []:
+            if name in taken:
+                raise impossible("features", name, "each column once, neither the target nor the split column")
+            taken.add(name)
+        return self
+
+
+def write_table(settings: PrepareSettings, folder: Path) -> Table:
+    """Prepare the table of `settings.csv` in `folder` and return its description.
+
+    Raises TableError, naming file, line and column, for a CSV that cannot be used.
+    """
+    path = Path(settings.csv)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=folder) as rows, TemporaryFile(dir=folder) as labels:
+        with CsvFile(path, settings.separator) as source:
+            features, target = choose_columns(source, read_header(source), settings)
+            columns = [*features, target]
+            digest, total = _stage(source, columns, settings, rows, labels)
+        sizes = _split_sizes(path, total, labels, settings.split)
+        chunks = _labelled(rows, labels, sizes, len(columns), settings)
+        mean, std, digests = _write_splits(path, folder, chunks, sizes, columns, settings.dtype)
+    table = Table(
+        csv=CsvSource(path=settings.csv, sha256=digest),
+        features=features,
+        target=target,
+        dtype=settings.dtype,
+        rows=sizes,
+        mean=mean,
+        std=std,
+        sha256=digests,
+    )
+    write_json(folder / TABLE_JSON, table.model_dump())
+    return table
+
+
+def choose_columns(source: CsvFile, header: list[str], settings: PrepareSettings) -> tuple[list[str], str]:
+    """Return the features' names and the target's: those of the settings, or by default the last column and all others.
+
+    Raises TableError when the CSV lacks a column that the settings name, or has no column left for a feature.
+    """
+    split = settings.split.column
+    candidates = [name for name in header if name != split]
+    named = [("features", name) for name in settings.features or []] + [
+        ("target", settings.target),
+        ("split.column", split),
+    ]
+    for key, name in named:
+        if name is not None and name not in header:
+            raise missing_column(source, name, f"prepare.{key}")
+    where = f"{source.path}: line {source.header_line}"
+    target = settings.target or (candidates[-1] if candidates else "")
+    features = settings.features or [name for name in candidates if name != target]
+    if target in features:
+        raise TableError(
+            f"{where}: found the last column {target!r}, the target by default, among prepare.features, "
+            "allowed: prepare.target set to another column"
+        )
+    if not features:
+        names, remark = shown_names(header), source.other_separator(header)
+        raise TableError(f"{where}: found the columns {names}, allowed: a target and at least one feature{remark}")
+    return features, target
+
+
+def _stage(
+    source: CsvFile, columns: list[str], settings: PrepareSettings, rows: IO[bytes], labels: IO[bytes]
+) -> tuple[str, int]:
+    """Write the CSV's values to `rows` and each row's position in SPLITS, where a column says it, to `labels`, as bytes.
+
+    Return the CSV's digest and its number of rows.
+    """
+
+    def write(read: Read) -> tuple[str, int]:
+        for staged in (rows, labels):
+            staged.seek(0)
+            staged.truncate()
+        digest, total = hashlib.sha256(), 0
+        for values, codes in read(digest.update):
+            rows.write(values.data)
+            labels.write(codes.data)
+            total += len(values)
+        return digest.hexdigest(), total
+
+    return read_batches(source, columns, settings.dtype, settings.split.column, "prepare", write)
+
+
+def _split_sizes(path: Path, total: int, labels: IO[bytes], split: SplitSettings) -> dict[Split, int]:
+    """Return the number of rows of each split: counted in `labels`, or the fractions of `total` by largest remainder.
+
+    Raises TableError when a split is left empty.
+    """
+    if split.column is not None:
+        sizes = _count(labels)
+        where = f"column {split.column!r}: found no row with"
+    else:
+        shares = np.array([split.train, split.validation, split.test]) * total
+        sizes = np.floor(shares + 1e-9).astype(np.int64)
+        for index in np.argsort(sizes - shares, kind="stable")[: total - sizes.sum()]:
+            sizes[index] += 1
+        where = f"prepare.split: found too few rows, {total}, for"
+    for name, size in zip(SPLITS, sizes, strict=True):
+        if size == 0:
+            raise TableError(f"{path}: {where} {name!r}, allowed: at least one row in each split")
+    return {"train": int(sizes[0]), "validation": int(sizes[1]), "test": int(sizes[2])}
+
+
+def _count(labels: IO[bytes]) -> NDArray[np.int64]:
+    """Return how often each split stands in `labels`."""
+    sizes = np.zeros(len(SPLITS), np.int64)
+    labels.seek(0)
+    while chunk := labels.read(CHUNK_ROWS):
+        sizes += np.bincount(np.frombuffer(chunk, np.uint8), minlength=len(SPLITS))
+    return sizes
+
+
+def _labelled(
+    rows: IO[bytes], labels: IO[bytes], sizes: dict[Split, int], width: int, settings: PrepareSettings
+) -> Iterator[tuple[NDArray[Any], NDArray[np.uint8]]]:
+    """Give the staged rows [C, width] in order, each chunk with its rows' splits [C].
+
+    Without a split column the splits are drawn, so that every partition into `sizes` is equally likely: how many of a
+    chunk's rows go to each split is a draw without replacement from what is left (multivariate hypergeometric), and
+    which rows they are is a permutation. Selection sampling: Knuth, TAOCP volume 2, 3.4.2, algorithm S, by the chunk.
+    """
+    dtype = np.dtype(settings.dtype)
+    left = np.array(list(sizes.values()), np.int64)
+    rows.seek(0)
+    labels.seek(0)
+    chunk = 0
+    while content := rows.read(CHUNK_ROWS * width * dtype.itemsize):
+        values = np.frombuffer(content, dtype).reshape(-1, width)
+        if settings.split.column is not None:
+            codes = np.frombuffer(labels.read(CHUNK_ROWS), np.uint8)
+        else:
+            generator = numpy_generator(settings.split.seed, "split", chunk)
+            taken = generator.multivariate_hypergeometric(left, len(values), method="marginals")
+            codes = generator.permutation(np.repeat(np.arange(len(SPLITS), dtype=np.uint8), taken))
+            left -= taken
+        yield values, codes
+        chunk += 1
+
+
+def _write_splits(
+    path: Path,
+    folder: Path,
+    chunks: Iterator[tuple[NDArray[Any], NDArray[np.uint8]]],
+    sizes: dict[Split, int],
+    columns: list[str],
+    dtype: Dtype,
+) -> tuple[list[float], list[float], dict[Split, str]]:
+    """Write each split's array; return the training rows' mean and standard deviation [columns], and the arrays' digests.
+
+    Raises TableError, before an array gets its name, when a column's deviation is beyond float64.
+    """
+    width = len(columns)
+    count, origin, mean, squares = 0, np.zeros(width), np.zeros(width), np.zeros(width)
+    with ExitStack() as stack:
+        paths = {name: stack.enter_context(atomic_path(folder / f"{name}.npy")) for name in sizes}
+        writers = {name: stack.enter_context(ArrayWriter(paths[name], sizes[name], width, dtype)) for name in sizes}
+        stack.enter_context(np.errstate(over="ignore", invalid="ignore"))
+        for values, codes in chunks:
+            # Sorted by their splits, whose rows stay in order: one gather takes less time than a mask for each.
+            ordered = values.take(np.argsort(codes, kind="stable"), axis=0)
+            counts = np.bincount(codes, minlength=len(SPLITS))
+            parts = np.split(ordered, counts.cumsum()[:-1])
+            for part, writer in zip(parts, writers.values(), strict=True):
+                writer.write(part)
+            if len(train := parts[0].astype(np.float64)):
+                # Counted from the first row: a constant column's deviation is exactly 0, and an offset costs no digits.
+                origin = origin if count else train[0].copy()
+                train -= origin
+                # Chan, Golub and LeVeque (1979): the moments of two samples joined, without a sum of large squares.
+                count += len(train)
+                middle = train.mean(axis=0)
+                delta = middle - mean
+                train -= middle
+                squares += np.square(train, out=train).sum(axis=0) + delta**2 * len(train) * (count - len(train)) / count
+                mean += delta * len(train) / count
+        for name, sum_of_squares in zip(columns, squares, strict=True):
+            if not np.isfinite(sum_of_squares):
+                found = "found training rows whose standard deviation is beyond float64"
+                raise TableError(f"{path}: column {name!r}: {found}, allowed: numbers between -1e150 and 1e150")
+        digests = {name: writer.sha256 for name, writer in writers.items()}
+    return (origin + mean).tolist(), np.sqrt(squares / count).tolist(), digests

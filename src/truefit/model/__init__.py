@@ -1,0 +1,1 @@
+"""The models: their layers, a model on the disk, rows to predictions."""

@@ -1,0 +1,117 @@
+"""A trained model for whoever has rows: features in, predictions out, also in a process that MLflow starts.
+
+Reads model.pt and model.json; writes nothing. Guarantees that a prediction depends on its row's features and on the row's
+place in blocks of MODEL_ROWS alone, so that `truefit predict`, a model that MLflow loaded and one that it serves give the same
+bits. MLflow keeps a copy of this module, and of those that it imports, with each model.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from truefit.data.table import Dtype
+from truefit.model.files import ModelDescription, open_model
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# This module's room and those below it: the code that goes with a model.
+ROOMS = ("core", "data", "model")
+# What they import, and what MLflow needs to hand them rows.
+PACKAGES = ("mlflow", "numpy", "pandas", "pydantic", "ruamel.yaml", "torch")
+# Always so many rows: a matrix product may round otherwise for another number of rows.
+MODEL_ROWS = 4096
+
+_THREADS = threading.Lock()
+Array = NDArray[Any]  # of the model's dtype
+
+
+class ServedModel:
+    """What MLflow's pyfunc wraps: `predict` is all that it asks for."""
+
+    def __init__(self, model: nn.Module, description: ModelDescription) -> None:
+        self._model = model
+        self._description = description
+
+    def predict(self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None) -> Array:
+        """Return the predictions [N], in the model's dtype and the data's units, for the rows of a table with its features.
+
+        Raises ValueError, naming row and column, for a number that is not finite in the model's dtype.
+        """
+        names, dtype = self._description.features, self._description.dtype
+        values = _converted(model_input[names].to_numpy(np.float64), dtype, model_input.index, names)
+        with _one_thread():
+            predicted: Array = np.concatenate([values[:0, 0], *predictions(self._model, [values])])
+        finite = np.isfinite(predicted)
+        if not finite.all():
+            row = int(np.argmin(finite))
+            found = f"features whose prediction is {predicted[row]}"
+            raise ValueError(f"row {model_input.index[row]}: found {found}, allowed: a finite {dtype}")
+        return predicted
+
+
+def _converted(given: NDArray[Any], dtype: Dtype, index: "pd.Index[Any]", names: list[str]) -> Array:
+    """Return the numbers [N, F] in the dtype; raises ValueError, naming row and column, where one is not finite there."""
+    with np.errstate(over="ignore"):
+        values = given.astype(dtype)
+    finite = np.isfinite(values)
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
+        raise ValueError(f"row {index[row]}, column {names[column]!r}: found {given[row, column]}, allowed: a finite {dtype}")
+    return values
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Hold torch to one thread, as `truefit predict` does: with more, a wide model may round otherwise.
+
+    One caller at a time, since the number of threads is the process's.
+    """
+    with _THREADS:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def predictions(model: nn.Module, blocks: Iterable[Array]) -> Iterator[Array]:
+    """Give the predictions [C] of the blocks' rows [N, F], C being MODEL_ROWS but at the end.
+
+    Row i of all is at i modulo MODEL_ROWS in a batch of the model, which zeros fill at the end, so that the prediction of a
+    row depends on the row and that place alone: not on other rows, nor on how many there are.
+    """
+    rows, filled = torch.empty(0), 0
+    for values in blocks:
+        if not len(rows):
+            rows = torch.zeros(MODEL_ROWS, values.shape[1], dtype=torch.from_numpy(values[:0]).dtype)
+        while len(values):
+            taken = values[: MODEL_ROWS - filled]
+            rows.numpy()[filled : filled + len(taken)] = taken
+            filled, values = filled + len(taken), values[len(taken) :]
+            if filled == MODEL_ROWS:
+                yield _apply(model, rows)
+                filled = 0
+    if filled:
+        rows[filled:] = 0
+        yield _apply(model, rows)[:filled]
+
+
+def _apply(model: nn.Module, rows: torch.Tensor) -> Array:
+    """Return the predictions [C] for the rows [C, F]."""
+    with torch.no_grad():
+        predicted: Array = model(rows)[:, 0].numpy()
+    return predicted
+
+
+def _load_pyfunc(path: str) -> ServedModel:
+    """Return the model saved in the folder; MLflow calls the function of this name in the module that it is told of."""
+    return ServedModel(*open_model(Path(path)))

@@ -1,0 +1,40 @@
+"""What a run records of where it comes from, before its first step.
+
+Reads params.yaml, dvc.yaml and dvc.lock, the repository, the sources and the environment; writes nothing. Guarantees that the
+digest is of the code that is in use: that of the folder which this module was imported from.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+from truefit.core.code import code_digest, read_code
+from truefit.core.config import flatten, read_params
+from truefit.data.table import Table
+from truefit.tracking.provenance import read_environment, read_workspace
+from truefit.tracking.run import OMITTED_TAG, Origin
+from truefit.training.loop import TrainSettings
+
+RECORDED_FILES = ("params.yaml", "dvc.yaml", "dvc.lock")
+
+
+def read_origin(settings: TrainSettings, engine: str, table: Table, device: torch.device, largest: int) -> Origin:
+    """Return all that a run starts from: every param, the engine chosen, the dataset, the code and the environment.
+
+    The current folder is that of params.yaml. Uncommitted files of more than `largest` bytes are named only.
+    """
+    workspace, environment = read_workspace(largest), read_environment(device)
+    files = {f"record/{name}": Path(name).read_bytes() for name in RECORDED_FILES if Path(name).exists()}
+    patch = {"record/diff.patch": workspace.patch} if workspace.dirty else {}
+    commit = {"git.commit": workspace.commit, "mlflow.source.git.commit": workspace.commit}
+    if workspace.omitted:
+        commit[OMITTED_TAG] = ", ".join(workspace.omitted)[:5000]
+    code = code_digest(read_code())
+    digests = {"csv.sha256": table.csv.sha256, "table.sha256": table.digest, "code.sha256": code}
+    return Origin(
+        params=flatten({**read_params(), "train": settings.model_dump()}),
+        tags={"engine": engine, **digests, **commit, "git.dirty": str(workspace.dirty).lower(), **environment},
+        table=table,
+        artifacts={**files, **patch, "record/environment.json": json.dumps(environment, indent=2).encode()},
+    )

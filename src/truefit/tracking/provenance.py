@@ -1,0 +1,119 @@
+"""Where a result comes from: the commit, what was changed since, the code, and the environment.
+
+Reads the git repository of the current folder, which is the project's, and the installed packages; writes nothing there:
+neither the working tree nor the index changes. Guarantees that a patch holds no file larger than asked for, and none where
+secrets are usually kept.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from truefit.core.errors import ProvenanceError
+
+PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "mlflow", "dvc")
+# What `read_environment` tells.
+ENVIRONMENT = ("python", *PACKAGES, "platform", "cpu_capability", "threads", "device", "device_name")
+# Everything below the repository's root, but for where secrets may be: DVC keeps the addresses of its remotes here.
+_RECORDED = (":/", ":(top,exclude,glob)**/.dvc/config*", ":(top,exclude,glob)**/.env*")
+# Whatever the user's own settings of git say of how a diff looks.
+_DIFF = (
+    *("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--no-relative", "--src-prefix=a/", "--dst-prefix=b/"),
+    "--submodule=short",
+)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The code that ran: the commit checked out, and a patch with all that differs from it.
+
+    The patch holds new files too, but for those under data/. `omitted` names the files that are too large for it.
+    """
+
+    commit: str
+    patch: bytes
+    omitted: tuple[str, ...] = ()
+
+    @property
+    def dirty(self) -> bool:
+        """Whether anything differs from the commit."""
+        return bool(self.patch or self.omitted)
+
+
+def read_workspace(largest: int) -> Workspace:
+    """Return the state of the git repository that the current folder is in; files of up to `largest` bytes go into its patch.
+
+    Raises ProvenanceError where there is no repository or no commit in it.
+    """
+    commit = _git("rev-parse", "--verify", "HEAD").decode().strip()
+    top = Path(_git("rev-parse", "--show-toplevel").decode().rstrip("\n"))
+    with tempfile.TemporaryDirectory() as folder:
+        # A copy of the index, so that files which git does not know yet can be added to it without a trace. Not those of
+        # the project's data/: a patch would grow with them, and the run has the digest of the CSV that it read.
+        index = Path(folder, "index")
+        # With its time: by that git knows which files, of the same size and second, it must read to see whether they changed.
+        shutil.copy2(_git("rev-parse", "--path-format=absolute", "--git-path", "index").decode().strip(), index)
+        omitted = _add_new_files(top, index, largest)
+        omitted += [name for name, size in _changed(top, index) if size > largest]
+        places = [*_RECORDED, *(f":(top,exclude,literal){name}" for name in omitted)]
+        patch = _git(*_DIFF, "--binary", "--unified=3", "HEAD", "--", *places, index=index)
+    return Workspace(commit, patch, tuple(omitted))
+
+
+def _add_new_files(top: Path, index: Path, largest: int) -> list[str]:
+    """Add to the index the files that git does not know, but for those over `largest` bytes, which it returns.
+
+    A repository of its own inside this one counts as too large.
+    """
+    listed = _git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", *_RECORDED, ":(exclude)data", index=index)
+    names = [os.fsdecode(name) for name in listed.split(b"\0")[:-1]]
+    large = [name for name in names if name.endswith("/") or os.lstat(top / name).st_size > largest]
+    small = b"".join(os.fsencode(name) + b"\0" for name in names if name not in set(large))
+    adding = ("add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul")
+    _git("-C", str(top), "--literal-pathspecs", *adding, index=index, given=small)
+    return large
+
+
+def _changed(top: Path, index: Path) -> list[tuple[str, int]]:
+    """Return the files that differ from the commit, each with its bytes, before or after: whichever are more."""
+    raw = _git(*_DIFF, "--raw", "-z", "--no-renames", "--no-abbrev", "HEAD", "--", *_RECORDED, index=index)
+    fields = os.fsdecode(raw).split("\0")[:-1]
+    names, former = fields[1::2], [entry.split()[2] for entry in fields[::2]]
+    asked = "".join(f"{blob}\n" for blob in former).encode()
+    sizes = _git("cat-file", "--batch-check=%(objectsize)", given=asked).decode().splitlines()
+    before = [int(size) if size.isdigit() else 0 for size in sizes]  # a new file is `missing` there
+    after = [os.lstat(top / name).st_size if os.path.lexists(top / name) else 0 for name in names]
+    return list(zip(names, map(max, before, after), strict=True))
+
+
+def read_environment(device: torch.device) -> dict[str, str]:
+    """Return what may change a result's bits: versions, the CPU's vector instructions, threads and the device."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        "platform": platform.platform(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "device": str(device),
+        "device_name": name,
+    }
+
+
+def _git(*arguments: str, index: Path | None = None, given: bytes = b"") -> bytes:
+    environment = os.environ | ({"GIT_INDEX_FILE": str(index)} if index else {})
+    try:
+        return subprocess.run(["git", *arguments], check=True, capture_output=True, env=environment, input=given).stdout
+    except FileNotFoundError:
+        raise ProvenanceError("git: not found; every run records the commit that it ran on") from None
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.decode(errors="replace").strip() or "failed").splitlines()[0]
+        advice = ": `git init` and commit" if arguments[0] == "rev-parse" else ""
+        raise ProvenanceError(f"git {arguments[0]}: {reason}; every run records its commit{advice}") from None

@@ -1,0 +1,1 @@
+"""All that decides how a model is trained, beside its table."""

@@ -1,0 +1,140 @@
+"""Checkpoints: everything that a training needs to go on after it was killed, as if it had not been.
+
+Reads and writes a folder for each training, named by the fingerprint of what decides its result, so that a changed setting,
+table or line of code never goes on from a stranger's state. Guarantees that a checkpoint is whole or absent, that it holds
+tensors and plain values alone (nothing is unpickled), that the one before is kept as well, for the case that the last is
+damaged, and that one process at a time trains with a fingerprint.
+"""
+
+import hashlib
+import io
+import json
+import platform
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from truefit.core.code import decisive, read_code
+from truefit.core.config import Settings
+from truefit.core.errors import TrainingError, is_final
+from truefit.core.files import lock, write_bytes
+from truefit.model.files import read_tensors
+
+State = dict[str, Any]
+
+
+class CheckpointSettings(Settings):
+    """Section `checkpoint`: how often a training saves where it is, the earlier of the two; null: not by this measure.
+
+    It decides no result, so no stage of the pipeline depends on it.
+    """
+
+    epochs: int | None = Field(None, ge=1)
+    seconds: float | None = Field(10.0, gt=0)
+
+
+def fingerprint(device: torch.device, *given: object) -> str:
+    """Return a digest of what is `given`, which JSON can hold, and of the decisive code, the libraries and the hardware."""
+    hardware = [platform.machine(), torch.backends.cpu.get_cpu_capability(), str(device)]
+    hardware += [torch.cuda.get_device_name(device)] if device.type == "cuda" else []
+    content = [given, decisive(read_code()), torch.__version__, np.__version__, hardware]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class Checkpoints:
+    """The latest two checkpoints of one training, and the signals that ask it to save another and stop.
+
+    As a context it holds the folder against other processes, and removes it when the training is over: see
+    `errors.is_final`. Raises TrainingError where another process trains with the same fingerprint.
+    """
+
+    def __init__(self, folder: Path, settings: CheckpointSettings) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._saved = time.monotonic()
+        self.signal: int | None = None
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock = lock(self._folder / "lock")
+        except BlockingIOError:
+            raise TrainingError(
+                f"{self._folder}: a training with the same settings, table and code is running; wait until it has ended"
+            ) from None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if is_final(error):
+            # Renamed first: a training killed in the middle of the removal must not leave some of the checkpoints.
+            over = self._folder.with_name(f"{self._folder.name}.over")
+            shutil.rmtree(over, ignore_errors=True)
+            self._folder.rename(over)
+            shutil.rmtree(over)
+        self._lock.close()
+
+    @contextmanager
+    def hold_signals(self) -> Iterator[None]:
+        """Hold SIGTERM and SIGINT back, so that a step is never torn; `due` tells of them. The second ends at once."""
+
+        def keep(number: int, _: FrameType | None) -> None:
+            if self.signal is not None:
+                raise KeyboardInterrupt
+            self.signal = number
+
+        former = {number: signal.signal(number, keep) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+        if self.signal is not None:  # which came too late for another checkpoint
+            signal.raise_signal(self.signal)
+
+    def due(self, ended_epoch: int | None = None) -> bool:
+        """Say whether it is time for a checkpoint: after `ended_epoch`, or inside an epoch."""
+        every = self._settings
+        by_epochs = bool(every.epochs and ended_epoch and ended_epoch % every.epochs == 0)
+        by_seconds = every.seconds is not None and time.monotonic() - self._saved >= every.seconds
+        return by_epochs or by_seconds or self.signal is not None
+
+    def save(self, content: State) -> None:
+        """Write a checkpoint, of tensors and plain values, and remove all but the one before it."""
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+        former = self._paths()
+        number = int(former[-1].stem) + 1 if former else 1
+        write_bytes(self._folder / f"{number:08d}.checkpoint", f"{digest}\n".encode() + buffer.getbuffer())
+        for path in former[:-1]:
+            path.unlink()
+        self._saved = time.monotonic()
+
+    def load(self) -> State | None:
+        """Return the latest checkpoint that is whole, or None; says on stderr which ones are damaged."""
+        for path in reversed(self._paths()):
+            digest, _, content = path.read_bytes().partition(b"\n")
+            fault = "damaged: its digest is not that of its content"
+            if hashlib.sha256(content).hexdigest().encode() == digest:
+                try:
+                    state: State = read_tensors(content)
+                except ValueError as error:
+                    fault = str(error)
+                else:
+                    return state
+            print(f"warning: {path}: {fault}; going on from what was saved before it", file=sys.stderr)
+        return None
+
+    def _paths(self) -> list[Path]:
+        """Return the checkpoints' files, the latest last."""
+        return sorted(self._folder.glob("[0-9]*.checkpoint"))

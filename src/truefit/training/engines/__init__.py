@@ -1,0 +1,60 @@
+"""Ways to take the same training step: from the gradient by hand to `nn.Module` and `torch.optim`.
+
+Each engine takes a chunk of batches and returns their losses (base.Engine). From the same seed all follow the same loss
+curve to rounding. A further engine is a module here, a name in `EngineName` and a case in `make_engine`.
+"""
+
+from typing import Literal
+
+import torch
+
+from truefit.model.models import MLP, Linear
+from truefit.training.engines.autograd_engine import AutogradEngine
+from truefit.training.engines.base import Engine
+from truefit.training.engines.compiled_engine import CompiledEngine, CompileSettings, Graph, missing_tool
+from truefit.training.engines.numpy_engine import NumpyEngine
+from truefit.training.engines.torch_engine import TorchEngine, make_train_step
+from truefit.training.optimization import LossSettings, OptimizerSettings
+
+__all__ = ["CompileSettings", "CompiledEngine", "Engine", "EngineName", "choose_engine", "make_engine", "make_train_step"]
+
+EngineName = Literal["numpy", "autograd", "torch", "compiled"]
+# From so many steps on, what the graph saves at each, 0.2 to 0.6 ms, is about what making it takes, 20 to 70 s: see the lab
+# notebook.
+COMPILING_PAYS = 100_000
+
+
+def choose_engine(steps: int, device: torch.device) -> tuple[EngineName, str]:
+    """Return the faster of the engines that take every setting, for a training of so many steps, and the reason."""
+    if steps < COMPILING_PAYS:
+        return "torch", f"for {steps:,} steps compiling does not pay; it does from {COMPILING_PAYS:,} on"
+    if device.type not in ("cpu", "cuda"):
+        return "torch", f"compiled does not run on {device.type}"
+    if missing := missing_tool(device):
+        return "torch", f"compiled needs {missing}"
+    return "compiled", f"for {steps:,} steps compiling pays"
+
+
+def make_engine(
+    name: EngineName,
+    model: Linear | MLP,
+    loss: LossSettings,
+    optimizer: OptimizerSettings,
+    clip_norm: float | None,
+    device: torch.device,
+    graph: Graph | None = None,
+) -> Engine:
+    """Return the engine called `name`, starting from the parameters of `model`, on `device`.
+
+    `compiled` needs to know the `graph` that it is to make. `numpy` and `autograd` have only the linear model, the MSE loss
+    and plain SGD; the training's settings refuse the rest.
+    """
+    if name == "compiled":
+        assert graph is not None
+        return CompiledEngine(model, loss, optimizer, clip_norm, device, graph)
+    if name == "torch":
+        return TorchEngine(model, loss, optimizer, clip_norm, device)
+    assert isinstance(model, Linear)
+    if name == "autograd":
+        return AutogradEngine(model, loss.reduction, device)
+    return NumpyEngine(model, loss.reduction)

@@ -1,0 +1,80 @@
+"""Engine `autograd`: parameters are tensors made on the device; `backward()` takes the gradient, the update is by hand.
+
+Reads and writes nothing. Guarantees the same parameters, names and losses as the other engines, to rounding.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from truefit.model.models import Linear
+from truefit.training.engines.base import to_device
+from truefit.training.optimization import Reduction, batch_sums
+
+
+class AutogradEngine:
+    """The linear model, the squared error and plain SGD, on two tensors with `requires_grad`."""
+
+    def __init__(self, model: Linear, reduction: Reduction, device: torch.device) -> None:
+        self.reduction = reduction
+        self.device = device
+        self.learning_rate = 0.0
+        self.load_state_dict(model.state_dict())
+
+    def begin_epoch(self, epoch: int, learning_rate: float) -> None:
+        """Set the learning rate."""
+        self.learning_rate = learning_rate
+
+    def train_chunk(self, features: Tensor, target: Tensor, batch_size: int) -> Tensor:
+        """Take a step for each batch of (features [C, F], target [C, 1]); return their summed losses, float64 [K]."""
+        x, y = self._standardized(to_device(features, self.device)), to_device(target, self.device)
+        losses = [self._step(*batch) for batch in zip(x.split(batch_size), y.split(batch_size), strict=True)]
+        return batch_sums(torch.stack(losses).cpu().double(), len(x), batch_size, self.reduction)
+
+    def validation_loss(self, features: Tensor, target: Tensor) -> float:
+        """Return the squared errors' sum."""
+        with torch.no_grad():
+            x, y = self._standardized(features.to(self.device)), target.to(self.device)
+            return float(((x @ self.weight + self.bias - y) ** 2).sum())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return a copy of the parameters and buffers, on the CPU."""
+        parameters = {"linear.weight": self.weight.T, "linear.bias": self.bias}
+        return {name: (self.buffers | parameters)[name].detach().cpu().clone() for name in self.names}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Make the parameters anew on the device, with the values of `state`."""
+        self.names = list(state)
+        weight, bias = state["linear.weight"].T.tolist(), state["linear.bias"].tolist()
+        dtype = state["linear.weight"].dtype
+        self.weight = torch.tensor(weight, dtype=dtype, device=self.device, requires_grad=True)  # [F, 1]
+        self.bias = torch.tensor(bias, dtype=dtype, device=self.device, requires_grad=True)  # [1]
+        self.buffers = {name: state[name].to(self.device, copy=True) for name in self.names if not name.startswith("linear.")}
+
+    def training_state(self) -> dict[str, Any]:
+        """Return the parameters, buffers and learning rate: plain SGD remembers nothing else."""
+        return {"model": self.state_dict(), "learning_rate": self.learning_rate}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `training_state`."""
+        self.load_state_dict(state["model"])
+        self.learning_rate = state["learning_rate"]
+
+    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Take one step on the batch x [B, F], y [B, 1]; return its loss."""
+        error = x @ self.weight + self.bias - y  # [B, 1]
+        loss = (error**2).mean() if self.reduction == "mean" else (error**2).sum()
+        loss.backward()
+        with torch.no_grad():
+            for parameter in (self.weight, self.bias):
+                assert parameter.grad is not None
+                # In place, so that autograd keeps its leaf, and outside the graph, since the update is not part of the loss.
+                parameter -= self.learning_rate * parameter.grad
+                parameter.grad.zero_()  # backward() adds to what is there
+        return loss.detach()
+
+    def _standardized(self, x: Tensor) -> Tensor:
+        if not self.buffers:
+            return x
+        return (x - self.buffers["standardize.mean"]) / self.buffers["standardize.std"]

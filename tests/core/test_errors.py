@@ -1,0 +1,160 @@
+import gc
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from truefit.core import errors
+from truefit.core.errors import SettingsError, StoppedError, TrainingError, TruefitError, is_final
+
+SRC = Path(__file__).parents[2] / "src"
+
+
+@pytest.fixture(autouse=True)
+def _own_garbage_collector() -> Iterator[None]:
+    """Give the tests' process its garbage collector's settings back."""
+    thresholds = gc.get_threshold()
+    yield
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
+
+
+def run_script(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SRC / script), *arguments]
+    return subprocess.run(command, cwd=cwd, env=os.environ | {"PYTHONPATH": str(SRC)}, capture_output=True, text=True)
+
+
+def test_a_main_that_ends_well_gives_status_0_and_no_output(capfd: pytest.CaptureFixture[str]) -> None:
+    called = []
+
+    assert errors.run(lambda: called.append(True)) == 0
+
+    assert called == [True]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_main_runs_with_few_searches_for_garbage_and_its_process_ends_without_one() -> None:
+    def main() -> None:
+        assert gc.isenabled()
+        assert gc.get_threshold()[0] > 10_000
+        raise SettingsError("params.yaml: bad")
+
+    errors.run(main)
+
+    assert gc.get_freeze_count() > 10_000
+
+
+def subclasses(kind: type[TruefitError]) -> list[type[TruefitError]]:
+    """Return the tree below `kind`, each class before those below it."""
+    return [found for child in kind.__subclasses__() for found in [child, *subclasses(child)]]
+
+
+@pytest.mark.parametrize("kind", [TruefitError, *(kind for kind in subclasses(TruefitError) if kind is not StoppedError)])
+def test_a_truefit_error_gives_status_2_and_one_line_on_stderr(
+    kind: type[TruefitError], capfd: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise kind("params.yaml: train.lr: found 'x', allowed: a valid number")
+
+    assert errors.run(main) == 2
+
+    assert capfd.readouterr() == ("", "error: params.yaml: train.lr: found 'x', allowed: a valid number\n")
+
+
+def test_a_text_of_several_lines_is_still_one_line_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise SettingsError("data.csv: line 1: found no column 'z', allowed: a\nb, c")
+
+    assert errors.run(main) == 2
+
+    assert capfd.readouterr().err == "error: data.csv: line 1: found no column 'z', allowed: a b, c\n"
+
+
+@pytest.mark.parametrize("kind", [ValueError, AssertionError, SystemExit])
+def test_any_other_exception_passes_through(kind: type[BaseException], capfd: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise kind("our own bug")
+
+    with pytest.raises(kind, match="our own bug"):
+        errors.run(main)
+
+    assert capfd.readouterr() == ("", "")
+
+
+def test_ctrl_c_gives_status_130_and_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise KeyboardInterrupt
+
+    assert errors.run(main) == 130
+
+    assert capfd.readouterr() == ("", "error: stopped by SIGINT\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "final"),
+    [
+        (None, True),
+        (TrainingError("not finite"), True),
+        (StoppedError(15, "here"), False),
+        (OSError("disk full"), False),
+        (KeyboardInterrupt(), False),
+    ],
+)
+def test_a_training_is_over_unless_it_could_end_otherwise(error: BaseException | None, final: bool) -> None:
+    assert is_final(error) == final
+
+
+def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
+    drawn = re.findall(r"[├└]── (\w+) ", errors.__doc__ or "")
+
+    assert drawn == [kind.__name__ for kind in subclasses(TruefitError)]
+
+
+def test_generate_with_a_wrong_setting_exits_with_2_and_one_line(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("generate: {rows: 0}\n")
+
+    done = run_script("generate.py", "synthetic.csv", cwd=tmp_path)
+
+    line = "error: params.yaml: generate.rows: found 0, allowed: greater than or equal to 1\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+    assert not (tmp_path / "synthetic.csv").exists()
+
+
+def test_prepare_with_a_wrong_cell_exits_with_2_and_one_line(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("prepare: {csv: own.csv}\n")
+    (tmp_path / "own.csv").write_text("x,y\n1,2\n3,?\n")
+
+    done = run_script("prepare.py", "prepared", cwd=tmp_path)
+
+    line = "error: own.csv: line 3, column 'y': found '?', allowed: a number\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
+def test_generate_and_prepare_end_well_with_status_0(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("generate: {rows: 50}\nprepare: {csv: synthetic.csv}\n")
+
+    generated = run_script("generate.py", "synthetic.csv", cwd=tmp_path)
+    prepared = run_script("prepare.py", "prepared", cwd=tmp_path)
+
+    assert (generated.returncode, generated.stdout, generated.stderr) == (0, "", "")
+    line = "synthetic.csv: 1 features, target 'y'; rows: 40 train, 5 validation, 5 test\n"
+    assert (prepared.returncode, prepared.stdout, prepared.stderr) == (0, line, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device", "data/x.csv"), "error: data/x.csv: No space left on device\n"),
+        (OSError("[Errno 2] Failed to open local file 'x.csv'"), "error: [Errno 2] Failed to open local file 'x.csv'\n"),
+    ],
+)
+def test_what_the_operating_system_refuses_is_one_line(error: OSError, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise error
+
+    assert errors.run(main) == 2
+    assert capsys.readouterr().err == line

@@ -1,0 +1,70 @@
+"""A real tracking server that can be killed and started again, and a training that is watched while it runs."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from workspace import Workspace
+
+TRAIN = ("python", "src/train.py", "data/prepared", "results")
+
+
+class Server:
+    """An MLflow server with its own store, which can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, unless it runs, and wait until it answers."""
+        if self.process is not None:
+            return
+        self.process = subprocess.Popen(
+            [
+                *(str(Path(sys.executable).parent / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(self.port)),
+                *("--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"),
+                *("--artifacts-destination", str(self.folder / "artifacts")),
+            ],
+            cwd=self.folder,
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
+            except (urllib.error.URLError, OSError):
+                assert self.process.poll() is None, "the server ended by itself"
+                time.sleep(0.1)
+            else:
+                return
+        raise AssertionError("the server does not answer")
+
+    def kill(self) -> None:
+        """End it with all its processes, wherever they are."""
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+def wait_for_epochs(workspace: Workspace, process: subprocess.Popen[str], epochs: int) -> None:
+    """Wait until the journal has so many epochs."""
+    while process.poll() is None:
+        journals = [path.read_text() for path in workspace.path.glob(".truefit/runs/*/journal.jsonl")]
+        if max((journal.count('"metrics"') for journal in journals), default=0) >= epochs:
+            return
+        time.sleep(0.02)
+    raise AssertionError("it ended before")

@@ -1,0 +1,390 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from truefit.core.errors import TableError
+from truefit.data.table import Dtype
+from truefit.ingest.csv_check import CsvFile, Separator, checked_rows, read_header
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The CSV to be checked, under a name that error texts can be compared with."""
+    monkeypatch.chdir(tmp_path)
+    return Path("data.csv")
+
+
+def write(path: Path, content: str | bytes) -> None:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def header_of(path: Path) -> list[str]:
+    return read_header(CsvFile(path, ","))
+
+
+def header_error(path: Path) -> str:
+    with pytest.raises(TableError) as caught:
+        header_of(path)
+    return str(caught.value)
+
+
+def fault(
+    path: Path,
+    content: str | bytes,
+    columns: list[str],
+    dtype: Dtype = "float32",
+    split: str | None = None,
+    separator: Separator = ",",
+) -> str | None:
+    """Return the text of the error that checking this CSV raises, if any."""
+    write(path, content)
+    source = CsvFile(path, separator)
+    read_header(source)
+    try:
+        list(checked_rows(source, columns, dtype, split))
+    except TableError as error:
+        return str(error)
+    return None
+
+
+# --- the header
+
+
+@pytest.mark.parametrize(
+    ("content", "header"),
+    [
+        ("x,y\n1,2\n", ["x", "y"]),
+        ("x,y", ["x", "y"]),
+        ("x,y\r\n1,2\r\n", ["x", "y"]),
+        ("\ufeffx,y\n1,2\n", ["x", "y"]),
+        ('\ufeff"x",y\n1,2\n', ["x", "y"]),
+        ("\n\nx,y\n1,2\n", ["x", "y"]),
+        ('"a, b","c ""d""",größe\n1,2,3\n', ["a, b", 'c "d"', "größe"]),
+        ('"two\nlines",y\n1,2\n', ["two\nlines", "y"]),
+        ("x, x\n1,2\n", ["x", " x"]),
+    ],
+)
+def test_the_header_is_read(content: str, header: list[str], path: Path) -> None:
+    write(path, content)
+
+    assert header_of(path) == header
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("", "line 1: found an empty file, allowed: a header with column names, then rows"),
+        ("\ufeff", "line 1: found an empty file, allowed: a header with column names, then rows"),
+        ("\n\n\n", "line 1: found an empty file, allowed: a header with column names, then rows"),
+        ("x,\n1,2\n", "line 1, column 2: found no name, allowed: a name for each column"),
+        (",y\n1,2\n", "line 1, column 1: found no name, allowed: a name for each column"),
+        ('x," ",y\n1,2,3\n', "line 1, column 2: found no name, allowed: a name for each column"),
+        ("x,y,x\n1,2,3\n", "line 1, column 3: found 'x' again, allowed: each name once"),
+        ("y,x,x,y\n1,2,3,4\n", "line 1, column 3: found 'x' again, allowed: each name once"),
+        ("größe,y\n1,2\n".encode("latin-1"), "line 1, column 1: found b'gr\\xf6\\xdfe', allowed: text in UTF-8"),
+        (b"\xff\xfe" + "x,y\n".encode("utf-16-le"), "line 1, column 1: found b'\\xff\\xfex\\x00', allowed: text in UTF-8"),
+        ("x,y\n".encode("utf-16-le"), "line 1, column 1: found 'x\\x00', allowed: text in UTF-8"),
+        ("\r\n\nx,\n", "line 3, column 2: found no name, allowed: a name for each column"),
+        ('x,"y\n1,2\n', "line 1, column 2: found a quote that is not closed, allowed: a closing quote"),
+    ],
+)
+def test_a_wrong_header_is_refused(content: str | bytes, line: str, path: Path) -> None:
+    write(path, content)
+
+    assert header_error(path) == f"data.csv: {line}"
+
+
+def test_a_missing_file_is_refused(path: Path) -> None:
+    assert header_error(path) == "data.csv: cannot be read: No such file or directory"
+
+
+def test_a_folder_is_refused(path: Path) -> None:
+    path.mkdir()
+
+    assert header_error(path) == "data.csv: cannot be read: Is a directory"
+
+
+def test_a_pipe_is_refused_without_waiting_for_a_writer(path: Path) -> None:
+    os.mkfifo(path)
+
+    assert header_error(path) == "data.csv: found a pipe or a device, allowed: a file, which can be read twice"
+
+
+def test_a_file_without_permission_is_refused(path: Path) -> None:
+    write(path, "x,y\n1,2\n")
+    path.chmod(0)
+    user = os.geteuid()
+    if user == 0:  # whom no mode keeps out
+        os.seteuid(65_534)
+    try:
+        line = header_error(path)
+    finally:
+        os.seteuid(user)
+
+    assert line == "data.csv: cannot be read: Permission denied"
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that opens and cannot be read, as Linux has")
+def test_a_file_that_fails_while_it_is_read_is_refused() -> None:
+    assert header_error(Path("/proc/self/mem")) == "/proc/self/mem: cannot be read: Input/output error"
+
+
+def test_another_file_under_the_same_name_is_not_read(path: Path) -> None:
+    write(path, "x,y\n1,2\n")
+    source = CsvFile(path, ",")
+    path.rename("kept.csv")
+    write(path, "x,y\n1,2\n")
+
+    with pytest.raises(TableError) as caught:
+        read_header(source)
+
+    assert str(caught.value) == "data.csv: changed while it was read; run again"
+
+
+# --- quotes
+
+
+CLOSING = "allowed: a closing quote"
+BEHIND = "found text after a closing quote, allowed: ',' or the end of the row there"
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        ('1,t,"2\n3,t,4\n', f"line 3, column 'y': found a quote that is not closed, {CLOSING}"),
+        ('1,"t,2\n3,t,4\n', f"line 3, column 'note': found a quote that is not closed, {CLOSING}"),
+        ('"1,t,2\n3,t,4\n', f"line 3, column 'x': found a quote that is not closed, {CLOSING}"),
+        ('1,"a\nb",2\n1,"t""","2\n"\n3,t,"4\n', f"line 7, column 'y': found a quote that is not closed, {CLOSING}"),
+        ('"1","a\n""b""","2', f"line 3, column 'y': found a quote that is not closed, {CLOSING}"),
+        ('1,"', f"line 3, column 'note': found a quote that is not closed, {CLOSING}"),
+        ('1,t,2,"', f"line 3, column 4: found a quote that is not closed, {CLOSING}"),
+        ('\r\n\r\n1,"t,2\r\n', f"line 5, column 'note': found a quote that is not closed, {CLOSING}"),
+        ('1,"t,2\n3,"t",4\n', f"line 3, column 'note': {BEHIND}"),
+        ('1,"t"t,2\n', f"line 3, column 'note': {BEHIND}"),
+        ('1,t,"2" \n', f"line 3, column 'y': {BEHIND}"),
+        ('1,"t"\0,2\n', f"line 3, column 'note': {BEHIND}"),
+    ],
+)
+def test_a_wrong_quote_is_found_where_it_opens(rows: str, line: str, path: Path) -> None:
+    assert fault(path, f"x,note,y\n1,t,2\n{rows}", ["x", "y"]) == f"data.csv: {line}"
+
+
+@pytest.mark.parametrize(
+    "rest", ['"2\n' + "1,2\n" * 50_000, '"' + '""' * 140_000 + '"', '"' + '""' * 140_000 + '"\n1,2\n', "2" * 140_000 + ",3\n"]
+)
+def test_a_cell_that_is_too_long_is_refused_where_it_begins(rest: str, path: Path) -> None:
+    assert fault(path, 'x,y\n1,2\n"' + '""' * 100_000 + '",' + rest, ["y"]) == (
+        "data.csv: line 3, column 'y': found a cell of more than 131072 characters, "
+        "allowed: shorter cells (is a quote left open?)"
+    )
+
+
+def test_a_quote_inside_a_cell_without_quotes_is_text(path: Path) -> None:
+    assert fault(path, 'x,note,y\n1,6" pipe,2\n1,a"b"c,2\n', ["x", "y"]) is None
+
+
+# --- the rows
+
+
+EXACTLY = "an integer up to 2^53 (9007199254740992), beyond which float64 does not hold each, or a number such as 1e20"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "1",
+        "-1",
+        "+1",
+        "1.5",
+        "1.",
+        ".5",
+        "-.5",
+        "1e5",
+        "1E-5",
+        "1e+5",
+        "  1 ",
+        "\t1",
+        "00",
+        "1e-400",
+        "-0",
+        '"1"',
+        '" 1"',
+        "9007199254740992",
+        "-9007199254740992",
+        "0" * 5000 + "1",
+        "9007199254740993.0",
+        "1e20",
+        "9007199254740993e0",
+    ],
+)
+def test_a_number_is_no_fault(cell: str, path: Path) -> None:
+    assert fault(path, f"x,y\n1,2\n3,{cell}\n", ["x", "y"]) is None
+
+
+@pytest.mark.parametrize(
+    ("cell", "found", "allowed"),
+    [
+        ("abc", "'abc'", "a number"),
+        ("NA", "'NA'", "a number"),
+        ("null", "'null'", "a number"),
+        ("?", "'?'", "a number"),
+        ("1_000", "'1_000'", "a number"),
+        ('"1,5"', "'1,5'", "a number with a point, without a comma"),
+        ('"-1.234,5e3"', "'-1.234,5e3'", "a number with a point, without a comma"),
+        ('","', "','", "a number"),
+        ("0x10", "'0x10'", "a number"),
+        ("1e", "'1e'", "a number"),
+        ("--1", "'--1'", "a number"),
+        ("+", "'+'", "a number"),
+        (".", "'.'", "a number"),
+        ("1 2", "'1 2'", "a number"),
+        ("1\0", "'1\\x00'", "a number"),
+        ("true", "'true'", "a number"),
+        ("2026-01-01", "'2026-01-01'", "a number"),
+        ('"3\n4"', "'3\\n4'", "a number"),
+        ('"3\n"', "'3\\n'", "a number"),
+        ('"3\r\n"', "'3\\r\\n'", "a number"),
+        ("\u00a03", "'\\xa03'", "a number"),
+        ("\u0663", "'\u0663'", "a number"),  # the digit three in Arabic
+        ("\uff13", "'\uff13'", "a number"),  # the digit three in full width
+        ("3\u00a0", "'3\\xa0'", "a number"),
+        ("3\f", "'3\\x0c'", "a number"),
+        ("z" * 100, f"'{'z' * 40}'", "a number"),
+        ("", "an empty cell", "a number"),
+        ("   ", "an empty cell", "a number"),
+        ('""', "an empty cell", "a number"),
+        ("nan", "'nan'", "a finite number"),
+        ("NaN", "'NaN'", "a finite number"),
+        ("-nan", "'-nan'", "a finite number"),
+        ("inf", "'inf'", "a finite number"),
+        ("-inf", "'-inf'", "a finite number"),
+        ("Infinity", "'Infinity'", "a finite number"),
+        (" inf", "' inf'", "a finite number"),
+        ("1e39", "'1e39'", "a number within float32's range"),
+        ("-3.5e38", "'-3.5e38'", "a number within float32's range"),
+        ("1e999", "'1e999'", "a number within float32's range"),
+        ("1" * 39, f"'{'1' * 39}'", f"{EXACTLY}"),
+        ("1" * 40, f"'{'1' * 40}'", "a number within float32's range"),
+        ("9007199254740993", "'9007199254740993'", EXACTLY),
+        ("0" * 5000 + "9007199254740993", f"'{'0' * 40}'", EXACTLY),
+        (" -009007199254740993", "' -009007199254740993'", EXACTLY),
+    ],
+)
+def test_a_cell_that_is_no_finite_number_is_found(cell: str, found: str, allowed: str, path: Path) -> None:
+    line = fault(path, f"x,y\n1,2\n3,{cell}\n5,6\n", ["x", "y"])
+
+    assert line == f"data.csv: line 3, column 'y': found {found}, allowed: {allowed}"
+
+
+def test_the_range_is_that_of_the_dtype(path: Path) -> None:
+    assert fault(path, "x,y\n1,1e39\n", ["x", "y"], "float64") is None
+    assert fault(path, "x,y\n1,1e309\n", ["x", "y"], "float64") == (
+        "data.csv: line 2, column 'y': found '1e309', allowed: a number within float64's range"
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ("1", "line 3: found 1 cells, allowed: 2, as in the header"),
+        ("1,2,3", "line 3: found 3 cells, allowed: 2, as in the header"),
+        ("1,2,", "line 3: found 3 cells, allowed: 2, as in the header"),
+        ("  ", "line 3: found 1 cells, allowed: 2, as in the header"),
+        ("x", "line 3: found 1 cells, allowed: 2, as in the header"),
+    ],
+)
+def test_a_ragged_row_is_found(row: str, line: str, path: Path) -> None:
+    assert fault(path, f"x,y\n1,2\n{row}\n3,4\n", ["x", "y"]) == f"data.csv: {line}"
+
+
+def test_all_faults_are_named_in_the_order_of_the_file(path: Path) -> None:
+    assert fault(path, "a,b,c\n1,2,3\n?,b,\n1\n1,2,nan\n", ["c", "b"]) == (
+        "data.csv: line 3, column 'b': found 'b', allowed: a number; "
+        "line 3, column 'c': found an empty cell, allowed: a number; "
+        "line 4: found 1 cells, allowed: 3, as in the header; "
+        "line 5, column 'c': found 'nan', allowed: a finite number (4 bad cells in all)"
+    )
+
+
+@pytest.mark.parametrize(("bad", "named"), [(9, 9), (10, 10), (11, 10), (1017, 10)])
+def test_ten_faults_are_named_and_all_are_counted(bad: int, named: int, path: Path) -> None:
+    faults = [f"line {line}, column 'y': found '?', allowed: a number" for line in range(2, named + 2)]
+
+    assert fault(path, "x,y\n" + "1,?\n" * bad, ["x", "y"]) == f"data.csv: {'; '.join(faults)} ({bad} bad cells in all)"
+
+
+@pytest.mark.parametrize(
+    ("row", "separator", "remark"),
+    [
+        ("1;2", ",", " (is prepare.separator ';'?)"),
+        ("1\t2", ",", " (is prepare.separator '\\t'?)"),
+        ("1|2", ",", " (is prepare.separator '|'?)"),
+        ("1 2", ",", " (is prepare.separator ' '?)"),
+        ("1,2", ";", " (is prepare.separator ','?)"),
+        ("1,5|2,5", ";", " (is prepare.separator '|'?)"),
+        ('"1,2"', ",", ""),
+    ],
+)
+def test_another_separator_is_named_as_the_likely_cause(row: str, separator: Separator, remark: str, path: Path) -> None:
+    content = f"x{separator}y\n{row}\n"
+
+    assert fault(path, content, ["x", "y"], separator=separator) == (
+        f"data.csv: line 2: found 1 cells, allowed: 2, as in the header{remark}"
+    )
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_the_line_is_that_of_the_file_whatever_the_line_ending(ending: str, path: Path) -> None:
+    content = ending.join(["x,y", "1,2", "", "3,4", "", "", "5,?", ""])
+
+    assert fault(path, content, ["x", "y"]) == "data.csv: line 7, column 'y': found '?', allowed: a number"
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('t,y\n"a\nb",1\nc,?\n', 4),
+        ('t,y\n"a\r\nb\r\nc",1\r\n"d\n",?\n', 5),
+        ('"t\nt",y\na,?\n', 3),
+        ('\n\nt,y\n\n"a\n\nb",1\n\n"c\nd",?\n', 9),
+    ],
+)
+def test_line_breaks_inside_quotes_are_counted(content: str, line: int, path: Path) -> None:
+    assert fault(path, content, ["y"]) == f"data.csv: line {line}, column 'y': found '?', allowed: a number"
+
+
+def test_columns_that_are_not_asked_for_may_hold_anything(path: Path) -> None:
+    content = b'x,note,y\n1,,2\n1,nan,2\n1,"a\nb",2\n1,gr\xf6\xdfe,2\n'
+
+    assert fault(path, content, ["x", "y"]) is None
+
+
+def test_the_fault_behind_text_that_is_not_utf8_is_found(path: Path) -> None:
+    content = b"x,note,y\n" + b"1,gr\xf6\xdfe,2\n" * 5000 + b"1,ok,?\n"
+
+    assert fault(path, content, ["x", "y"]) == "data.csv: line 5002, column 'y': found '?', allowed: a number"
+
+
+def test_a_number_that_is_not_utf8_is_found_at_its_line(path: Path) -> None:
+    content = b"x,y\n" + b"1,2\n" * 5000 + b"1,\xb2\n"
+
+    assert fault(path, content, ["x", "y"]) == "data.csv: line 5002, column 'y': found b'\\xb2', allowed: a number"
+
+
+@pytest.mark.parametrize(
+    ("cell", "found"),
+    [("dev", "'dev'"), ("Train", "'Train'"), (" train", "' train'"), ("", "an empty cell"), ("0", "'0'")],
+)
+def test_a_split_that_is_not_known_is_found(cell: str, found: str, path: Path) -> None:
+    content = f"x,s,y\n1,train,2\n1,validation,2\n1,test,2\n1,{cell},2\n"
+
+    assert fault(path, content, ["x", "y"], split="s") == (
+        f"data.csv: line 5, column 's': found {found}, allowed: train, validation, test"
+    )
+
+
+def test_a_file_without_fault_has_none(path: Path) -> None:
+    content = '\ufeffx,note,s,y\r\n1,"a ""quoted"" one",train,2\r\n\r\n3,,test,"4"'
+
+    assert fault(path, content, ["x", "y"], split="s") is None

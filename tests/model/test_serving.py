@@ -1,0 +1,317 @@
+"""The MLflow model of a run: loaded or served, it gives the numbers that `truefit predict` gives, from its own files alone."""
+
+import csv
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pytest
+import torch
+from helpers_data import numbered_csv, prepare
+from helpers_stages import Stages
+from helpers_torture import TORTURE
+from mlflow.entities import Run
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from numpy.typing import NDArray
+from workspace import Workspace
+
+from truefit.data.table import Dtype
+from truefit.model import serving as serving_module
+from truefit.model.files import open_model, save_model
+from truefit.model.models import Linear, ModelSettings, build_model
+from truefit.model.serving import MODEL_ROWS, PACKAGES, ROOMS, ServedModel, predictions
+from truefit.tracking.mlflow_model import pack_model
+
+# One clone and its servers for all tests of them.
+shared = pytest.mark.xdist_group("served")
+
+FEATURES = ["age", "größe, cm", "x 3"]
+ROWS = 5_000_000 if TORTURE else 2 * MODEL_ROWS + 100  # to be predicted
+ASKED = 100 * MODEL_ROWS  # rows of a request, at most
+TABLE, RESULTS = "data/prepared", "results"
+MLP = {"train__model__name": "mlp", "train__model__hidden": [16, 16], "train__standardize": True}
+
+Array = NDArray[Any]
+
+
+def rows(count: int, seed: int) -> pd.DataFrame:
+    """Return rows of the features and a target, with every digit of a float64."""
+    values = np.random.default_rng(seed).normal(0, 1, (count, len(FEATURES)))
+    return pd.DataFrame(values, columns=FEATURES).assign(target=values @ [1.0, -2.0, 0.5])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, dict[Dtype, Run]]:
+    """A clone with a run of a linear model in float64, one of an mlp in float32, and one that logs no MLflow model."""
+    workspace = Workspace(tmp_path_factory.mktemp("clone"))
+    rows(200, seed=0).to_csv(workspace.path / "data/own.csv", index=False)
+    pyarrow.csv.write_csv(pa.Table.from_pandas(rows(ROWS, seed=1)), workspace.path / "new.csv")  # faster than pandas
+    workspace.set_params(prepare__csv="data/own.csv", train__epochs=2, train__optimizer__lr=0.01)
+    dtypes: list[tuple[Dtype, dict[str, Any]]] = [("float64", {}), ("float32", MLP), ("float32", {"track__log_model": False})]
+    with Stages(workspace.path) as stages:
+        for dtype, changed in dtypes:
+            workspace.set_params(prepare__dtype=dtype, **changed)
+            for stage, *arguments in [("prepare", TABLE), ("train", TABLE, RESULTS)]:
+                done = stages.run(workspace.path, stage, *arguments)
+                assert done.status == 0, done.line
+    without, mlp, linear = workspace.runs()
+    assert [run.data.params["track.log_model"] for run in (linear, mlp, without)] == ["true", "true", "false"]
+    return workspace, {"float64": linear, "float32": mlp}
+
+
+@pytest.fixture(scope="module")
+def expected(runs: tuple[Workspace, dict[Dtype, Run]]) -> dict[Dtype, Array]:
+    """What `truefit predict` writes for the rows of new.csv."""
+    workspace, by_dtype = runs
+    command = [sys.executable, "-c", "from truefit.cli.main import main; main()", "predict", "new.csv", "out.csv", "--run"]
+    predicted: dict[Dtype, Array] = {}
+    for dtype, run in by_dtype.items():
+        workspace.run(*command, run.info.run_id)
+        with (workspace.path / "out.csv").open() as file:
+            predicted[dtype] = np.array([float(row["prediction"]) for row in csv.DictReader(file)], dtype)
+        assert len(predicted[dtype]) == ROWS
+    return predicted
+
+
+@pytest.fixture(scope="module")
+def servers(runs: tuple[Workspace, dict[Dtype, Run]]) -> Iterator[dict[Dtype, Callable[[Any], tuple[int, Any]]]]:
+    """For each run, the function that asks a server of its model."""
+    workspace, by_dtype = runs
+    with ExitStack() as stack:
+        started = {dtype: stack.enter_context(serving(workspace, run)) for dtype, run in by_dtype.items()}
+        for server, port in started.values():
+            wait_for(server, port)
+        yield {dtype: partial(ask, port) for dtype, (_, port) in started.items()}
+
+
+@contextmanager
+def serving(workspace: Workspace, run: Run) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Give the README's `mlflow models serve` and its port; it is stopped at the end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    command = [
+        "mlflow",
+        "models",
+        "serve",
+        "--env-manager",
+        "local",
+        "--port",
+        str(port),
+        "-m",
+        f"runs:/{run.info.run_id}/model",
+    ]
+    with (workspace.path / f"{port}.log").open("wb") as log:
+        server = subprocess.Popen(
+            command, cwd=workspace.path, env=workspace.environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        yield server, port
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def wait_for(server: subprocess.Popen[bytes], port: int) -> None:
+    for _ in range(600):
+        assert server.poll() is None
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    pytest.fail(f"nobody answers at port {port}")
+
+
+def ask(port: int, content: Any) -> tuple[int, Any]:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request("POST", "/invocations", json.dumps(content), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+
+
+@shared
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_served_model_answers_with_the_bits_of_predict(
+    dtype: Dtype, servers: dict[Dtype, Callable[[Any], tuple[int, Any]]], expected: dict[Dtype, Array]
+) -> None:
+    frame = rows(ROWS, seed=1)[[*reversed(FEATURES)]]
+    for first in range(0, ROWS, ASKED):
+        part = slice(first, first + ASKED)
+        status, answer = servers[dtype]({"dataframe_split": frame[part].to_dict("split", index=False)})
+        assert status == 200
+        assert np.array_equal(np.array(answer["predictions"], np.float64), expected[dtype][part].astype(np.float64))
+    # A row alone, with whole numbers and with a column that the model does not know.
+    status, answer = servers[dtype]({"dataframe_records": [frame.iloc[0].to_dict() | {"other": "a"}]})
+    assert (status, answer) == (200, {"predictions": [float(expected[dtype][0])]})
+    status, answer = servers[dtype]({"dataframe_records": [dict.fromkeys(FEATURES, 2)]})
+    assert (status, answer) == servers[dtype]({"dataframe_records": [dict.fromkeys(FEATURES, 2.0)]})
+    assert status == 200
+
+
+@shared
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"x 3": None}, "row 0, column 'x 3': found nan, allowed: a finite float32"),
+        ({"x 3": 1e39}, "row 0, column 'x 3': found 1e+39, allowed: a finite float32"),
+        ({"x 3": "a"}, "Failed to convert column x 3 to type"),
+    ],
+)
+def test_a_served_model_refuses_what_is_no_number(
+    changed: dict[str, Any], reason: str, servers: dict[Dtype, Callable[[Any], tuple[int, Any]]]
+) -> None:
+    status, answer = servers["float32"]({"dataframe_records": [dict.fromkeys(FEATURES, 1.0) | changed]})
+    assert status == 400
+    assert reason in json.dumps(answer)
+
+
+@shared
+def test_a_model_is_loaded_from_its_own_files_with_the_bits_of_predict(
+    runs: tuple[Workspace, dict[Dtype, Run]], expected: dict[Dtype, Array], tmp_path: Path
+) -> None:
+    workspace, by_dtype = runs
+    for dtype, run in by_dtype.items():
+        (tmp_path / dtype).mkdir()
+        script = f"""
+import sys, mlflow.pyfunc, numpy as np, pandas as pd
+model = mlflow.pyfunc.load_model("runs:/{run.info.run_id}/model", dst_path={str(tmp_path / dtype)!r})
+own = [module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "truefit"]
+assert own and all("{dtype}/model/code/truefit/" in file for file in own), own
+np.save("{dtype}.npy", model.predict(pd.read_csv("new.csv")))
+"""
+        workspace.run(sys.executable, "-c", script)
+        loaded = np.load(workspace.path / f"{dtype}.npy")
+        assert loaded.dtype == dtype
+        assert np.array_equal(loaded, expected[dtype])
+
+
+@shared
+def test_a_run_holds_an_mlflow_model_with_signature_example_and_pinned_requirements(
+    runs: tuple[Workspace, dict[Dtype, Run]], servers: dict[Dtype, Callable[[Any], tuple[int, Any]]], tmp_path: Path
+) -> None:
+    workspace, by_dtype = runs
+    folder = Path(workspace.client.download_artifacts(by_dtype["float64"].info.run_id, "model", str(tmp_path)))
+    info = mlflow.models.get_model_info(str(folder))
+    columns = Schema([ColSpec(DataType.double, name) for name in FEATURES])
+    assert info.signature == ModelSignature(columns, Schema([TensorSpec(np.dtype("float64"), (-1,))]))
+    required = (folder / "requirements.txt").read_text().split()
+    assert required == [f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES]
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} == {"", ".json", ".pt", ".py", ".txt", ".yaml"}
+    status, answer = servers["float64"](json.loads((folder / "serving_input_example.json").read_text()))
+    assert status == 200
+    assert len(answer["predictions"]) == 3
+    (listed,) = json.loads(by_dtype["float64"].data.tags["mlflow.log-model.history"])
+    assert (listed["artifact_path"], list(listed["flavors"])) == ("model", ["python_function"])
+
+
+@shared
+def test_log_model_false_leaves_the_mlflow_model_out(runs: tuple[Workspace, dict[Dtype, Run]]) -> None:
+    workspace, by_dtype = runs
+    without = workspace.runs()[0]
+    kept, left_out = (
+        {artifact.path for artifact in workspace.client.list_artifacts(run.info.run_id)}
+        for run in (by_dtype["float32"], without)
+    )
+    assert kept - left_out == {"model"}
+    assert "mlflow.log-model.history" not in without.data.tags
+
+
+def test_the_code_that_goes_with_a_model_is_all_that_it_imports() -> None:
+    script = """
+import sys
+before = set(sys.modules)
+import truefit.model.serving
+print(*sorted(set(sys.modules) - before))
+"""
+    printed = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2] / "src"
+    )
+    imported = printed.stdout.split()
+    assert {name.split(".")[1] for name in imported if name.startswith("truefit.")} == set(ROOMS)
+
+
+def trained(dtype: Dtype, features: int = 2) -> tuple[Any, ServedModel]:
+    """Return a model that nobody trained, for x1 … xF, and the same as it is served."""
+    table = prepare(Path(), numbered_csv(20, features), dtype=dtype)
+    save_model(Path(), build_model(ModelSettings(), table, True, seed=3).state_dict(), ModelSettings(), True, table)
+    model, description = open_model(Path())
+    return model, ServedModel(model, description)
+
+
+@pytest.mark.filterwarnings("ignore")  # mlflow's own, of its types and of pandas
+def test_a_model_packed_again_for_the_same_run_has_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained("float32")
+    example = pd.DataFrame({"x1": [1.0, 2.0], "x2": [3.0, 4.0]})
+    given = serving_module, [Path("model.pt"), Path("model.json")], example, "float32"
+    first, again = (pack_model(*given, "a" * 32, 1_700_000_000_000) for _ in range(2))
+    assert first == again
+    assert b"2023-11-14 22:13:20" in first[0]["model/MLmodel"]
+
+
+def test_threads_change_no_bit_of_a_prediction_and_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # With 16 threads a plain call gives a quarter of these rows other bits, on a CPU with AVX-512.
+    table = prepare(Path(), numbered_csv(20, 5), dtype="float64")
+    settings = ModelSettings(name="mlp", hidden=(256, 256))
+    save_model(Path(), build_model(settings, table, True, seed=3).state_dict(), settings, True, table)
+    model, description = open_model(Path())
+    values = np.random.default_rng(3).normal(0, 1, (MODEL_ROWS, 5))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = np.concatenate([*predictions(model, [values])])
+        torch.set_num_threads(16)
+        served = ServedModel(model, description).predict(pd.DataFrame(values, columns=table.features))
+        assert torch.get_num_threads() == 16
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(served, alone)
+
+
+def test_no_rows_have_no_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, served = trained("float32")
+    predicted = served.predict(pd.DataFrame({"x1": [], "x2": []}))
+    assert predicted.shape == (0,)
+    assert predicted.dtype == np.float32
+
+
+def test_a_prediction_that_is_not_finite_is_refused_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, served = trained("float32")
+    assert isinstance(model, Linear)
+    model.linear.weight.data[:] = 1e30
+    frame = pd.DataFrame({"x1": [10.0, 1e38], "x2": [10.0, 1e38]}, index=["a", "b"])
+    with pytest.raises(ValueError, match=r"^row b: found features whose prediction is inf, allowed: a finite float32$"):
+        served.predict(frame)
+
+
+@pytest.mark.parametrize("cut", [1, 7, MODEL_ROWS, MODEL_ROWS + 1])
+def test_predictions_do_not_depend_on_how_the_rows_are_handed_over(
+    cut: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, _ = trained("float64")
+    values = np.random.default_rng(2).normal(0, 1, (MODEL_ROWS + 50, 2))
+    whole = np.concatenate([*predictions(model, [values])])
+    parts = np.concatenate([*predictions(model, [values[:cut], values[cut:cut], values[cut:]])])
+    assert len(whole) == len(values)
+    assert np.array_equal(whole, parts)

@@ -1,0 +1,459 @@
+"""`truefit rerun`: recorded runs, run again in a real clone, and judged; and that it leaves nothing but the verdict."""
+
+import io
+import json
+import shutil
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers_data import numbered_csv
+from helpers_rerun import COMMAND, artifact, copy_run, interrupted_rerun, rerun
+from helpers_torture import TORTURE
+from mlflow.entities import Metric, Run
+from test_torture import TRAININGS, configure, kill, start
+from workspace import Workspace
+
+from truefit.core.errors import TrackingError
+from truefit.rerun.attempt import describe
+from truefit.rerun.attempt import rerun as run_again
+from truefit.rerun.comparison import Report, Verdict, compare, different_inputs, judge
+from truefit.rerun.records import download, find, read_result, trainings
+from truefit.tracking.store import Store
+
+pytestmark = pytest.mark.xdist_group("rerun")
+long = pytest.mark.skipif(not TORTURE, reason="minutes long: `make torture`")
+
+# A new file, and a changed line that uses it.
+NEW = "SHIFT = 1\n"
+BEFORE = "    code = code_in_use()\n    settings, track ="
+CHANGED = "    code = code_in_use()\n    from truefit.new import SHIFT\n    settings, track ="
+SEED = '    as_written, settings = settings, with_engine(settings.model_copy(update={"seed": settings.seed + SHIFT}), '
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A clone in which a changed and a new source file were used, and are gone again."""
+    workspace = Workspace(tmp_path_factory.mktemp("clone"))
+    stage = workspace.path / "src/train.py"
+    code = stage.read_text()
+    assert BEFORE in code
+    seeded = code.replace(BEFORE, CHANGED).replace("    as_written, settings = settings, with_engine(settings, ", SEED)
+    assert "SHIFT})" in seeded
+    stage.write_text(seeded)
+    (workspace.path / "src/truefit/new.py").write_text(NEW)
+    workspace.set_params(train__epochs=4)
+    status = workspace.run("git", "status", "--porcelain").stdout
+    workspace.run("dvc", "repro")
+    # Recording leaves no trace: the new file is still one that git does not know.
+    assert "?? src/truefit/new.py" in status
+    assert "?? src/truefit/new.py" in workspace.run("git", "status", "--porcelain").stdout
+    workspace.run("git", "stash", "--include-untracked")
+    return workspace
+
+
+@pytest.fixture(scope="module")
+def recorded(workspace: Workspace) -> Run:
+    """The run of that clone."""
+    return workspace.runs()[-1]
+
+
+@pytest.fixture
+def store(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The clone's store, as the command sees it."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("DVC_ROOT", str(workspace.path))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary_files(workspace)))
+    return Store()
+
+
+def temporary_files(workspace: Workspace) -> Path:
+    """Return the clone's own folder for temporary files, and make it known to its commands."""
+    folder = workspace.path.with_name(f"{workspace.path.name} temporary")
+    folder.mkdir(exist_ok=True)
+    workspace.environment["TMPDIR"] = str(folder)
+    return folder
+
+
+def traces(workspace: Workspace) -> tuple[str, ...]:
+    """Return all that a rerun must leave as it was: what git knows, DVC's cache, and the folders for temporary files."""
+    states = [("status", "--porcelain"), ("worktree", "list"), ("branch", "--all"), ("stash", "list"), ("rev-parse", "HEAD")]
+    temporary = sorted(path.name for path in temporary_files(workspace).iterdir())
+    cache = sorted(str(path) for path in (workspace.path / ".dvc").rglob("*") if "tmp" not in path.parts)
+    return (*(workspace.run("git", *state).stdout for state in states), str(temporary), str(cache))
+
+
+def test_uncommitted_changes_are_recorded(workspace: Workspace, recorded: Run) -> None:
+    assert recorded.data.tags["git.dirty"] == "true"
+    patch = artifact(workspace, recorded, "record/diff.patch")
+    assert b"+  epochs: 4 " in patch
+    assert b"+    from truefit.new import SHIFT\n" in patch
+    assert b"+SHIFT = 1\n" in patch
+
+
+def test_run_from_a_dirty_tree_is_identical_after_its_changes_are_stashed(workspace: Workspace, recorded: Run) -> None:
+    before = traces(workspace)
+    report = rerun(workspace)
+    assert traces(workspace) == before
+    assert (report["verdict"], report["recorded"], report["inputs"]) == ("identical", recorded.info.run_id, {})
+    assert {row["name"]: (row["compared"], row["equal"]) for row in report["rows"]} == {
+        "data digests": (2, 2),
+        "train_loss": (4, 4),
+        "validation_loss": (4, 4),
+        "learning_rate": (4, 4),
+        "state_dict best": (2, 2),
+        "state_dict final": (2, 2),
+        "test metrics": (5, 5),
+    }
+    again = workspace.client.get_run(report["again"])
+    first = workspace.client.get_run(recorded.info.run_id)
+    assert again.info.run_name == f"rerun of {recorded.info.run_name}"
+    assert again.data.tags["rerun.of"] == recorded.info.run_id
+    assert "test_mse" in again.data.metrics
+    assert again.info.artifact_uri.startswith((workspace.path / "mlartifacts").as_uri())
+    for run in (again, first):
+        assert (run.data.tags["rerun.verdict"], run.data.tags["rerun.by"]) == ("identical", again.info.run_id)
+        assert json.loads(artifact(workspace, run, f"rerun/{again.info.run_id}.json")) == report
+        assert artifact(workspace, run, f"rerun/{again.info.run_id}.png").startswith(b"\x89PNG")
+
+
+def test_the_latest_training_is_not_a_rerun(store: Store, recorded: Run) -> None:
+    assert find(store, None, "truefit").info.run_id == recorded.info.run_id
+    assert [run.info.run_id for run in trainings(store, "truefit")] == [recorded.info.run_id]
+
+
+def test_run_is_found_by_id_beginning_and_name(workspace: Workspace, store: Store, recorded: Run) -> None:
+    run_id = recorded.info.run_id
+    for reference in (run_id, run_id[:8], recorded.info.run_name):
+        assert find(store, reference, "truefit").info.run_id == run_id
+
+
+@pytest.mark.parametrize(
+    ("reference", "experiment", "error"),
+    [
+        ("nope", "truefit", "experiment 'truefit': has no run with the id or name 'nope'"),
+        ("""a'"b""", "truefit", "experiment 'truefit': has no run with the id or name 'a\\'\"b'"),
+        ("nope", "other", "experiment 'other': not found, allowed: 'truefit', 'Default'"),
+        ("f" * 32, "truefit", "Run with id=ffffffffffffffffffffffffffffffff not found"),
+    ],
+)
+def test_run_that_is_not_there_is_an_error(store: Store, reference: str, experiment: str, error: str) -> None:
+    with pytest.raises(TrackingError) as caught:
+        find(store, reference, experiment)
+    assert error in str(caught.value)
+
+
+def judged(store: Store, run: Run, workspace: Workspace) -> Report:
+    """Return the report on a run, which must leave no trace of its own."""
+    before = traces(workspace)
+    report = run_again(store, run, 1e-5).report
+    assert traces(workspace) == before
+    return report
+
+
+def test_name_of_several_runs_is_refused_with_their_ids(workspace: Workspace, store: Store, recorded: Run) -> None:
+    ids = {copy_run(workspace, recorded, tags={"git.commit": None}).info.run_id for _ in range(2)}
+    with pytest.raises(TrackingError, match=r"^experiment 'truefit': 'a copy' is any of \d+ runs, allowed: one of ") as caught:
+        find(store, "a copy", "truefit")
+    assert any(run_id in str(caught.value) for run_id in ids)
+
+
+def changed_bit(content: bytes) -> bytes:
+    """Return a state_dict with the last bit of a number changed, and whole otherwise."""
+    state = torch.load(io.BytesIO(content), weights_only=True)
+    state["linear.bias"] = torch.nextafter(state["linear.bias"], torch.tensor(9.0))
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def flipped_bit(content: bytes) -> bytes:
+    """Return a file with one bit flipped, in padding that no reader looks at."""
+    place = len(content) // 2
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "record/params.yaml",
+        "record/dvc.yaml",
+        "record/dvc.lock",
+        "record/diff.patch",
+        "state_dict/best.pt",
+        "state_dict/final.pt",
+    ],
+)
+def test_missing_artifact_is_inconclusive(workspace: Workspace, store: Store, recorded: Run, name: str) -> None:
+    report = judged(store, copy_run(workspace, recorded, artifacts={name: None}), workspace)
+    assert (report.verdict, report.reason) == (Verdict.INCONCLUSIVE, f"its artifact {name} is missing")
+
+
+def test_no_outputs_at_all_is_inconclusive(workspace: Workspace, store: Store, recorded: Run) -> None:
+    nothing = copy_run(
+        workspace, recorded, without=lambda _: True, artifacts={"state_dict/best.pt": None, "state_dict/final.pt": None}
+    )
+    report = judged(store, nothing, workspace)
+    assert (report.verdict, report.reason) == (Verdict.INCONCLUSIVE, "its artifact state_dict/best.pt is missing")
+    assert report.again is None
+    run = workspace.client.get_run(nothing.info.run_id)
+    assert run.data.tags["rerun.verdict"] == "inconclusive"
+    assert "rerun.by" not in run.data.tags
+    assert json.loads(artifact(workspace, run, f"rerun/{run.info.run_id}.json"))["reason"] == report.reason
+
+
+def test_flipped_bit_in_a_stored_state_is_inconclusive(workspace: Workspace, store: Store, recorded: Run) -> None:
+    content = artifact(workspace, recorded, "state_dict/best.pt")
+    damaged = copy_run(workspace, recorded, artifacts={"state_dict/best.pt": flipped_bit(content)})
+    assert str(judged(store, damaged, workspace).reason).startswith("its artifact state_dict/best.pt is damaged")
+    content = artifact(workspace, recorded, "state_dict/final.pt")
+    states = {f"state_dict/{kind}.pt": changed_bit(content) for kind in ("best", "final")}
+    whole = {"best.pt.sha256": None, "final.pt.sha256": None}
+    report = judged(store, copy_run(workspace, recorded, artifacts=states, tags=whole), workspace)
+    assert report.reason == "neither of its states has the digest in its tag state_dict.sha256"
+
+
+@pytest.mark.parametrize("name", ["train_loss", "validation_loss", "learning_rate"])
+def test_removed_epoch_is_inconclusive(workspace: Workspace, store: Store, recorded: Run, name: str) -> None:
+    def removed(metric: Metric) -> bool:
+        return bool(metric.key == name and metric.step == 2)
+
+    report = judged(store, copy_run(workspace, recorded, without=removed), workspace)
+    assert (report.verdict, report.reason) == (Verdict.INCONCLUSIVE, f"its metric {name} has no value at epoch 2")
+
+
+def test_epoch_with_two_values_is_inconclusive(workspace: Workspace, store: Store, recorded: Run) -> None:
+    copy = copy_run(workspace, recorded)
+    workspace.client.log_metric(copy.info.run_id, "train_loss", 0.5, step=3)
+    assert judged(store, copy, workspace).reason == "its metric train_loss has two values at epoch 3"
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "FAILED", "KILLED"])
+def test_unfinished_run_is_inconclusive(workspace: Workspace, store: Store, recorded: Run, status: str) -> None:
+    report = judged(store, copy_run(workspace, recorded, status=status), workspace)
+    assert (report.verdict, report.reason) == (Verdict.INCONCLUSIVE, f"it did not finish: its status is {status}")
+
+
+def test_run_without_an_evaluation_is_inconclusive(workspace: Workspace, store: Store, recorded: Run) -> None:
+    def of_the_test(metric: Metric) -> bool:
+        return metric.key.startswith("test_") or metric.key == "excess_mse"
+
+    copy = copy_run(workspace, recorded, without=of_the_test)
+    assert judged(store, copy, workspace).reason == "it has no test metrics: stage evaluate did not end"
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"git.commit": "0" * 40}, f"its commit {'0' * 40} is not in this repository; `git fetch` may bring it"),
+        ({"git.commit": None}, "it has no tag git.commit, which every training sets"),
+        ({"state_dict.sha256": None}, "it has no tag state_dict.sha256, which every training sets"),
+        ({"changed": "truefit/models.py"}, "these files changed while it ran: truefit/models.py"),
+        (
+            {"code.sha256": "0" * 64},
+            "the code in src that ran is not in its record: its digest is not that of its tag code.sha256",
+        ),
+    ],
+)
+def test_record_that_cannot_be_rebuilt_is_inconclusive(
+    workspace: Workspace, store: Store, recorded: Run, tags: dict[str, str | None], reason: str
+) -> None:
+    report = judged(store, copy_run(workspace, recorded, tags=tags), workspace)
+    assert (report.verdict, report.reason, report.again) == (Verdict.INCONCLUSIVE, reason, None)
+
+
+def test_changed_code_line_in_the_record_is_inconclusive(workspace: Workspace, store: Store, recorded: Run) -> None:
+    patch = artifact(workspace, recorded, "record/diff.patch")
+    assert b"+SHIFT = 1" in patch
+    changed = {"record/diff.patch": patch.replace(b"+SHIFT = 1", b"+SHIFT = 2")}
+    report = judged(store, copy_run(workspace, recorded, artifacts=changed), workspace)
+    assert str(report.reason).startswith("the code in src that ran is not in its record")
+    torn = {"record/diff.patch": patch[:200]}
+    report = judged(store, copy_run(workspace, recorded, artifacts=torn), workspace)
+    assert str(report.reason).startswith("its artifact record/diff.patch does not apply: error: ")
+
+
+def test_another_seed_in_the_record_is_inconclusive(workspace: Workspace, store: Store, recorded: Run) -> None:
+    params = artifact(workspace, recorded, "record/params.yaml")
+    copy = copy_run(workspace, recorded, artifacts={"record/params.yaml": params.replace(b"seed: 42", b"seed: 43")})
+    reason = "its artifact record/params.yaml has generate.seed 43, and its params have 42"
+    assert judged(store, copy, workspace).reason == reason
+
+
+def test_files_too_large_for_the_record_are_named(workspace: Workspace, store: Store, recorded: Run) -> None:
+    copy = copy_run(workspace, recorded, tags={"git.omitted": "src/weights.bin, notes.txt"})
+    report = judged(store, copy, workspace)
+    assert report.reason == "uncommitted files were too large for its record: src/weights.bin, notes.txt"
+
+
+@long
+def test_changed_code_line_gives_a_different_result_from_the_first_epoch(
+    workspace: Workspace, store: Store, recorded: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    patch = artifact(workspace, recorded, "record/diff.patch").replace(b"+SHIFT = 1", b"+SHIFT = 2")
+    # Without the tag, as if the record itself were of that code.
+    copy = copy_run(workspace, recorded, artifacts={"record/diff.patch": patch}, tags={"code.sha256": None, "numpy": "1.0"})
+    done = run_again(store, copy, 1e-5, keep=True)
+    report = done.report
+    assert (report.verdict, report.first_epoch) == (Verdict.DIFFERENT, 1)
+    assert {row.name for row in report.rows if row.equal < row.compared} == {
+        *("train_loss", "validation_loss", "state_dict best", "state_dict final", "test metrics")
+    }
+    assert set(report.inputs) == {"code", "environment"}
+    assert done.kept is not None
+    assert (done.kept / "src/truefit/new.py").read_text() == "SHIFT = 2\n"
+    text = describe(done, "a copy")
+    assert f"a copy, {copy.info.run_id}: different\n" in text
+    assert "first epoch that differs: 1\n" in text
+    assert "environment: numpy 1.0 -> " in text
+    assert f"kept: {done.kept}; `git worktree remove --force '{done.kept}'; rm -r '{done.kept.parent}'` removes it" in text
+    workspace.run("git", "worktree", "remove", "--force", str(done.kept))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, *([signal.SIGTERM] if TORTURE else [])])
+def test_interrupted_rerun_leaves_no_worktree_and_no_run(workspace: Workspace, recorded: Run, number: signal.Signals) -> None:
+    before = traces(workspace)
+    tags, runs = workspace.client.get_run(recorded.info.run_id).data.tags, {run.info.run_id for run in workspace.runs()}
+
+    def training() -> bool:
+        return any(run.info.run_id not in runs for run in workspace.runs())
+
+    status, complaint = interrupted_rerun(workspace, recorded.info.run_id, number, training)
+    assert status == 128 + number
+    assert complaint.startswith(f"error: stopped by {number.name}")
+    assert traces(workspace) == before
+    assert {run.info.run_id for run in workspace.runs()} == runs
+    assert workspace.client.get_run(recorded.info.run_id).data.tags == tags
+    assert list((workspace.path / ".truefit/runs").glob("*")) == []
+
+
+def test_code_that_changes_while_it_trains_makes_the_run_inconclusive(workspace: Workspace, store: Store) -> None:
+    workspace.set_params(train__epochs=2000, train__batch_size="all")
+    runs = len(workspace.runs())
+    process = start(workspace, "python", "src/train.py", "data/prepared", "results")
+    while len(workspace.runs()) == runs:
+        assert process.poll() is None
+    stage = workspace.path / "src/generate.py"
+    code = stage.read_text()
+    stage.write_text(code + "# another line\n")
+    _, complaint = process.communicate(timeout=120)
+    assert process.returncode == 0, complaint
+    stage.write_text(code)
+    run = workspace.runs()[0]
+    workspace.run("git", "checkout", "--quiet", "HEAD", "--", ".")
+    report = judged(store, run, workspace)
+    assert (report.verdict, report.reason) == (Verdict.INCONCLUSIVE, "these files changed while it ran: generate.py")
+
+
+@long
+def test_another_seed_gives_a_different_result(workspace: Workspace, store: Store, recorded: Run) -> None:
+    params = artifact(workspace, recorded, "record/params.yaml")
+    before, _, after = params.partition(b"train:  ")
+    changed = before + b"train:  " + after.replace(b"seed: 42", b"seed: 43", 1)
+    copy = copy_run(workspace, recorded, artifacts={"record/params.yaml": changed}, params={"train.seed": "43"})
+    report = judged(store, copy, workspace)
+    assert (report.verdict, report.first_epoch) == (Verdict.DIFFERENT, 1)
+    assert {row.name for row in report.rows if row.equal == row.compared} == {"data digests", "learning_rate"}
+
+
+@long
+def test_history_with_a_last_epoch_less_is_different(workspace: Workspace, store: Store, recorded: Run) -> None:
+    copy = copy_run(workspace, recorded, without=lambda metric: bool(metric.step == 4))
+    report = judged(store, copy, workspace)
+    assert (report.verdict, report.first_epoch) == (Verdict.DIFFERENT, 4)
+
+
+@long
+def test_every_engine_model_and_schedule_and_a_resumed_training_are_identical(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    for name, settings in TRAININGS.items():
+        few = {"epochs": min(settings["epochs"], 12)}
+        configure(workspace, "all", {**settings, **few}, track__run_name=name)
+        workspace.run("dvc", "repro")
+    configure(workspace, "all", {"epochs": 400}, track__run_name="resumed", checkpoint__epochs=1)
+    process = start(workspace, "dvc", "repro")
+    while not any(tmp_path.glob(".truefit/checkpoints/*/*.checkpoint")):
+        assert process.poll() is None
+    assert kill(process)
+    (tmp_path / ".dvc/tmp/rwlock").unlink(missing_ok=True)
+    workspace.run("dvc", "repro")
+    names = [run.info.run_name for run in workspace.runs("all")]
+    assert sorted(names) == sorted([*TRAININGS, "resumed"])
+    reports = rerun(workspace, "--all", "--experiment", "all")
+    assert {report["verdict"] for report in reports} == {"identical"}
+    assert len(reports) == len(TRAININGS) + 1
+
+
+@long
+def test_grid_of_queued_experiments_is_identical(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    workspace.run("dvc", "repro")
+    workspace.commit()
+    workspace.set_params(train__epochs=7)  # which is not committed
+    grid = ["--set-param", "train.optimizer.lr=0.01,0.03,0.1", "--set-param", "train.engine=numpy,torch"]
+    workspace.run("dvc", "exp", "run", "--queue", *grid)
+    workspace.run("dvc", "queue", "start", "--jobs", "2")
+    latest = time.monotonic() + 600
+    while sum("test_mse" in run.data.metrics for run in workspace.runs()) < 7:
+        assert time.monotonic() < latest
+        time.sleep(1)
+    workspace.run("git", "checkout", "--quiet", "HEAD", "--", ".")
+    before = traces(workspace)
+    done = workspace.run(*COMMAND, "--all", PYTHONPATH=str(tmp_path / "src"))
+    assert traces(workspace) == before
+    assert done.stdout.endswith("\nidentical: 7, close: 0, inconclusive: 0, different: 0\n")
+    assert sum(run.data.tags.get("rerun.verdict") == "identical" for run in workspace.runs()) == 14
+
+
+@long
+def test_own_csv_of_a_project_in_a_subfolder_of_a_shallow_clone_is_pulled_and_identical(tmp_path: Path) -> None:
+    first = Workspace(tmp_path / "first/project", top=tmp_path / "first")
+    (first.path / "data/own.csv").write_bytes(numbered_csv(300).encode())
+    first.run("dvc", "add", "data/own.csv")
+    first.run("dvc", "remote", "add", "--default", "store", "../../remote")
+    first.run("dvc", "push")
+    first.set_params(prepare__csv="data/own.csv", train__epochs=3, train__standardize=True)
+    first.commit()
+    first.run("git", "clone", "--quiet", "--depth", "1", f"file://{tmp_path}/first", str(tmp_path / "second"))
+    workspace = Workspace(tmp_path / "second/project", copy=False)
+    workspace.run("dvc", "pull", "data/own.csv")
+    (workspace.path / "src/truefit/new.py").write_text(NEW)
+    workspace.run("dvc", "repro", "evaluate")
+    workspace.run("git", "stash", "--include-untracked")
+    shutil.rmtree(workspace.path / ".dvc/cache")
+    (workspace.path / "data/own.csv").unlink()
+    before = traces(workspace)
+    report = rerun(workspace)
+    assert traces(workspace) == before
+    assert (report["verdict"], report["reason"], report["inputs"]) == ("identical", None, {})
+    shutil.rmtree(tmp_path / "remote")
+    assert rerun(workspace, status=4)["reason"].startswith("its data are gone: dvc pull data/own.csv: ")
+    (workspace.path / "data/own.csv").write_text(numbered_csv(300).replace("7.25", "7.5", 1))
+    assert rerun(workspace, status=4)["reason"].startswith("its data are gone: dvc pull data/own.csv: ")
+    (workspace.path / "data/own.csv").write_text(numbered_csv(300))
+    shutil.rmtree(workspace.path / ".dvc/cache", ignore_errors=True)
+    assert rerun(workspace)["verdict"] == "identical"
+
+
+@long
+def test_another_number_of_threads_is_not_identical_where_it_changes_bits(workspace: Workspace, store: Store) -> None:
+    model = {"name": "mlp", "hidden": [64, 64]}
+    results = []
+    for threads in (1, 2):
+        configure(
+            workspace, "threads", {"model": model, "batch_size": "all", "epochs": 5, "threads": threads}, generate__rows=50_000
+        )
+        workspace.run("dvc", "repro")
+        run = workspace.runs("threads")[0]
+        folder = workspace.path.parent / f"threads{threads}"
+        download(store, run, folder)
+        results.append(read_result(store, run, folder))
+    inputs, rows = different_inputs(*results), compare(*results)
+    assert inputs["environment"] == {"threads": ["1", "2"]}
+    assert inputs["params"] == {"train.threads": ["1", "2"]}
+    assert any(row.equal < row.compared for row in rows)  # else the test needs another model
+    assert judge(rows, inputs, 1e-3)[0] is Verdict.CLOSE
+    assert judge(rows, inputs, 0)[0] is Verdict.DIFFERENT

@@ -1,0 +1,173 @@
+"""A real tracking server that goes away and comes back: nothing is lost, nothing comes twice, and `truefit sync` sends it."""
+
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from helpers_rerun import rerun
+from helpers_server import TRAIN, Server, wait_for_epochs
+from helpers_torture import SEED, TORTURE
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from workspace import Workspace
+
+EPOCHS = 24
+
+pytestmark = pytest.mark.xdist_group("server")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Workspace:
+    workspace = Workspace(tmp_path_factory.mktemp("clone"))
+    workspace.environment |= {"MLFLOW_TRACKING_URI": server.uri, "PYTHONPATH": str(workspace.path / "src")}
+    workspace.set_params(generate__rows=5_000, train__engine="numpy", train__batch_size=1, train__epochs=EPOCHS)
+    workspace.run("python", "src/generate.py", "data/synthetic.csv")
+    workspace.run("python", "src/prepare.py", "data/prepared")
+    return workspace
+
+
+def start(workspace: Workspace, experiment: str) -> subprocess.Popen[str]:
+    workspace.set_params(track__experiment=experiment)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(TRAIN, cwd=workspace.path, env=workspace.environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def sync(workspace: Workspace, status: int = 0) -> subprocess.CompletedProcess[str]:
+    return workspace.run("truefit", "sync", status=status)
+
+
+def waiting(workspace: Workspace) -> int:
+    return len(list((workspace.path / ".truefit/runs").iterdir()))
+
+
+def check_whole(workspace: Workspace, server: Server, experiment: str) -> Run:
+    """Check that the one run of the experiment has every epoch of history.csv once, and all that a run holds."""
+    client = MlflowClient(server.uri)
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    (run,) = client.search_runs([found.experiment_id])
+    history = pd.read_csv(workspace.path / "results/history.csv")
+    for name in ("train_loss", "validation_loss", "learning_rate"):
+        metrics = sorted((metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name))
+        assert metrics == list(zip(history["epoch"], history[name], strict=True)), name
+    for name in ("epoch_seconds", "train_rows_per_second"):
+        steps = sorted(metric.step for metric in client.get_metric_history(run.info.run_id, name))
+        assert steps == list(range(1, EPOCHS + 1)), name
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.epochs"] == str(EPOCHS)
+    assert run.inputs is not None
+    assert len(run.inputs.dataset_inputs) == 1
+    assert run.data.tags["mlflow.source.name"] == "src/train.py"
+    model = Path(client.download_artifacts(run.info.run_id, "state_dict/final.pt"))
+    assert model.read_bytes() == (workspace.path / "results/model.pt").read_bytes()
+    packed = Path(client.download_artifacts(run.info.run_id, "model"))
+    assert (packed / "data/model/model.pt").read_bytes() == model.read_bytes()
+    assert (packed / "MLmodel").exists()
+    assert {item.path for item in client.list_artifacts(run.info.run_id, "record")} >= {"record/params.yaml"}
+    return run
+
+
+def check_warned(process: subprocess.Popen[str]) -> None:
+    """Check that the stage ended well, and said in one line what is to be done."""
+    _, complaint = process.communicate()
+    assert process.returncode == 0, complaint
+    assert complaint.startswith("warning: MLflow store http://127.0.0.1:"), complaint
+    assert complaint.endswith("`truefit sync` sends it\n")
+    assert complaint.count("\n") == 1
+
+
+def test_server_away_from_the_start_gets_the_run_with_its_own_start_time_and_no_other_store_does(
+    workspace: Workspace, server: Server
+) -> None:
+    server.kill()
+    began = time.time() * 1000
+    process = start(workspace, "start")
+    wait_for_epochs(workspace, process, 1)
+    running = time.time() * 1000
+    check_warned(process)
+    assert waiting(workspace) == 1
+    assert "error: 1 runs could not be sent; they are kept" in sync(workspace, status=2).stderr
+
+    other = workspace.run("truefit", "sync", status=2, MLFLOW_TRACKING_URI=f"sqlite:///{workspace.path / 'other.db'}")
+    assert f"is for the store {server.uri}; see MLFLOW_TRACKING_URI" in other.stderr
+    assert waiting(workspace) == 1
+
+    # Its evaluation waits as well, and is to join it.
+    evaluated = workspace.run("python", "src/evaluate.py", "data/prepared", "results", "data/synthetic.csv")
+    assert "`truefit sync` sends it" in evaluated.stderr
+    assert waiting(workspace) == 2
+
+    server.start()
+    sync(workspace)
+    assert waiting(workspace) == 0
+    run = check_whole(workspace, server, "start")
+    assert began <= run.info.start_time <= running
+    assert run.data.metrics["test_mse"] == workspace.json("results/metrics.json")["test"]["mse"]
+    assert sync(workspace).stdout == ""
+    check_whole(workspace, server, "start")
+
+
+@pytest.mark.parametrize("epochs", [EPOCHS // 3, EPOCHS - 3] if TORTURE else [EPOCHS // 3])
+def test_server_killed_in_the_middle_gets_the_rest_by_sync(workspace: Workspace, server: Server, epochs: int) -> None:
+    experiment = f"killed after {epochs}"
+    server.start()
+    process = start(workspace, experiment)
+    wait_for_epochs(workspace, process, epochs)
+    server.kill()
+    check_warned(process)
+    server.start()
+    twice = [subprocess.Popen(["truefit", "sync"], cwd=workspace.path, env=workspace.environment) for _ in range(2)]
+    assert [one.wait() for one in twice] == [0, 0]
+    assert waiting(workspace) == 0
+    check_whole(workspace, server, experiment)
+
+
+@pytest.mark.parametrize("number", range(3 if TORTURE else 1))
+def test_server_that_comes_and_goes_gets_everything(workspace: Workspace, server: Server, number: int) -> None:
+    generator = random.Random(f"{SEED} {number}")
+    print(f"seed {SEED}")
+    experiment = f"flapping {number}"
+    process = start(workspace, experiment)
+    while process.poll() is None:
+        server.kill()
+        time.sleep(generator.uniform(0, 1.5))
+        server.start()
+        time.sleep(generator.uniform(0, 1.5))
+    assert (process.communicate()[0] != "", process.returncode) == (True, 0)
+    server.start()
+    sync(workspace)
+    assert waiting(workspace) == 0
+    check_whole(workspace, server, experiment)
+
+
+def test_sync_beside_a_training_neither_doubles_nor_loses(workspace: Workspace, server: Server) -> None:
+    server.start()
+    process = start(workspace, "beside")
+    wait_for_epochs(workspace, process, 1)
+    while process.poll() is None:
+        sync(workspace)
+    assert (process.communicate()[1], process.returncode) == ("", 0)
+    assert waiting(workspace) == 0
+    check_whole(workspace, server, "beside")
+
+
+@pytest.mark.skipif(not TORTURE, reason="a minute long: `make torture`")
+def test_rerun_of_a_run_on_a_server_is_identical(workspace: Workspace, server: Server) -> None:
+    server.start()
+    workspace.set_params(track__experiment="rerun", train__epochs=5)
+    workspace.run("dvc", "repro")
+    report = rerun(workspace)
+    assert (report["verdict"], report["inputs"]) == ("identical", {})
+    again = MlflowClient(server.uri).get_run(report["again"])
+    assert (again.data.tags["rerun.verdict"], again.data.tags["rerun.of"]) == ("identical", report["recorded"])

@@ -1,0 +1,122 @@
+"""The engine `compiled` takes the same steps as `torch`, in graphs of many batches, and says what it cannot do without."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from helpers_training import CPU, normal_line, same_bits, tensors, train_with, write_prepared
+
+from truefit.core.errors import TrainingError
+from truefit.model.models import ModelSettings, build_model
+from truefit.training.engines import COMPILING_PAYS, Engine, EngineName, choose_engine, compiled_engine, make_engine
+from truefit.training.engines.compiled_engine import CompileSettings, Graph
+from truefit.training.loop import TrainSettings
+from truefit.training.optimization import LossSettings, OptimizerSettings
+
+# Making a graph takes seconds, so each of these tests many settings at once.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "float64": {"optimizer": {"lr": 0.05, "weight_decay": 0.1}, "standardize": True, "shuffle": "block"},
+    "nesterov": {"optimizer": {"lr": 0.02, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}},
+    "clipping": {
+        "optimizer": {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.01},
+        "schedule": {"name": "step", "step_size": 1, "gamma": 0.5},
+        "clip_norm": 0.5,
+    },
+    "adam": {
+        "optimizer": {"name": "adam", "lr": 0.05, "weight_decay": 0.1},
+        "schedule": {"name": "cosine", "min_lr": 0.001},
+        "compile": {"batches": 3, "cpp_wrapper": False},
+    },
+    "mlp": {
+        "model": {"name": "mlp", "hidden": [5, 4], "dropout": 0.3, "activation": "gelu"},
+        "loss": {"name": "huber", "reduction": "sum"},
+        "optimizer": {"name": "adamw", "lr": 0.02, "weight_decay": 0.1},
+    },
+}
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    return {"batch_size": 7, "epochs": 3, "compile": {"batches": 3}} | SETTINGS[name]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.xdist_group("compiled")  # the first in a process also imports the compiler
+def test_it_follows_the_loss_curve_of_torch_and_repeats_its_own_bits(tmp_path: Path, name: str) -> None:
+    # 14 whole batches and a short one: four graphs of three batches, and three single steps.
+    rows, others = normal_line(103, (2.0, -1.0)), normal_line(30, (2.0, -1.0), seed=1)
+    dtype, tolerance = ("float64", 1e-10) if name == "float64" else ("float32", 1e-5)
+    write_prepared(tmp_path, rows, others, dtype=dtype)  # type: ignore[arg-type]
+    settings = settings_of(name)
+    compiled, again = (train_with(tmp_path, engine="compiled", **settings) for _ in range(2))
+    eager = train_with(tmp_path, **{key: value for key, value in settings.items() if key != "compile"})
+    np.testing.assert_allclose(compiled.history().to_numpy(), eager.history().to_numpy(), rtol=tolerance, atol=0)
+    for key, tensor in eager.final_state.items():
+        torch.testing.assert_close(compiled.final_state[key], tensor, rtol=10 * tolerance, atol=tolerance)
+    assert same_bits(compiled.final_state, again.final_state)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "batches"),
+    [(1000, 10, 16), (159, 10, 15), (9, 10, 1), (10, 10, 1), (1_000_000, 4096, 16), (1_000_000, 30_000, 2), (10**6, 10**6, 1)],
+)
+def test_a_graph_is_no_longer_than_an_epoch_and_no_larger_than_a_chunk(rows: int, batch_size: int, batches: int) -> None:
+    assert CompileSettings().graph(rows, batch_size) == Graph(batches, batch_size, True)
+
+
+def test_without_a_compiler_the_error_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_prepared(tmp_path, normal_line(20), normal_line(9, seed=1))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(TrainingError) as caught:
+        train_with(tmp_path, engine="compiled")
+    assert str(caught.value) == (
+        "train.engine: compiled needs a C++ compiler: found no no-such-compiler (Debian: apt-get install g++); "
+        "or take the engine torch"
+    )
+    assert choose_engine(COMPILING_PAYS, CPU) == (
+        "torch",
+        "compiled needs a C++ compiler: found no no-such-compiler (Debian: apt-get install g++)",
+    )
+
+
+def test_without_pythons_headers_the_reason_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    assert compiled_engine.missing_tool(CPU) == "Python's headers: found no Python.h (Debian: apt-get install python3-dev)"
+
+
+def test_auto_compiles_where_the_steps_are_many_enough() -> None:
+    assert choose_engine(COMPILING_PAYS, CPU) == ("compiled", "for 100,000 steps compiling pays")
+    assert choose_engine(COMPILING_PAYS - 1, CPU) == (
+        "torch",
+        "for 99,999 steps compiling does not pay; it does from 100,000 on",
+    )
+    assert choose_engine(COMPILING_PAYS, torch.device("mps")) == ("torch", "compiled does not run on mps")
+
+
+@pytest.mark.parametrize(("batch_size", "steps"), [(16, 63 * 50), (1, 50_000), ("all", 50), (2000, 50)])
+def test_the_steps_of_a_training_are_counted_with_the_short_batches(batch_size: int | str, steps: int) -> None:
+    assert TrainSettings.model_validate({"batch_size": batch_size}).steps(1000) == steps
+
+
+def test_a_batch_larger_than_the_table_makes_a_graph_of_the_table(tmp_path: Path) -> None:
+    write_prepared(tmp_path, normal_line(20), normal_line(9, seed=1))
+    # Room for the rows that the settings name would be more memory than there is.
+    large, whole = (train_with(tmp_path, engine="compiled", batch_size=size, epochs=2) for size in (10**12, "all"))
+    assert same_bits(large.final_state, whole.final_state)
+
+
+def test_engines_beside_each_other_keep_to_their_own_graphs(tmp_path: Path) -> None:
+    table = write_prepared(tmp_path, normal_line(20), normal_line(9, seed=1))
+    features, target = tensors(normal_line(20))
+
+    def engine(name: EngineName, loss: Literal["mse", "l1"]) -> Engine:
+        model = build_model(ModelSettings(), table, standardize=False, seed=42)
+        made = make_engine(name, model, LossSettings(name=loss), OptimizerSettings(lr=0.1), None, CPU, Graph(2, 5, True))
+        made.begin_epoch(1, 0.1)
+        return made
+
+    compiled, eager = ([engine(name, loss) for loss in ("mse", "l1")] for name in ("compiled", "torch"))
+    for _ in range(2):
+        for one, other in zip(compiled, eager, strict=True):
+            torch.testing.assert_close(one.train_chunk(features, target, 5), other.train_chunk(features, target, 5))
