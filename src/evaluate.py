@@ -10,11 +10,11 @@ import torch
 
 from truefit.core import errors
 from truefit.core.code import code_digest, read_code
-from truefit.core.config import load_settings
+from truefit.core.config import Params
 from truefit.core.files import atomic_path, write_json
 from truefit.data.dataset import TableDataset, open_verified
 from truefit.evaluation.figures import write_figures
-from truefit.evaluation.note import describe, spell_line
+from truefit.evaluation.note import describe, formula
 from truefit.evaluation.report import (
     EvaluateSettings,
     Optimum,
@@ -44,9 +44,10 @@ def main() -> None:
     parser.add_argument("synthetic", type=Path, help="the CSV of stage generate, whose true line is known")
     arguments = parser.parse_args()
     results: Path = arguments.results
-    settings = load_settings("evaluate", EvaluateSettings)
-    trained_with = load_settings("train", TrainSettings)
-    track, store = load_settings("track", TrackSettings), Store()
+    params = Params()
+    settings = params.section("evaluate", EvaluateSettings)
+    trained_with = params.section("train", TrainSettings)
+    track, store = params.section("track", TrackSettings), Store()
     # One thread, so that the figures do not depend on the number of cores.
     configure(threads=1)
     train, test = open_verified(arguments.table, "train", "test")
@@ -94,7 +95,7 @@ def print_summary(content: dict[str, Any]) -> None:
         print(f"excess mse over least squares: {content['excess_mse']:+.3%}")
     for title in ("parameters", "truth"):
         if title in content:
-            print(f"{'learned' if title == 'parameters' else 'true'}: {spell_line(content[title])}")
+            print(f"{'learned' if title == 'parameters' else 'true'}: {formula(content[title])}")
 
 
 def print_next(run: Run, store: Store, experiment: str, picture: str) -> None:
@@ -107,7 +108,7 @@ def print_next(run: Run, store: Store, experiment: str, picture: str) -> None:
     print(f"next: {'' if remote else 'make ui                  then '}look at the run's pictures in MLflow:")
     place = f"experiments/{store.experiment(experiment)}/runs/{run.run_id}/artifacts/figures/{picture}"
     # Without the last part, MLflow 3 shows the pages for language models to a browser that is new to it.
-    print(f"      {store.shown.rstrip('/') if remote else UI}/#/{place}?workflowType=machine_learning")
+    print(f"      {store.redacted_uri.rstrip('/') if remote else UI}/#/{place}?workflowType=machine_learning")
     print(f"      truefit rerun {run.run_id[:8]}   run it again, and compare every bit")
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from truefit.core import errors
-from truefit.core.config import load_settings
+from truefit.core.config import Params
 from truefit.data.generating import GenerateSettings
 from truefit.ingest.synthetic import write_csv
 
@@ -15,7 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("csv", type=Path, help="the CSV to write, such as data/synthetic.csv")
     arguments = parser.parse_args()
-    settings = load_settings("generate", GenerateSettings)
+    settings = Params().section("generate", GenerateSettings)
     write_csv(settings, arguments.csv)
 
 

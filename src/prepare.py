@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from truefit.core import errors
-from truefit.core.config import load_settings
+from truefit.core.config import Params
 from truefit.ingest.prepare import PrepareSettings, write_table
 
 
@@ -14,7 +14,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table", type=Path, help="the folder to write, such as data/prepared")
     arguments = parser.parse_args()
-    settings = load_settings("prepare", PrepareSettings)
+    settings = Params().section("prepare", PrepareSettings)
     table = write_table(settings, arguments.table)
     rows = ", ".join(f"{count} {split}" for split, count in table.rows.items())
     print(f"{settings.csv}: {len(table.features)} features, target {table.target!r}; rows: {rows}")

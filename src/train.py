@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from truefit.core import errors
 from truefit.core.code import read_code
-from truefit.core.config import PARAMS, load_settings
+from truefit.core.config import PARAMS, Params
 from truefit.core.files import atomic_path, sha256
 from truefit.data.dataset import TableDataset, open_verified
 from truefit.data.table import Table
@@ -38,8 +38,9 @@ def main() -> None:
     parser.add_argument("results", type=Path, help="the folder for the model and its history, such as results")
     arguments = parser.parse_args()
     code = code_in_use()
-    settings, track = load_settings("train", TrainSettings), load_settings("track", TrackSettings)
-    every = load_settings("checkpoint", CheckpointSettings)
+    params = Params()
+    settings, track = params.section("train", TrainSettings), params.section("track", TrackSettings)
+    every = params.section("checkpoint", CheckpointSettings)
     device = choose_device("cpu" if settings.engine == "numpy" else settings.device)
     configure(settings.threads)
     datasets, store = open_verified(arguments.table, "train", "validation"), Store()
@@ -49,7 +50,7 @@ def main() -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(repository_root() / ".truefit/inductor"))
     goal = track.model_dump(exclude={"largest_file_mb"})  # which decides no result
     key = fingerprint(device, settings.model_dump(), table.digest, goal, store.address)
-    origin = partial(read_origin, as_written, settings.engine, table, device, track.largest_file)
+    origin = partial(read_origin, params, as_written.model_dump(), settings.engine, table, device, track.largest_file)
     with (
         Checkpoints(repository_root() / ".truefit/checkpoints" / key, every) as checkpoints,
         store.training_run(track, run_name(settings), key, origin) as run,

@@ -25,7 +25,7 @@ from workspace import ROOT
 
 from truefit.cli.lr_range import DIVERGED, MARGIN, WINDOW, Finding, find, lr_range, range_test
 from truefit.cli.main import commands
-from truefit.core.errors import InconclusiveError, TableError, TrackingError, TrainingError
+from truefit.core.errors import InconclusiveError, TableError, TrackingError, TruefitError
 from truefit.data.batches import ShuffledChunks
 from truefit.data.dataset import TableDataset
 from truefit.rerun.records import find as find_run
@@ -379,7 +379,7 @@ def test_engines_that_compile_leave_it_to_torch(engine: str, repository: Path, c
 
 def test_first_loss_that_is_not_finite_leaves_a_failed_run(repository: Path, tmp_path: Path) -> None:
     write_prepared(tmp_path, normal_line(100) * 1e30, normal_line(20), dtype="float32")
-    with pytest.raises(TrainingError) as caught:
+    with pytest.raises(TruefitError) as caught:
         lr_range(tmp_path, RATES)
     run = runs(repository)[0]
     assert str(caught.value) == "step 1: the training loss is not finite before any step; are the table's numbers too large?"

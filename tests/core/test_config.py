@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from helpers_settings import PARAMS_YAML, SECTIONS
 
-from truefit.core.config import flatten, load_settings, read_params
+from truefit.core.config import Params, flatten
 from truefit.core.errors import SettingsError
 from truefit.data.generating import GenerateSettings
 from truefit.evaluation.report import EvaluateSettings
@@ -71,13 +71,13 @@ def refusal(section: str, content: str | bytes) -> str:
     """Return the text of the error that the section of a params.yaml with this content raises."""
     Path("params.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(SettingsError) as caught:
-        load_settings(section, SECTIONS[section])
+        Params().section(section, SECTIONS[section])
     return str(caught.value)
 
 
 def load(section: str, values: str) -> Any:
     Path("params.yaml").write_text(f"{section}: {values}\n")
-    return load_settings(section, SECTIONS[section])
+    return Params().section(section, SECTIONS[section])
 
 
 # --- params.yaml as a whole
@@ -148,7 +148,7 @@ def test_yaml_nested_beyond_all_bounds_is_refused() -> None:
     Path("params.yaml").write_text("[" * 1000)
 
     with pytest.raises(SettingsError, match=r"^params\.yaml: found values nested too deeply to be read, allowed: 20 levels$"):
-        read_params()
+        Params()
 
 
 PLAIN = "text, numbers, true, false, null, lists, keys and values"
@@ -181,7 +181,7 @@ def test_what_json_cannot_hold_is_refused_whichever_section_is_read(content: str
 def test_an_alias_stands_for_its_value() -> None:
     Path("params.yaml").write_text("generate: {seed: &seed 5}\nprepare: {split: {seed: *seed}}\n")
 
-    assert load_settings("prepare", PrepareSettings).split.seed == 5
+    assert Params().section("prepare", PrepareSettings).split.seed == 5
 
 
 def test_a_key_with_a_line_break_is_named_in_one_line() -> None:
@@ -198,7 +198,7 @@ def test_a_long_value_is_cut_in_the_error() -> None:
 
 def test_a_missing_params_yaml_is_refused() -> None:
     with pytest.raises(SettingsError) as caught:
-        load_settings("generate", GenerateSettings)
+        Params().section("generate", GenerateSettings)
 
     assert str(caught.value) == "params.yaml: cannot be read: No such file or directory"
 
@@ -207,7 +207,7 @@ def test_a_folder_instead_of_params_yaml_is_refused() -> None:
     Path("params.yaml").mkdir()
 
     with pytest.raises(SettingsError) as caught:
-        read_params()
+        Params()
 
     assert str(caught.value) == "params.yaml: cannot be read: Is a directory"
 
@@ -217,7 +217,7 @@ def test_the_error_names_the_file_that_was_read(tmp_path: Path) -> None:
     path.write_text("evaluate: {sample: 0}\n")
 
     with pytest.raises(SettingsError) as caught:
-        load_settings("evaluate", EvaluateSettings, path)
+        Params(path).section("evaluate", EvaluateSettings)
 
     assert str(caught.value) == f"{path}: evaluate.sample: found 0, allowed: greater than or equal to 1"
 
@@ -607,14 +607,14 @@ def test_settings_are_frozen() -> None:
 
 def test_params_yaml_holds_the_keys_and_defaults_of_the_design() -> None:
     # As JSON, since Python takes 1, 1.0 and True for equal.
-    assert json.dumps(read_params(PARAMS_YAML), sort_keys=True) == json.dumps(DEFAULTS, sort_keys=True)
+    assert json.dumps(Params(PARAMS_YAML).values, sort_keys=True) == json.dumps(DEFAULTS, sort_keys=True)
 
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_params_yaml_holds_the_defaults_in_the_code(section: str) -> None:
     model = SECTIONS[section]
 
-    assert load_settings(section, model, PARAMS_YAML) == model()
+    assert Params(PARAMS_YAML).section(section, model) == model()
 
 
 def test_every_key_in_params_yaml_has_a_comment() -> None:
@@ -633,7 +633,7 @@ def test_flatten_joins_keys_with_dots_and_keeps_lists_whole() -> None:
 
 
 def test_flatten_of_params_yaml_gives_every_dotted_key() -> None:
-    flat = flatten(read_params(PARAMS_YAML))
+    flat = flatten(Params(PARAMS_YAML).values)
 
     assert {key for key in flat if key.startswith("prepare.")} == {
         "prepare.csv",

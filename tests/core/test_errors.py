@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from truefit.core import errors
-from truefit.core.errors import SettingsError, StoppedError, TrainingError, TruefitError, is_final
+from truefit.core.errors import SettingsError, StoppedError, TruefitError, is_final
 
 SRC = Path(__file__).parents[2] / "src"
 
@@ -98,7 +98,7 @@ def test_ctrl_c_gives_status_130_and_one_line(capfd: pytest.CaptureFixture[str])
     ("error", "final"),
     [
         (None, True),
-        (TrainingError("not finite"), True),
+        (TruefitError("not finite"), True),
         (StoppedError(15, "here"), False),
         (OSError("disk full"), False),
         (KeyboardInterrupt(), False),

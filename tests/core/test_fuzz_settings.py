@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from truefit.core.config import load_settings, read_params
+from truefit.core.config import Params
 from truefit.core.errors import SettingsError
 
 profile = fuzz(examples=100)
@@ -25,7 +25,7 @@ profile = fuzz(examples=100)
 Place = tuple[str, ...]
 
 GOOD_TEXT = PARAMS_YAML.read_text()
-GOOD: dict[str, Any] = read_params(PARAMS_YAML)
+GOOD: dict[str, Any] = Params(PARAMS_YAML).values
 TOKENS = [
     *("\t", "\n", "\r", " ", "  ", "'", '"', "{", "}", "[", "]", ",", ":", ": ", "- ", "? ", "#", "|", ">", "%", "@", "`"),
     *("\\", "&a ", "*a", "<<: *a", "--- ", "\n---\n", "\n...\n", "%YAML 1.1\n---\n", "~", "null", "true", "yes", "1_000"),
@@ -125,7 +125,7 @@ def equal(found: Any, written: Any) -> bool:
 def outcome(section: str, content: dict[str, Any]) -> str | None:
     """Load a section: return None where it has the values of `content`, or the error's line, whose form is checked."""
     try:
-        loaded = load_settings(section, SECTIONS[section])
+        loaded = Params().section(section, SECTIONS[section])
     except SettingsError as error:
         return well_formed(str(error))
     model = SECTIONS[section]
@@ -256,7 +256,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 def test_damaged_text_loads_as_the_yaml_that_it_is_or_is_refused_with_its_place(content: bytes) -> None:
     Path("params.yaml").write_bytes(content)
     try:
-        params = read_params()
+        params = Params().values
     except SettingsError as error:
         well_formed(str(error))
         return

@@ -413,7 +413,7 @@ RERUN = "      truefit rerun 42711d48   run it again, and compare every bit\n"
 def test_the_stage_ends_with_where_its_pictures_are_and_what_to_type_next(
     uri: str, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = SimpleNamespace(uri=uri, shown=uri, experiment={"mine": "7"}.get)
+    store = SimpleNamespace(uri=uri, redacted_uri=uri, experiment={"mine": "7"}.get)
     print_next(cast(Any, SimpleNamespace(run_id="42711d48d1eb4ab1")), cast(Any, store), "mine", "fit.png")
     assert capsys.readouterr().out == expected
 

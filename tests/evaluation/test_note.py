@@ -8,7 +8,7 @@ from helpers_data import numbered_csv, prepare
 from test_security import HOSTILE
 
 from truefit.data.table import Table
-from truefit.evaluation.note import as_text, describe, spell_line
+from truefit.evaluation.note import describe, escape_markdown, formula
 from truefit.training.loop import TrainSettings
 
 SCORES = {"mse": 0.5, "rmse": 0.25, "mae": 1.0, "r2": None}
@@ -77,7 +77,7 @@ def test_only_the_first_names_are_shown(table: Table) -> None:
     assert "from **x0**, **x1**, **x2**, **x3**, **x4**, **x5**, **x6**, **x7** and 2 more." in describe(
         wide, TrainSettings(), REPORT
     )
-    assert spell_line({"intercept": 0.0, "coefficients": dict.fromkeys(names, 1.0)}).endswith(" +1·x7 + …")
+    assert formula({"intercept": 0.0, "coefficients": dict.fromkeys(names, 1.0)}).endswith(" +1·x7 + …")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_only_the_first_names_are_shown(table: Table) -> None:
     ],
 )
 def test_name_is_text_in_markdown(name: str, text: str) -> None:
-    assert as_text(name) == text
+    assert escape_markdown(name) == text
 
 
 def test_description_fits_into_a_tag_whatever_the_names(table: Table) -> None:

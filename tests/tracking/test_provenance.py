@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from truefit.core.code import code_digest, read_code
-from truefit.core.errors import ProvenanceError
+from truefit.core.errors import TruefitError
 from truefit.tracking.provenance import ENVIRONMENT, read_environment, read_workspace
 
 LARGEST = 1000
@@ -165,7 +165,7 @@ def test_reading_leaves_index_and_working_tree_as_they_were(repository: Path) ->
 def test_folder_without_a_repository_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    with pytest.raises(ProvenanceError) as caught:
+    with pytest.raises(TruefitError) as caught:
         read_workspace(LARGEST)
     assert str(caught.value) == (
         "git rev-parse: fatal: not a git repository (or any of the parent directories): .git; "
@@ -176,13 +176,13 @@ def test_folder_without_a_repository_is_refused(tmp_path: Path, monkeypatch: pyt
 def test_repository_without_a_commit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     git("init", "--quiet")
-    with pytest.raises(ProvenanceError, match=r"^git rev-parse: fatal: Needed a single revision; every run records"):
+    with pytest.raises(TruefitError, match=r"^git rev-parse: fatal: Needed a single revision; every run records"):
         read_workspace(LARGEST)
 
 
 def test_missing_git_is_refused(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(repository))
-    with pytest.raises(ProvenanceError, match=r"^git: not found; every run records the commit that it ran on$"):
+    with pytest.raises(TruefitError, match=r"^git: not found; every run records the commit that it ran on$"):
         read_workspace(LARGEST)
 
 

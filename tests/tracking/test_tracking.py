@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 from workspace import ROOT
 
-from truefit.core.errors import StoppedError, TrackingError, TrainingError
+from truefit.core.errors import StoppedError, TrackingError, TruefitError
 from truefit.data.table import CsvSource, Table
 from truefit.model import serving
 from truefit.tracking.journal import Journal, pending
@@ -155,9 +155,9 @@ def test_metrics_are_sent_while_the_training_runs_and_not_one_by_one(
 
 
 def test_error_leaves_the_run_failed_with_its_reason_and_its_metrics(root: Path, track: TrackSettings) -> None:
-    with pytest.raises(TrainingError), Store().training_run(track, "name", digest_of(track, "f"), origin) as run:
+    with pytest.raises(TruefitError), Store().training_run(track, "name", digest_of(track, "f"), origin) as run:
         run.log_metrics({"loss": 1.0}, 1)
-        raise TrainingError("epoch 2, batch 1: the reason")
+        raise TruefitError("epoch 2, batch 1: the reason")
     found = fetch(root, run)
     assert found.info.status == "FAILED"
     assert found.data.tags["failure"] == "epoch 2, batch 1: the reason"
@@ -293,8 +293,8 @@ def test_training_of_another_fingerprint_or_after_one_that_is_over_is_a_run_of_i
         raise KeyboardInterrupt
     with Store().training_run(track, "other", digest_of(track, "g"), origin):
         pass
-    with pytest.raises(TrainingError), Store().training_run(track, "failed", digest_of(track, "h"), origin):
-        raise TrainingError("which would come again")
+    with pytest.raises(TruefitError), Store().training_run(track, "failed", digest_of(track, "h"), origin):
+        raise TruefitError("which would come again")
     for _ in range(2):
         with Store().training_run(track, "done", digest_of(track, "h"), origin):
             pass
@@ -403,9 +403,9 @@ def test_secrets_in_the_address_of_the_git_remote_are_not_recorded(
 
 def test_evaluation_without_a_run_opens_one_of_its_own(root: Path, track: TrackSettings) -> None:
     digest = digest_of(track, "model")
-    with pytest.raises(TrainingError), Store().training_run(track, "name", digest, origin) as failed:
+    with pytest.raises(TruefitError), Store().training_run(track, "name", digest, origin) as failed:
         failed.set_tags({DIGEST_TAG: digest})
-        raise TrainingError("a failed run has no model to evaluate")
+        raise TruefitError("a failed run has no model to evaluate")
     with Store().evaluation_run(track, digest) as run:
         run.log_metrics({"test_mse": 0.25}, 0)
     found = fetch(root, run)
@@ -563,12 +563,12 @@ def test_store_that_fails_as_well_does_not_hide_the_reason(
     shutil.copy(root / "mlflow.db", tmp_path / "mlflow.db")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     with (
-        pytest.raises(TrainingError, match="the reason"),
+        pytest.raises(TruefitError, match="the reason"),
         Store().training_run(track, "name", digest_of(track, "f"), origin) as run,
     ):
         run.log_metrics({"loss": 1.0}, 1)
         (tmp_path / "mlflow.db").write_bytes(b"no database any more" * 1000)
-        raise TrainingError("the reason")
+        raise TruefitError("the reason")
     (journal,) = waiting(tmp_path, track)
     assert capsys.readouterr().err.endswith(f"; {journal.folder} keeps run 'name': `truefit sync` sends it\n")
 

@@ -18,7 +18,7 @@ from helpers_training import CPU, normal_line, same_bits, write_prepared
 from workspace import ROOT
 
 from truefit.core import errors
-from truefit.core.errors import StoppedError, TrainingError
+from truefit.core.errors import StoppedError, TruefitError
 from truefit.data import batches
 from truefit.data.dataset import open_verified
 from truefit.training.checkpoint import Checkpoints, CheckpointSettings, fingerprint
@@ -136,14 +136,14 @@ def test_files_have_the_mode_that_the_umask_gives(tmp_path: Path) -> None:
 # --- when it is over
 
 
-@pytest.mark.parametrize("error", [None, TrainingError("the loss is not finite")])
+@pytest.mark.parametrize("error", [None, TruefitError("the loss is not finite")])
 def test_checkpoints_are_removed_when_the_training_is_over(tmp_path: Path, error: Exception | None) -> None:
     try:
         with opened(tmp_path / "a") as checkpoints:
             checkpoints.save({})
             if error:
                 raise error
-    except TrainingError:
+    except TruefitError:
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -158,7 +158,7 @@ def test_checkpoints_are_kept_when_it_may_go_on(tmp_path: Path, error: BaseExcep
 
 def test_a_second_training_with_the_fingerprint_is_told_why_it_cannot_run(tmp_path: Path) -> None:
     with opened(tmp_path / "a"):
-        with pytest.raises(TrainingError) as caught, opened(tmp_path / "a"):
+        with pytest.raises(TruefitError) as caught, opened(tmp_path / "a"):
             pass
         with opened(tmp_path / "b"):
             pass
@@ -177,7 +177,7 @@ def test_a_killed_training_holds_nobody_back(tmp_path: Path) -> None:
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        with pytest.raises(TrainingError, match="is running"), opened(tmp_path / "a"):
+        with pytest.raises(TruefitError, match="is running"), opened(tmp_path / "a"):
             pass
         process.kill()
     with opened(tmp_path / "a"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import truefit
-from truefit.core.errors import DeviceError
+from truefit.core.errors import TruefitError
 from truefit.training.device import available_devices, choose_device
 
 SRC = Path(truefit.__file__).parents[1]
@@ -89,7 +89,7 @@ def test_every_device_there_is_can_be_chosen_by_name() -> None:
 def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
     missing = f"cuda:{torch.cuda.device_count()}"
     listed = ", ".join(expected_devices())
-    with pytest.raises(DeviceError) as error:
+    with pytest.raises(TruefitError) as error:
         choose_device(missing)
     assert str(error.value) == f"train.device: found '{missing}', allowed on this machine: auto, {listed}"
 
@@ -97,7 +97,7 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
 def test_each_kind_of_device_that_is_not_there_is_refused() -> None:
     listed = ", ".join(expected_devices())
     for name in {"cuda", "mps"} - set(expected_devices()):
-        with pytest.raises(DeviceError) as error:
+        with pytest.raises(TruefitError) as error:
             choose_device(name)
         assert str(error.value) == f"train.device: found '{name}', allowed on this machine: auto, {listed}"
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers_training import CPU, Rows, global_streams, normal_line, same_bits, tensors, train_with, write_prepared
 
-from truefit.core.errors import DeviceError, TrainingError
+from truefit.core.errors import TruefitError
 from truefit.data.batches import ShuffledChunks
 from truefit.data.dataset import open_verified
 from truefit.data.generating import GenerateSettings
@@ -341,7 +341,7 @@ def test_a_training_loss_that_is_not_finite_is_an_error_with_epoch_and_batch(tmp
     write_unstable(tmp_path, rows=8)
     seen: list[Epoch] = []
     settings = TrainSettings.model_validate({"engine": engine, "batch_size": 2, "optimizer": {"lr": 2.5e29}})
-    with pytest.raises(TrainingError) as error:
+    with pytest.raises(TruefitError) as error:
         train(open_verified(tmp_path, "train", "validation"), settings, CPU, seen.append)
     assert str(error.value) == f"epoch 2, batch 3: the training loss {advice(engine)}"
     assert [epoch.epoch for epoch in seen] == [1]
@@ -351,7 +351,7 @@ def test_a_training_loss_that_is_not_finite_is_an_error_with_epoch_and_batch(tmp
 def test_the_batch_named_is_counted_over_all_chunks_of_an_epoch(tmp_path: Path, engine: EngineName) -> None:
     # A chunk holds one batch of 40,000 rows. Each step multiplies a loss by 1e82: the fifth exceeds float64.
     write_unstable(tmp_path, rows=240_000)
-    with pytest.raises(TrainingError, match=r"^epoch 1, batch 5: the training loss is not finite"):
+    with pytest.raises(TruefitError, match=r"^epoch 1, batch 5: the training loss is not finite"):
         train_with(tmp_path, engine=engine, batch_size=40_000, optimizer={"lr": 2.5e40})
 
 
@@ -359,7 +359,7 @@ def test_the_batch_named_is_counted_over_all_chunks_of_an_epoch(tmp_path: Path, 
 def test_a_validation_loss_that_is_not_finite_is_an_error_with_its_epoch(tmp_path: Path, engine: EngineName) -> None:
     # Six steps: the last training loss is still finite, that of the state after it is not.
     write_unstable(tmp_path, rows=12)
-    with pytest.raises(TrainingError) as error:
+    with pytest.raises(TruefitError) as error:
         train_with(tmp_path, engine=engine, batch_size=2, optimizer={"lr": 2.5e29})
     assert str(error.value) == f"epoch 1, after its last batch: the validation loss {advice(engine)}"
 
@@ -368,7 +368,7 @@ def test_a_validation_loss_that_is_not_finite_is_an_error_with_its_epoch(tmp_pat
 def test_a_float32_training_that_blows_up_is_the_same_error(tmp_path: Path, engine: EngineName) -> None:
     # float32 ends at 3.4e38: the second loss, about 1e60, exceeds it.
     write_prepared(tmp_path, np.ones((8, 2)), np.ones((3, 2)), dtype="float32")
-    with pytest.raises(TrainingError) as error:
+    with pytest.raises(TruefitError) as error:
         train_with(tmp_path, engine=engine, batch_size=2, optimizer={"lr": 2.5e29})
     assert str(error.value) == f"epoch 1, batch 2: the training loss {advice(engine)}"
 
@@ -381,20 +381,20 @@ def test_a_batch_that_the_ones_after_it_recover_from_is_still_named(tmp_path: Pa
     order = torch.cat(list(ShuffledChunks(12, 1, 5, "full"))).tolist()
     batch = order.index(0) + 1
     assert 1 < batch < 12
-    with pytest.raises(TrainingError, match=rf"^epoch 1, batch {batch}: the training loss is not finite"):
+    with pytest.raises(TruefitError, match=rf"^epoch 1, batch {batch}: the training loss is not finite"):
         train_with(tmp_path, batch_size=1, clip_norm=1.0, seed=5)
 
 
 def test_only_what_is_not_done_already_is_advised(tmp_path: Path) -> None:
     write_unstable(tmp_path, rows=8)
-    with pytest.raises(TrainingError) as error:
+    with pytest.raises(TruefitError) as error:
         train_with(tmp_path, standardize=True, clip_norm=1e200, batch_size=2, optimizer={"lr": 1e200})
     assert str(error.value) == "epoch 1, batch 2: the training loss is not finite; try a train.optimizer.lr below 1e+200"
 
 
 def test_a_device_that_cannot_hold_float64_is_refused_for_such_a_table(tmp_path: Path) -> None:
     write_line(tmp_path)
-    with pytest.raises(DeviceError) as error:
+    with pytest.raises(TruefitError) as error:
         train(open_verified(tmp_path, "train", "validation"), TrainSettings(), torch.device("mps"), lambda _: None)
     expected = "train.device: found mps with prepare.dtype float64, allowed: float32, which is all that it has"
     assert str(error.value) == expected

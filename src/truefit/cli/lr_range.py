@@ -16,8 +16,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from truefit.core.config import PARAMS, load_settings
-from truefit.core.errors import TableError, TrainingError
+from truefit.core.config import PARAMS, Params
+from truefit.core.errors import TableError, TruefitError
 from truefit.core.files import write_bytes
 from truefit.data.batches import Chunk, Loader, ShuffledChunks, make_loader
 from truefit.data.dataset import TableDataset, open_verified
@@ -75,7 +75,7 @@ def lr_range(folder: Path | None, rates: Sequence[float]) -> tuple[Finding, Run,
     """Take a step with each of the growing rates, by the settings; return what was found, the run and the files written.
 
     `folder` is that of the prepared table, by default data/prepared in the repository. Raises TableError where no table is
-    there, or one that was not prepared by the settings, TrainingError where the first loss is not finite, and the other
+    there, or one that was not prepared by the settings, TruefitError where the first loss is not finite, and the other
     errors of a training.
     """
     folder = folder and folder.resolve()
@@ -84,17 +84,18 @@ def lr_range(folder: Path | None, rates: Sequence[float]) -> tuple[Finding, Run,
 
 
 def _lr_range(folder: Path | None, rates: Sequence[float]) -> tuple[Finding, Run, list[Path]]:
-    settings, track, store = load_settings("train", TrainSettings), load_settings("track", TrackSettings), Store()
+    params, store = Params(), Store()
+    settings, track = params.section("train", TrainSettings), params.section("track", TrackSettings)
     device = choose_device("cpu" if settings.engine == "numpy" else settings.device)
     configure(settings.threads)
     (train_rows,) = open_verified(folder or TABLE, "train")
     if folder is None:
-        require_prepared_by(load_settings("prepare", PrepareSettings), train_rows.table)
+        require_prepared_by(params.section("prepare", PrepareSettings), train_rows.table)
     as_written = settings
     if settings.engine in ("auto", "compiled"):
         print("engine: torch, since single steps gain nothing from compiling")
         settings = settings.model_copy(update={"engine": "torch"})
-    origin = read_origin(as_written, settings.engine, train_rows.table, device, track.largest_file)
+    origin = read_origin(params, as_written.model_dump(), settings.engine, train_rows.table, device, track.largest_file)
     asked = {"lr_range.from": rates[0], "lr_range.to": rates[-1], "lr_range.steps": len(rates)}
     # How a table that was named was prepared, the settings do not say.
     known = {key: value for key, value in origin.params.items() if folder is None or not key.startswith("prepare.")}
@@ -133,7 +134,7 @@ def _record(steps: Iterable[Step], run: Run) -> pd.DataFrame:
         losses = {"lr_range_loss": step.loss, "lr_range_smoothed_loss": step.smoothed_loss}
         run.log_metrics({"learning_rate": step.learning_rate, **losses}, step.step)
     if not taken:
-        raise TrainingError("step 1: the training loss is not finite before any step; are the table's numbers too large?")
+        raise TruefitError("step 1: the training loss is not finite before any step; are the table's numbers too large?")
     return pd.DataFrame(taken)
 
 

@@ -13,7 +13,7 @@ from typing import get_args
 import click
 
 from truefit.core import errors
-from truefit.core.config import PARAMS, load_settings
+from truefit.core.config import PARAMS, Params
 from truefit.core.errors import TrackingError
 from truefit.tracking.connection import repository_root
 from truefit.tracking.run import TrackSettings
@@ -191,7 +191,7 @@ def lr_range_command(start: float, end: float, steps: int, table: Path | None) -
 
 def default_experiment() -> str:
     """Return the MLflow experiment that params.yaml names."""
-    return load_settings("track", TrackSettings, repository_root() / PARAMS).experiment
+    return Params(repository_root() / PARAMS).section("track", TrackSettings).experiment
 
 
 def main() -> None:

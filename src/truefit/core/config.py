@@ -45,30 +45,53 @@ class Settings(BaseModel):
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
-def impossible(key: str, found: object, allowed: str) -> PydanticCustomError:
+def invalid_value(key: str, found: object, allowed: str) -> PydanticCustomError:
     """Return the error for a value that other keys rule out; `key` is relative to the settings that are checked."""
     return _error(f"{key}: found {_shown(found)}, allowed: {allowed}")
 
 
 def _error(text: str) -> PydanticCustomError:
-    return PydanticCustomError("impossible", "{text}", {"text": text})
+    return PydanticCustomError("invalid_value", "{text}", {"text": text})
 
 
 def require_defaults(settings: Settings, keys: tuple[str, ...], where: str) -> None:
-    """Raise an `impossible` error for the first of `keys` that is not at its default, since `where` it has no effect."""
+    """Raise an `invalid_value` error for the first of `keys` that is not at its default, since `where` it has no effect."""
     for key in keys:
         found, default = getattr(settings, key), type(settings).model_fields[key].get_default()
         if found != default:
             found, default = (list(value) if isinstance(value, tuple) else value for value in (found, default))
-            raise impossible(key, found, f"{default!r} {where}")
+            raise invalid_value(key, found, f"{default!r} {where}")
 
 
-def read_params(path: Path = PARAMS) -> dict[str, Any]:
-    """Return the whole of params.yaml as plain dicts, lists and numbers.
+class Params:
+    """params.yaml, parsed once: `values` holds all of it as plain dicts, lists and numbers.
 
     Raises SettingsError when the file is missing, is not YAML, or holds a section that truefit does not know or a value that
     no setting can have.
     """
+
+    def __init__(self, path: Path = PARAMS) -> None:
+        self.path = path
+        self.values = _read(path)
+
+    def section(self, name: str, model: type[SettingsT]) -> SettingsT:
+        """Return a section as a checked `model`.
+
+        Raises SettingsError, naming the key's path, what was found and what is allowed.
+        """
+        if name not in self.values:
+            raise SettingsError(f"{self.path}: {name}: not found, allowed: a section with {', '.join(model.model_fields)}")
+        try:
+            return model.model_validate(self.values[name])
+        except ValidationError as error:
+            details = error.errors(include_url=False)
+            # A list whose items are refused counts as too short as well.
+            others = sum(detail["type"] != "too_short" for detail in details[1:])
+            more = f" (and {others} more)" if others else ""
+            raise SettingsError(f"{self.path}: {_explain(name, details[0])}{more}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = _Constructor
     try:
@@ -139,24 +162,6 @@ def _find_strange(content: Any) -> str | None:
     return None
 
 
-def load_settings(section: str, model: type[SettingsT], path: Path = PARAMS) -> SettingsT:
-    """Return params.yaml's `section` as a checked `model`.
-
-    Raises SettingsError, naming the key's path, what was found and what is allowed.
-    """
-    params = read_params(path)
-    if section not in params:
-        raise SettingsError(f"{path}: {section}: not found, allowed: a section with {', '.join(model.model_fields)}")
-    try:
-        return model.model_validate(params[section])
-    except ValidationError as error:
-        details = error.errors(include_url=False)
-        # A list whose items are refused counts as too short as well.
-        others = sum(detail["type"] != "too_short" for detail in details[1:])
-        more = f" (and {others} more)" if others else ""
-        raise SettingsError(f"{path}: {_explain(section, details[0])}{more}") from None
-
-
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings with dotted keys: `{"train": {"lr": 1}}` becomes `{"train.lr": 1}`; lists stay whole."""
     flat: dict[str, Any] = {}
@@ -171,7 +176,7 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _explain(path: str, detail: ErrorDetails) -> str:
     """Return one validation error as `path: found …, allowed: …`; `path` names the section."""
     path = ".".join([path, *map(str, detail["loc"])])
-    if detail["type"] == "impossible":
+    if detail["type"] == "invalid_value":
         return f"{path}.{detail['msg']}"
     if detail["type"] == "model_type":
         allowed = "keys and values"

@@ -6,10 +6,7 @@ prints that line and exits with status 2.
     TruefitError
     ├── SettingsError    params.yaml: a key, a value, a combination
     ├── TableError       a CSV, or the table prepared from one
-    ├── DeviceError      a device that is not there
-    ├── TrainingError    a training that cannot go on
     ├── ModelError       a saved model that cannot be read
-    ├── ProvenanceError  a workspace whose origin cannot be recorded
     ├── InconclusiveError  a recorded run that cannot be judged
     ├── TrackingError    an MLflow store, or a journal kept for one, that cannot be used
     │   └── StoreAwayError   … for now: a server that does not answer
@@ -39,20 +36,8 @@ class TableError(TruefitError):
     """A CSV or a prepared table is unusable: file, line and column, what was found and what is allowed."""
 
 
-class DeviceError(TruefitError):
-    """The device asked for is not on this machine: what was found and which there are."""
-
-
-class TrainingError(TruefitError):
-    """The training cannot go on: epoch, batch and what to try."""
-
-
 class ModelError(TruefitError):
     """A saved model cannot be read: file and reason."""
-
-
-class ProvenanceError(TruefitError):
-    """The workspace's commit or changes cannot be read."""
 
 
 class InconclusiveError(TruefitError):

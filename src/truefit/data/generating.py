@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from truefit.core.config import Settings, impossible
+from truefit.core.config import Settings, invalid_value
 
 TARGET = "y"
 
@@ -24,9 +24,9 @@ class GenerateSettings(Settings):
     @model_validator(mode="after")
     def _range_is_not_empty(self) -> Self:
         if not self.low < self.high:
-            raise impossible("high", self.high, f"more than generate.low, {self.low}")
+            raise invalid_value("high", self.high, f"more than generate.low, {self.low}")
         if not math.isfinite(self.high - self.low):
-            raise impossible("high", self.high, f"a number whose distance from generate.low, {self.low}, is finite")
+            raise invalid_value("high", self.high, f"a number whose distance from generate.low, {self.low}, is finite")
         return self
 
     @property

@@ -16,31 +16,31 @@ _SHOWN_CHARACTERS = 40  # of a name
 
 def describe(table: Table, settings: TrainSettings, report: dict[str, Any]) -> str:
     """Return the markdown for a model that was trained with the settings, whose scores `report` holds as metrics.json does."""
-    features = _joined(map(as_text, table.features[:SHOWN_NAMES]), len(table.features))
+    features = _joined(map(escape_markdown, table.features[:SHOWN_NAMES]), len(table.features))
     rows = table.rows
     parts = [
-        f"A **{_model(settings)}** of **{as_text(table.target)}** from {features}. {_training(settings)}",
-        f"Data: **{as_text(table.csv.path)}**, {sum(rows.values())} rows: {rows['train']} to train, {rows['validation']} to "
-        f"validate, {rows['test']} to test. SHA-256 `{table.csv.sha256[:12]}…`.",
+        f"A **{_model(settings)}** of **{escape_markdown(table.target)}** from {features}. {_training(settings)}",
+        f"Data: **{escape_markdown(table.csv.path)}**, {sum(rows.values())} rows: {rows['train']} to train, "
+        f"{rows['validation']} to validate, {rows['test']} to test. SHA-256 `{table.csv.sha256[:12]}…`.",
         _result(report),
     ]
     if "parameters" in report:
-        parts.append(f"Learned: {as_text(table.target)} = {spell_line(report['parameters'], as_text)}")
+        parts.append(f"Learned: {escape_markdown(table.target)} = {formula(report['parameters'], escape_markdown)}")
     if "truth" in report:
         noise = f"noise of variance {report['truth']['noise_mse']:.6g}"
-        parts.append(f"True: {as_text(table.target)} = {spell_line(report['truth'], as_text)}, and {noise}")
+        parts.append(f"True: {escape_markdown(table.target)} = {formula(report['truth'], escape_markdown)}, and {noise}")
     parts.append("Run it again and compare every number: `truefit rerun RUN_ID`, with the Run ID that this page shows.")
     return "\n\n".join(parts)
 
 
-def spell_line(line: dict[str, Any], spell_name: Callable[[str], str] = str) -> str:
+def formula(line: dict[str, Any], spell_name: Callable[[str], str] = str) -> str:
     """Return a line's formula, from `intercept` and `coefficients`, with as many terms as are shown."""
     coefficients = list(line["coefficients"].items())
     terms = "".join(f" {value:+.6g}·{spell_name(name)}" for name, value in coefficients[:SHOWN_NAMES])
     return f"{line['intercept']:.6g}{terms}{' + …' if len(coefficients) > SHOWN_NAMES else ''}"
 
 
-def as_text(name: str) -> str:
+def escape_markdown(name: str) -> str:
     """Return markdown that shows the name, cut where it is long, and does nothing else.
 
     What markdown, HTML or a search for addresses could take for its own becomes a character reference.

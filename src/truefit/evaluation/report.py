@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
-from truefit.core.config import Settings, load_settings
+from truefit.core.config import Params, Settings
 from truefit.data.batches import CHUNK_ROWS, SequentialChunks, make_loader
 from truefit.data.dataset import TableDataset
 from truefit.data.generating import TARGET, GenerateSettings
@@ -148,7 +148,7 @@ def truth_of(table: Table, synthetic_csv: Path) -> GenerateSettings | None:
     """Return the settings that drew the table's data, or None where it is not the whole of the synthetic CSV."""
     if Path(table.csv.path) != synthetic_csv:
         return None
-    settings = load_settings("generate", GenerateSettings)
+    settings = Params().section("generate", GenerateSettings)
     return settings if (table.features, table.target) == (settings.features, TARGET) else None
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from truefit.core.config import Settings, impossible
+from truefit.core.config import Settings, invalid_value
 from truefit.core.errors import TableError
 from truefit.core.files import atomic_path, write_json
 from truefit.core.seeds import numpy_generator
@@ -43,9 +43,9 @@ class SplitSettings(Settings):
         rest = 1 - self.validation - self.test
         if rest < 1e-9:
             below = round(1 - self.validation, 9)
-            raise impossible("test", self.test, f"less than {below}, so that the three fractions add up to 1")
+            raise invalid_value("test", self.test, f"less than {below}, so that the three fractions add up to 1")
         if abs(self.train - rest) > 1e-9:
-            raise impossible("train", self.train, f"{round(rest, 9)}, so that the three fractions add up to 1")
+            raise invalid_value("train", self.train, f"{round(rest, 9)}, so that the three fractions add up to 1")
         return self
 
 
@@ -62,11 +62,11 @@ class PrepareSettings(Settings):
     @model_validator(mode="after")
     def _each_column_has_one_role(self) -> Self:
         if self.target is not None and self.target == self.split.column:
-            raise impossible("target", self.target, "a column other than prepare.split.column")
+            raise invalid_value("target", self.target, "a column other than prepare.split.column")
         taken = {self.target, self.split.column}
         for name in self.features or []:
             if name in taken:
-                raise impossible("features", name, "each column once, neither the target nor the split column")
+                raise invalid_value("features", name, "each column once, neither the target nor the split column")
             taken.add(name)
         return self
 

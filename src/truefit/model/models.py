@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from truefit.core.config import Settings, impossible, require_defaults
+from truefit.core.config import Settings, invalid_value, require_defaults
 from truefit.core.seeds import torch_seed
 from truefit.data.table import Table
 
@@ -30,7 +30,7 @@ class ModelSettings(Settings):
         if self.name == "linear":
             require_defaults(self, ("hidden", "activation", "dropout"), "with model linear, which has no hidden layers")
         elif not self.hidden:
-            raise impossible("hidden", [], "at least one layer's size with model mlp, such as [64, 64]")
+            raise invalid_value("hidden", [], "at least one layer's size with model mlp, such as [64, 64]")
         return self
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from truefit.core.config import read_params
+from truefit.core.config import Params
 from truefit.core.errors import InconclusiveError, TrackingError
 from truefit.evaluation.figures import rerun_picture
 from truefit.rerun.comparison import Report, Result, Row, Verdict, compare, different_inputs, judge
@@ -114,7 +114,7 @@ class _Attempt:
         """Run the recorded pipeline; return what kept it from ending well, or None."""
         run, store = self._run, self._store
         worktree.restore(record, run.data.tags.get("code.sha256"))
-        params = read_params(record / "params.yaml")
+        params = Params(record / "params.yaml").values
         tags = {RERUN_TAG: run.info.run_id, RERUN_KEY_TAG: self._key}
         environment = {
             # A path that is relative to this folder would be another there.
@@ -130,7 +130,7 @@ class _Attempt:
         print(f"running {run.info.run_name!r} again in {worktree.project}", file=sys.stderr)
         done = worktree.dvc(["repro", "--no-run-cache", "--force", "evaluate"], environment)
         if done.returncode == 0 and any((worktree.project / ".truefit/runs").glob("*/journal.jsonl")):
-            raise TrackingError(f"MLflow store {store.shown}: did not take the whole run; try again when it answers")
+            raise TrackingError(f"MLflow store {store.redacted_uri}: did not take the whole run; try again when it answers")
         return f"its pipeline ended with status {done.returncode}; see above" if done.returncode else None
 
     def _new_run(self, fault: str | None) -> "MlflowRun":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from truefit.core.config import flatten, read_params
+from truefit.core.config import Params, flatten
 from truefit.core.errors import InconclusiveError, ModelError, SettingsError, TrackingError
 from truefit.model.files import (
     MODEL_JSON,
@@ -28,7 +28,7 @@ from truefit.model.files import (
 from truefit.model.models import MLP, Linear
 from truefit.rerun.comparison import Report, Result
 from truefit.tracking.provenance import ENVIRONMENT
-from truefit.tracking.run import CHANGED_TAG, DIGEST_TAG, OMITTED_TAG, RANGE_TAG, RERUN_TAG, spell
+from truefit.tracking.run import CHANGED_TAG, DIGEST_TAG, OMITTED_TAG, RANGE_TAG, RERUN_TAG, param_text
 from truefit.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -129,20 +129,22 @@ def require_finished(run: "MlflowRun") -> None:
 def require_record(run: "MlflowRun", folder: Path) -> None:
     """Raise InconclusiveError where the record of the run, downloaded to `folder`, is not whole."""
     try:
-        written = flatten(read_params(folder / "record/params.yaml"))
+        written = flatten(Params(folder / "record/params.yaml").values)
     except SettingsError as error:
         raise InconclusiveError(f"its artifact record/params.yaml is damaged: {error}") from None
     for key, value in written.items():
         found = run.data.params.get(key)
-        if found is None or not _is_spelled(value, found):
-            raise InconclusiveError(f"its artifact record/params.yaml has {key} {spell(value)}, and its params have {found}")
+        if found is None or not _is_param_text(value, found):
+            raise InconclusiveError(
+                f"its artifact record/params.yaml has {key} {param_text(value)}, and its params have {found}"
+            )
     if "prepare.csv" not in written:
         raise InconclusiveError("its artifact record/params.yaml has no prepare.csv")
 
 
-def _is_spelled(value: object, text: str) -> bool:
+def _is_param_text(value: object, text: str) -> bool:
     """Say whether a param of MLflow is the value; MLflow cuts long ones off."""
-    if spell(value)[:_LONGEST_PARAM] == text:
+    if param_text(value)[:_LONGEST_PARAM] == text:
         return True
     try:
         # 1 and 1.0 are the same setting, and a model of settings makes one of the other.

@@ -21,9 +21,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from truefit.core.code import code_digest, read_code
-from truefit.core.errors import InconclusiveError, ProvenanceError, StoppedError
+from truefit.core.errors import InconclusiveError, StoppedError, TruefitError
 from truefit.core.files import sha256
-from truefit.tracking.connection import shown
+from truefit.core.redaction import redacted
 
 # Seconds that a pipeline which is asked to stop may take before it is killed.
 PATIENCE = 20.0
@@ -137,7 +137,7 @@ class Worktree:
                 local["remote"]["truefit-cache"] = {"url": str(cache)}
                 local["cache"]["dir"] = str(self.folder / "cache")
         except ConfigError as error:
-            raise ProvenanceError(f"{self._root / '.dvc'}: {error}") from None
+            raise TruefitError(f"{self._root / '.dvc'}: {error}") from None
 
     def bring_csv(self, csv: str, digest: str, record: Path) -> None:
         """Bring the CSV that was read, unless a stage makes it: from the user's working tree, or from DVC.
@@ -169,7 +169,7 @@ class Worktree:
             if done.returncode == 0:
                 return
         complaints = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        raise InconclusiveError(f"its data are gone: dvc pull {name}: {shown(_line(*complaints, done.stderr))}")
+        raise InconclusiveError(f"its data are gone: dvc pull {name}: {redacted(_line(*complaints, done.stderr))}")
 
     def dvc(
         self, arguments: list[str], environment: Mapping[str, str], capture: bool = False
@@ -217,7 +217,7 @@ class Worktree:
             start_new_session=True,
         )
         if check and done.returncode:
-            raise ProvenanceError(f"git {arguments[0]}: {_line(done.stderr)}")
+            raise TruefitError(f"git {arguments[0]}: {_line(done.stderr)}")
         return done
 
 

@@ -8,7 +8,6 @@ other, that one killed meanwhile leaves none that cannot be opened, and that no 
 import json
 import logging
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from filelock import FileLock
 
 from truefit.core.errors import StoreAwayError, TrackingError
 from truefit.core.files import atomic_path
+from truefit.core.redaction import redacted
 from truefit.tracking.journal import now
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ class Connection:
     def __init__(self) -> None:
         self.root = repository_root()
         given = os.environ.get("MLFLOW_TRACKING_URI")
-        self.address = shown(given) if given else None
+        self.address = redacted(given) if given else None
         self.uri = given or f"sqlite:///{self.root / 'mlflow.db'}"
-        self.shown = shown(self.uri)
+        self.redacted_uri = redacted(self.uri)
         self._client: MlflowClient | None = None
         self._experiments: dict[str, str] = {}
         self.calls = 0  # that the store has answered
@@ -68,7 +68,7 @@ class Connection:
                     client = MlflowClient(self.uri)
                     client.search_experiments(max_results=1)
             except ImportError as error:
-                raise TrackingError(f"MLflow store {self.shown}: its driver is not installed: {error}") from None
+                raise TrackingError(f"MLflow store {self.redacted_uri}: its driver is not installed: {error}") from None
             self._client = client
         return self._client
 
@@ -91,7 +91,7 @@ class Connection:
         elif self.address is None and not known.artifact_location.startswith(here):
             fault = f"keeps its artifacts in {known.artifact_location}; move the repository back"
         if fault:
-            raise TrackingError(f"MLflow store {self.shown}: {name!r} {fault}, or change track.experiment")
+            raise TrackingError(f"MLflow store {self.redacted_uri}: {name!r} {fault}, or change track.experiment")
         self._experiments[name] = str(known.experiment_id)
         return self._experiments[name]
 
@@ -108,12 +108,12 @@ class Connection:
         try:
             yield
         except SQLAlchemyError as error:  # which MLflow lets through where it opens a database
-            raise TrackingError(shown(f"MLflow store {self.uri}: {str(error).splitlines()[0]}")) from error
+            raise TrackingError(redacted(f"MLflow store {self.uri}: {str(error).splitlines()[0]}")) from error
         except MlflowException as error:
             status = error.get_http_status_code()  # type: ignore[no-untyped-call]
             away = not self._is_local and (status == 429 or status >= 500)
             kind = StoreAwayError if away else TrackingError
-            raise kind(shown(f"MLflow store {self.uri}: {str(error).splitlines()[0]}")) from error
+            raise kind(redacted(f"MLflow store {self.uri}: {str(error).splitlines()[0]}")) from error
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run, all or none."""
@@ -127,11 +127,6 @@ def repository_root() -> Path:
     here = Path.cwd()
     found = next((folder for folder in [here, *here.parents] if (folder / ".dvc").is_dir()), here)
     return Path(os.environ.get("DVC_ROOT", found)).resolve()
-
-
-def shown(text: str) -> str:
-    """Return the text without the user's name and password that an address in it may hold."""
-    return re.sub(r"//[^/\s]*@", "//", text)
 
 
 def _view() -> str:

@@ -5,22 +5,27 @@ digest is of the code that is in use: that of the folder which this module was i
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from truefit.core.code import code_digest, read_code
-from truefit.core.config import flatten, read_params
+from truefit.core.config import Params, flatten
 from truefit.data.table import Table
 from truefit.tracking.provenance import read_environment, read_workspace
 from truefit.tracking.run import OMITTED_TAG, Origin
-from truefit.training.loop import TrainSettings
 
 RECORDED_FILES = ("params.yaml", "dvc.yaml", "dvc.lock")
 
 
-def read_origin(settings: TrainSettings, engine: str, table: Table, device: torch.device, largest: int) -> Origin:
+def read_origin(
+    params: Params, train: Mapping[str, Any], engine: str, table: Table, device: torch.device, largest: int
+) -> Origin:
     """Return all that a run starts from: every param, the engine chosen, the dataset, the code and the environment.
+
+    `train` holds the settings of that section as they were checked.
 
     The current folder is that of params.yaml. Uncommitted files of more than `largest` bytes are named only.
     """
@@ -33,7 +38,7 @@ def read_origin(settings: TrainSettings, engine: str, table: Table, device: torc
     code = code_digest(read_code())
     digests = {"csv.sha256": table.csv.sha256, "table.sha256": table.digest, "code.sha256": code}
     return Origin(
-        params=flatten({**read_params(), "train": settings.model_dump()}),
+        params=flatten({**params.values, "train": train}),
         tags={"engine": engine, **digests, **commit, "git.dirty": str(workspace.dirty).lower(), **environment},
         table=table,
         artifacts={**files, **patch, "record/environment.json": json.dumps(environment, indent=2).encode()},

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from truefit.core.errors import ProvenanceError
+from truefit.core.errors import TruefitError
 
 PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "mlflow", "dvc")
 # What `read_environment` tells.
@@ -50,7 +50,7 @@ class Workspace:
 def read_workspace(largest: int) -> Workspace:
     """Return the state of the git repository that the current folder is in; files of up to `largest` bytes go into its patch.
 
-    Raises ProvenanceError where there is no repository or no commit in it.
+    Raises TruefitError where there is no repository or no commit in it.
     """
     commit = _git("rev-parse", "--verify", "HEAD").decode().strip()
     top = Path(_git("rev-parse", "--show-toplevel").decode().rstrip("\n"))
@@ -112,8 +112,8 @@ def _git(*arguments: str, index: Path | None = None, given: bytes = b"") -> byte
     try:
         return subprocess.run(["git", *arguments], check=True, capture_output=True, env=environment, input=given).stdout
     except FileNotFoundError:
-        raise ProvenanceError("git: not found; every run records the commit that it ran on") from None
+        raise TruefitError("git: not found; every run records the commit that it ran on") from None
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.decode(errors="replace").strip() or "failed").splitlines()[0]
         advice = ": `git init` and commit" if arguments[0] == "rev-parse" else ""
-        raise ProvenanceError(f"git {arguments[0]}: {reason}; every run records its commit{advice}") from None
+        raise TruefitError(f"git {arguments[0]}: {reason}; every run records its commit{advice}") from None

@@ -54,7 +54,7 @@ class Origin:
 
     def records(self) -> list[Values]:
         """Return it as records."""
-        params = {key: spell(value) for key, value in self.params.items()}
+        params = {key: param_text(value) for key, value in self.params.items()}
         columns = [{"type": "double", "name": name, "required": True} for name in self.table.columns]
         dataset = {
             "name": Path(self.table.csv.path).name,
@@ -68,7 +68,7 @@ class Origin:
         return [Values(kind="params", values=params), Values(kind="dataset", values=dataset), tags]
 
 
-def spell(value: Any) -> str:
+def param_text(value: Any) -> str:
     """Return the text that MLflow has of a param: as JSON spells it, but for text, which stays."""
     return value if isinstance(value, str) else json.dumps(value)
 

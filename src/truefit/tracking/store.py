@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 from uuid import uuid4
 
 from truefit.core.errors import StoppedError, StoreAwayError, TrackingError, is_final
-from truefit.tracking.connection import Connection, shown
+from truefit.core.redaction import redacted
+from truefit.tracking.connection import Connection
 from truefit.tracking.journal import Header, Journal, Sent, Status, Values, now, pending
 from truefit.tracking.run import DIGEST_TAG, RANGE_TAG, Origin, Run, TrackSettings
 from truefit.tracking.sending import send
@@ -103,7 +104,7 @@ class Store(Connection):
             name=full_name,
             start_time=now(),
             # MLflow adds who started the run, from which script, and the address of the git remote.
-            tags={**{tag: shown(value) for tag, value in resolve_tags().items()}, **tags},
+            tags={**{tag: redacted(value) for tag, value in resolve_tags().items()}, **tags},
             **purpose,  # type: ignore[arg-type]
         )
 
@@ -167,11 +168,11 @@ class Uploader(threading.Thread):
         pause = 1.0
         while self._journal.folder.exists():
             last = self._closing.is_set()
-            self._fault = f"MLflow store {self._store.shown}: no answer"
+            self._fault = f"MLflow store {self._store.redacted_uri}: no answer"
             try:
                 self.sent = self._store.send(self._journal)
             except (TrackingError, OSError) as error:
-                self._fault = shown(" ".join(str(error).split()))
+                self._fault = redacted(" ".join(str(error).split()))
                 wait, pause = pause, min(2 * pause, LONGEST_PAUSE)
             else:
                 self._fault, wait, pause = None, FLUSH_SECONDS, 1.0

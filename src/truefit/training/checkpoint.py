@@ -26,7 +26,7 @@ from pydantic import Field
 
 from truefit.core.code import decisive, read_code
 from truefit.core.config import Settings
-from truefit.core.errors import TrainingError, is_final
+from truefit.core.errors import TruefitError, is_final
 from truefit.core.files import lock, write_bytes
 from truefit.model.files import read_tensors
 
@@ -55,7 +55,7 @@ class Checkpoints:
     """The latest two checkpoints of one training, and the signals that ask it to save another and stop.
 
     As a context it holds the folder against other processes, and removes it when the training is over: see
-    `errors.is_final`. Raises TrainingError where another process trains with the same fingerprint.
+    `errors.is_final`. Raises TruefitError where another process trains with the same fingerprint.
     """
 
     def __init__(self, folder: Path, settings: CheckpointSettings) -> None:
@@ -69,7 +69,7 @@ class Checkpoints:
         try:
             self._lock = lock(self._folder / "lock")
         except BlockingIOError:
-            raise TrainingError(
+            raise TruefitError(
                 f"{self._folder}: a training with the same settings, table and code is running; wait until it has ended"
             ) from None
         return self

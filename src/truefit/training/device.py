@@ -12,7 +12,7 @@ import torch
 from pydantic import AfterValidator
 from threadpoolctl import threadpool_limits
 
-from truefit.core.errors import DeviceError
+from truefit.core.errors import TruefitError
 
 
 def _check_name(name: str) -> str:
@@ -33,12 +33,12 @@ def available_devices() -> list[str]:
 def choose_device(name: str) -> torch.device:
     """Return the device called `name`; `auto` is the accelerator that torch reports, or else the CPU.
 
-    Raises DeviceError, listing the devices that are there, when there is none of that name.
+    Raises TruefitError, listing the devices that are there, when there is none of that name.
     """
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if name not in available_devices():
-        raise DeviceError(f"train.device: found {name!r}, allowed on this machine: auto, {', '.join(available_devices())}")
+        raise TruefitError(f"train.device: found {name!r}, allowed on this machine: auto, {', '.join(available_devices())}")
     return torch.device(name)
 
 

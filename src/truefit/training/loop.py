@@ -17,8 +17,8 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
-from truefit.core.config import Settings, impossible, require_defaults
-from truefit.core.errors import DeviceError, StoppedError, TrainingError
+from truefit.core.config import Settings, invalid_value, require_defaults
+from truefit.core.errors import StoppedError, TruefitError
 from truefit.data.batches import Loader, SequentialChunks, Shuffle, ShuffledChunks, make_loader, read_ahead
 from truefit.data.dataset import TableDataset
 from truefit.model.models import ModelSettings, build_model
@@ -71,17 +71,17 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _learning_rate_falls(self) -> Self:
         if self.schedule.min_lr > self.optimizer.lr:
-            raise impossible("schedule.min_lr", self.schedule.min_lr, f"at most train.optimizer.lr, {self.optimizer.lr}")
+            raise invalid_value("schedule.min_lr", self.schedule.min_lr, f"at most train.optimizer.lr, {self.optimizer.lr}")
         return self
 
     @model_validator(mode="after")
     def _engine_can_do_it(self) -> Self:
         if self.engine in ("compiled", "auto"):
             if self.engine == "compiled" and self.device == "mps":
-                raise impossible("engine", self.engine, "torch or auto with device mps")
+                raise invalid_value("engine", self.engine, "torch or auto with device mps")
             return self
         if self.compile != (default := CompileSettings()):
-            raise impossible("compile", self.compile.model_dump(), f"{default.model_dump()} with engine {self.engine}")
+            raise invalid_value("compile", self.compile.model_dump(), f"{default.model_dump()} with engine {self.engine}")
         if self.engine == "torch":
             return self
         optimizer = self.optimizer
@@ -93,9 +93,9 @@ class TrainSettings(Settings):
             ("no clip_norm", self.clip_norm is None),
         ]:
             if not found:
-                raise impossible("engine", self.engine, f"torch, since {self.engine} takes {needed}")
+                raise invalid_value("engine", self.engine, f"torch, since {self.engine} takes {needed}")
         if self.engine == "numpy" and self.device not in ("auto", "cpu"):
-            raise impossible("engine", self.engine, f"autograd or torch with device {self.device}")
+            raise invalid_value("engine", self.engine, f"autograd or torch with device {self.device}")
         return self
 
     def batch_rows(self, rows: int) -> int:
@@ -196,7 +196,7 @@ def train(
 ) -> Outcome:
     """Train the model of `settings` on two datasets, the training and the validation rows; see `fit`.
 
-    `on_compiled` hears how many seconds compiling took. Raises DeviceError as `begin` does.
+    `on_compiled` hears how many seconds compiling took. Raises TruefitError as `begin` does.
     """
     train_rows, validation_rows = datasets
     engine, sampler = begin(train_rows, settings, device)
@@ -210,11 +210,11 @@ def train(
 def begin(train_rows: TableDataset, settings: TrainSettings, device: torch.device) -> tuple[Engine, ShuffledChunks]:
     """Return the engine with the model at its start, and the order of the training rows.
 
-    The engine has been chosen, where the settings say auto. Raises DeviceError where the device cannot hold the table's
+    The engine has been chosen, where the settings say auto. Raises TruefitError where the device cannot hold the table's
     numbers.
     """
     if device.type == "mps" and train_rows.table.dtype == "float64":
-        raise DeviceError("train.device: found mps with prepare.dtype float64, allowed: float32, which is all that it has")
+        raise TruefitError("train.device: found mps with prepare.dtype float64, allowed: float32, which is all that it has")
     model = build_model(settings.model, train_rows.table, settings.standardize, settings.seed)
     batch_size = settings.batch_rows(len(train_rows))
     assert settings.engine != "auto"
@@ -243,7 +243,7 @@ def fit(
 
     With `checkpoints` the training goes on from the latest, calling `on_epoch` for the epochs before it as well, and ends
     with the same bits as one that was never interrupted. The state kept is the best where early stopping has a patience, or
-    else the final one. Raises TrainingError, naming epoch and batch, when a loss is not finite, and StoppedError, after
+    else the final one. Raises TruefitError, naming epoch and batch, when a loss is not finite, and StoppedError, after
     saving a checkpoint, when SIGTERM or SIGINT asks for it.
     """
     progress = Progress(settings, engine.state_dict())
@@ -315,9 +315,9 @@ def _validate(engine: Engine, loader: Loader, epoch: int, settings: TrainSetting
     return total / rows
 
 
-def _not_finite(what: str, settings: TrainSettings) -> TrainingError:
+def _not_finite(what: str, settings: TrainSettings) -> TruefitError:
     """Return the error that says what to try, of what the settings do not do already."""
     advice = [f"a train.optimizer.lr below {settings.optimizer.lr:g}"]
     advice += [] if settings.standardize else ["train.standardize: true"]
     advice += ["a train.clip_norm"] if settings.engine in ("torch", "compiled") and settings.clip_norm is None else []
-    return TrainingError(f"{what} is not finite; try {' or '.join(advice)}")
+    return TruefitError(f"{what} is not finite; try {' or '.join(advice)}")

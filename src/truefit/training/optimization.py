@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from truefit.core.config import Settings, impossible, require_defaults
+from truefit.core.config import Settings, invalid_value, require_defaults
 
 Reduction = Literal["mean", "sum"]
 
@@ -36,7 +36,7 @@ class OptimizerSettings(Settings):
         if self.name != "sgd":
             require_defaults(self, ("momentum", "nesterov"), f"with optimizer {self.name}, which has none")
         if self.nesterov and self.momentum == 0:
-            raise impossible("nesterov", True, "False without a momentum")
+            raise invalid_value("nesterov", True, "False without a momentum")
         return self
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers_training import CPU, normal_line, same_bits, tensors, train_with, write_prepared
 
-from truefit.core.errors import TrainingError
+from truefit.core.errors import TruefitError
 from truefit.model.models import ModelSettings, build_model
 from truefit.training.engines import COMPILING_PAYS, Engine, EngineName, choose_engine, compiled_engine, make_engine
 from truefit.training.engines.compiled_engine import CompileSettings, Graph
@@ -68,7 +68,7 @@ def test_a_graph_is_no_longer_than_an_epoch_and_no_larger_than_a_chunk(rows: int
 def test_without_a_compiler_the_error_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_prepared(tmp_path, normal_line(20), normal_line(9, seed=1))
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(TrainingError) as caught:
+    with pytest.raises(TruefitError) as caught:
         train_with(tmp_path, engine="compiled")
     assert str(caught.value) == (
         "train.engine: compiled needs a C++ compiler: found no no-such-compiler (Debian: apt-get install g++); "

@@ -27,7 +27,7 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from truefit.core.config import Settings
-from truefit.core.errors import TrainingError
+from truefit.core.errors import TruefitError
 from truefit.data.batches import CHUNK_ROWS
 from truefit.model.models import Dropout
 from truefit.training.engines.base import to_device
@@ -120,7 +120,7 @@ class CompiledEngine(TorchEngine):
 
     The graph changes the model's parameters and the optimizer's state in place, so that all the rest, single steps,
     validation and checkpoints, is the engine `torch`'s own. `compile_seconds` is what making the graph took. Raises
-    TrainingError, naming what to install, where there is no compiler.
+    TruefitError, naming what to install, where there is no compiler.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class CompiledEngine(TorchEngine):
         graph: Graph,
     ) -> None:
         if missing := missing_tool(device):
-            raise TrainingError(f"train.engine: compiled needs {missing}; or take the engine torch")
+            raise TruefitError(f"train.engine: compiled needs {missing}; or take the engine torch")
         super().__init__(model, loss, optimizer, clip_norm, device)
         self._parameters = list(self.model.parameters())
         self._slots = _SLOTS[optimizer.name] if optimizer.name != "sgd" or optimizer.momentum else ()
