@@ -1,4 +1,4 @@
-"""Stage evaluate: the model against the optimum, on the test rows."""
+"""Stage evaluate: the model against least squares, on the test rows."""
 
 import argparse
 import sys
@@ -11,27 +11,25 @@ import torch
 from truefit.core import errors
 from truefit.core.code import code_digest, read_code
 from truefit.core.config import Params
-from truefit.core.files import atomic_path, write_json
-from truefit.data.dataset import TableDataset, open_verified
-from truefit.evaluation.figures import write_figures
-from truefit.evaluation.note import describe, formula
+from truefit.core.files import write_bytes, write_json
+from truefit.data.dataset import open_verified
+from truefit.evaluation.figures import draw_figures
+from truefit.evaluation.least_squares import least_squares
+from truefit.evaluation.metrics import model_predictor
+from truefit.evaluation.note import describe
 from truefit.evaluation.report import (
     EvaluateSettings,
-    Optimum,
-    least_squares,
-    line_predictor,
+    compute_metrics,
+    generating_settings,
     loss_levels,
-    model_predictor,
-    report,
     sample_predictions,
-    truth_of,
+    summary,
 )
 from truefit.model.files import load_model
-from truefit.model.models import MLP, Linear
 from truefit.tracking.run import NOTE_TAG, Run, TrackSettings
 from truefit.tracking.store import Store
 from truefit.training.device import configure
-from truefit.training.loop import TrainSettings
+from truefit.training.settings import trained_with
 
 UI = "http://127.0.0.1:5000"  # `make ui`
 
@@ -44,58 +42,36 @@ def main() -> None:
     parser.add_argument("synthetic", type=Path, help="the CSV of stage generate, whose true line is known")
     arguments = parser.parse_args()
     results: Path = arguments.results
-    params = Params()
-    settings = params.section("evaluate", EvaluateSettings)
-    trained_with = params.section("train", TrainSettings)
-    track, store = params.section("track", TrackSettings), Store()
-    # One thread, so that the figures do not depend on the number of cores.
-    configure(threads=1)
+    params, store = Params(), Store()
+    settings, track = params.section("evaluate", EvaluateSettings), params.section("track", TrackSettings)
+    configure(threads=1)  # so that the figures do not depend on the number of cores
     train, test = open_verified(arguments.table, "train", "test")
-    model, description = load_model(results, test.table)
-    optimum = least_squares(train)
-    truth = truth_of(test.table, arguments.synthetic)
-    content = report(test, model, optimum.line, truth)
-    write_json(results / "metrics.json", content)
-    levels = loss_levels(trained_with.loss.name, optimum, truth)
-    pictures = write_sample(test, model, optimum, levels, settings.sample, results)
+    table = test.table
+    model, description = load_model(results, table)
+    training, truth = trained_with(description), generating_settings(table, arguments.synthetic, params)
+    fit = least_squares(train)
+    metrics = compute_metrics(test, model, fit, truth)
+    features, predictions = sample_predictions(test, model_predictor(model, getattr(torch, table.dtype)), settings.sample)
+    history, levels = pd.read_csv(results / "history.csv"), loss_levels(training.loss.name, fit, truth)
+    figures = draw_figures(history, levels, features, predictions, fit.predict, table.columns)
+    write_json(results / "metrics.json", metrics)
+    write_bytes(results / "predictions.csv", predictions.to_csv(index=False).encode())
+    for name, content in figures.items():
+        write_bytes(results / "figures" / name, content)
     with store.evaluation_run(track, description.state_dict_sha256) as run:
-        log_evaluation(run, content, pictures, describe(test.table, trained_with, content))
+        log_evaluation(run, metrics, figures, describe(table, training, metrics))
     print(run)
-    print_summary(content)
-    print_next(run, store, track.experiment, pictures[1].name)
+    print(summary(metrics))
+    print_next(run, store, track.experiment, next(iter(figures)))
 
 
-def write_sample(
-    test: TableDataset, model: Linear | MLP, optimum: Optimum, levels: dict[str, float], sample: int, results: Path
-) -> list[Path]:
-    """Write predictions.csv and the pictures, of the sampled test rows and of the losses; return the pictures' paths."""
-    features, predictions = sample_predictions(test, model_predictor(model, getattr(torch, test.table.dtype)), sample)
-    with atomic_path(results / "predictions.csv") as temporary:
-        predictions.to_csv(temporary, index=False)
-    history, best = pd.read_csv(results / "history.csv"), line_predictor(optimum.line)
-    return write_figures(results / "figures", history, levels, features, predictions, best, test.table.columns)
-
-
-def log_evaluation(run: Run, content: dict[str, Any], pictures: list[Path], note: str) -> None:
+def log_evaluation(run: Run, metrics: dict[str, Any], figures: dict[str, bytes], note: str) -> None:
     """Add the test metrics, the pictures and the description to the run."""
-    metrics = {f"test_{name}": value for name, value in content["test"].items()} | {"excess_mse": content["excess_mse"]}
+    logged = {f"test_{name}": value for name, value in metrics["test"].items()} | {"excess_mse": metrics["excess_mse"]}
     # Where it is not that of the training, the scores are of other code.
     run.set_tags({"evaluated.code.sha256": code_digest(read_code()), NOTE_TAG: note})
-    run.log_metrics({name: value for name, value in metrics.items() if value is not None}, step=0)
-    run.log_artifacts({f"figures/{path.name}": path.read_bytes() for path in pictures})
-
-
-def print_summary(content: dict[str, Any]) -> None:
-    """Print the model's scores above those of least squares, and a linear model's line above the true one."""
-    names = list(content["test"])
-    print(f"{'':14}" + "".join(f"{name:>12}" for name in names))
-    for title, scores in [("model", content["test"]), ("least squares", content["least_squares"])]:
-        print(f"{title:14}" + "".join(f"{'-' if scores[name] is None else format(scores[name], '.6g'):>12}" for name in names))
-    if content["excess_mse"] is not None:
-        print(f"excess mse over least squares: {content['excess_mse']:+.3%}")
-    for title in ("parameters", "truth"):
-        if title in content:
-            print(f"{'learned' if title == 'parameters' else 'true'}: {formula(content[title])}")
+    run.log_metrics({name: value for name, value in logged.items() if value is not None}, step=0)
+    run.log_artifacts({f"figures/{name}": content for name, content in figures.items()})
 
 
 def print_next(run: Run, store: Store, experiment: str, picture: str) -> None:

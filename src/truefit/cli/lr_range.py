@@ -1,26 +1,16 @@
-"""`truefit lr-range`: the learning-rate range test, on the model and the data of the settings.
+"""`truefit lr-range`: the range test on the model and the data of the settings, drawn, and recorded as a run of its own."""
 
-Reads params.yaml and the training rows of the prepared table; writes results/lr_range.csv and .png, and a run of its own.
-Guarantees the seeds, the orders and the steps of a training, but for the learning rate, and that no model and no checkpoint
-is written. The test: L. N. Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017, section 3.3, with the
-exponential growth, the smoothed loss and the early end of S. Gugger's "How Do You Find A Good Learning Rate" (2018).
-"""
-
-import itertools
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import chdir
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from truefit.core.config import PARAMS, Params
 from truefit.core.errors import TableError, TruefitError
 from truefit.core.files import write_bytes
-from truefit.data.batches import Chunk, Loader, ShuffledChunks, make_loader
-from truefit.data.dataset import TableDataset, open_verified
+from truefit.data.dataset import open_verified
 from truefit.data.table import Table
 from truefit.evaluation.figures import lr_range_picture
 from truefit.ingest.prepare import PrepareSettings
@@ -29,46 +19,10 @@ from truefit.tracking.origin import read_origin
 from truefit.tracking.run import NOTE_TAG, Run, TrackSettings
 from truefit.tracking.store import Store
 from truefit.training.device import choose_device, configure
-from truefit.training.loop import TrainSettings, begin
+from truefit.training.lr_range import Finding, Step, find, range_test
+from truefit.training.settings import TrainSettings
 
 TABLE, RESULTS = Path("data/prepared"), Path("results")  # as in dvc.yaml
-# What the smoothed loss keeps of itself at each step, and the steps over which it is a mean, in effect.
-SMOOTHING, WINDOW = 0.9, 10
-# The test ends where the smoothed loss is so many times its lowest.
-DIVERGED = 4.0
-# The loss has fallen where it is below so much of the untrained model's, on the same batches.
-FALLEN = 0.95
-# The suggestion is the rate of the lowest loss, divided by this.
-MARGIN = 10.0
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step; losses are means over the rows of its batch, before the step.
-
-    `untrained_loss` is that of the model before the first step; `smoothed_loss` is over the steps before as well.
-    """
-
-    step: int
-    learning_rate: float
-    loss: float
-    smoothed_loss: float
-    untrained_loss: float
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What the test found: learning rates, or None where there is none; `advice` says why there is no suggestion."""
-
-    suggested: float | None
-    lowest: float
-    diverged: float | None
-    advice: str = ""
-
-    def __str__(self) -> str:
-        end = f"diverges at {self.diverged:.2g}" if self.diverged else "does not diverge"
-        suggestion = f"suggested train.optimizer.lr: {self.suggested:g}" if self.suggested else f"no suggestion: {self.advice}"
-        return f"loss: lowest at {self.lowest:.2g}, {end}\n{suggestion}"
 
 
 def lr_range(folder: Path | None, rates: Sequence[float]) -> tuple[Finding, Run, list[Path]]:
@@ -86,7 +40,7 @@ def lr_range(folder: Path | None, rates: Sequence[float]) -> tuple[Finding, Run,
 def _lr_range(folder: Path | None, rates: Sequence[float]) -> tuple[Finding, Run, list[Path]]:
     params, store = Params(), Store()
     settings, track = params.section("train", TrainSettings), params.section("track", TrackSettings)
-    device = choose_device("cpu" if settings.engine == "numpy" else settings.device)
+    device = choose_device(settings.device_name)
     configure(settings.threads)
     (train_rows,) = open_verified(folder or TABLE, "train")
     if folder is None:
@@ -100,17 +54,20 @@ def _lr_range(folder: Path | None, rates: Sequence[float]) -> tuple[Finding, Run
     # How a table that was named was prepared, the settings do not say.
     known = {key: value for key, value in origin.params.items() if folder is None or not key.startswith("prepare.")}
     origin = replace(origin, params={**known, **asked})
-    csv, png = (RESULTS.resolve() / f"lr_range.{suffix}" for suffix in ("csv", "png"))
     with store.range_test_run(track, run_name(settings, track), origin) as run:
         curve = _record(range_test(train_rows, settings, device, rates), run)
         finding = find(curve, rates)
-        write_bytes(csv, curve.to_csv(index=False).encode())
-        write_bytes(png, lr_range_picture(curve, finding.suggested))
-        run.log_artifacts({"lr_range/lr_range.csv": csv.read_bytes(), "figures/lr_range.png": png.read_bytes()})
+        drawn = {
+            RESULTS / "lr_range.png": lr_range_picture(curve, finding.suggested),
+            RESULTS / "lr_range.csv": curve.to_csv(index=False).encode(),
+        }
+        for path, content in drawn.items():
+            write_bytes(path, content)
+        run.log_artifacts({f"{'figures' if path.suffix == '.png' else 'lr_range'}/{path.name}": drawn[path] for path in drawn})
         if finding.suggested:
             run.log_metrics({"suggested_lr": finding.suggested}, len(curve))
         run.set_tags({NOTE_TAG: note(settings, rates, finding)})
-    return finding, run, [png, csv]
+    return finding, run, [path.resolve() for path in drawn]
 
 
 def require_prepared_by(settings: PrepareSettings, table: Table) -> None:
@@ -150,63 +107,3 @@ def note(settings: TrainSettings, rates: Sequence[float], finding: Finding) -> s
         f"{settings.model.name} model with {settings.optimizer.name}, {len(rates)} steps from {rates[0]:g} to {rates[-1]:g}"
     )
     return f"Learning-rate range test of a {tested}. Outcome: {'; '.join(str(finding).splitlines())}."
-
-
-def range_test(
-    train_rows: TableDataset, settings: TrainSettings, device: torch.device, rates: Sequence[float]
-) -> Iterator[Step]:
-    """Give a step of a training for each learning rate, until the loss diverges.
-
-    The smoothed loss is a mean in which a step weighs SMOOTHING times what the next one does, divided by the sum of the
-    weights, as Adam corrects its means (Kingma and Ba, 2015). The test ends before a loss that is not finite, and after a
-    smoothed one of DIVERGED times its lowest. The first WINDOW steps, in which single batches weigh much, do not count.
-    """
-    engine, sampler = begin(train_rows, settings, device)
-    untrained, _ = begin(train_rows, settings, device)
-    mean, lowest = 0.0, math.inf
-    batches = _batches(make_loader(train_rows, sampler, device), sampler)
-    for number, (rate, (features, target)) in enumerate(zip(rates, batches, strict=False), 1):
-        engine.begin_epoch(number, rate)  # each step counts as an epoch, so dropout's masks differ
-        loss = float(engine.train_chunk(features, target, sampler.batch_size)) / len(features)
-        if not math.isfinite(loss):
-            return
-        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
-        smoothed = mean / (1 - SMOOTHING**number)
-        yield Step(number, rate, loss, smoothed, untrained.validation_loss(features, target) / len(features))
-        if number >= WINDOW:
-            lowest = min(lowest, smoothed)
-            if smoothed > DIVERGED * lowest:
-                return
-
-
-def _batches(loader: Loader, sampler: ShuffledChunks) -> Iterator[Chunk]:
-    """Give batches (features [B, F], target [B, 1]) without end, in the order of a training's epochs."""
-    for epoch in itertools.count(1):
-        sampler.set_epoch(epoch)
-        for features, target in loader:
-            yield from zip(features.split(sampler.batch_size), target.split(sampler.batch_size), strict=True)
-
-
-def find(curve: pd.DataFrame, rates: Sequence[float]) -> Finding:
-    """Return what a curve, with the columns of Step, says; `rates` are all that were to be tried.
-
-    Suggested is a tenth of the rate at which the loss is lowest, as S. Gugger advises (2018), rounded to two digits. The lab
-    notebook has why, and not the steepest descent. The loss is taken relative to that of the untrained model on the same
-    batches, so that easy batches do not make it low.
-    """
-    start = curve["untrained_loss"].ewm(alpha=1 - SMOOTHING).mean()  # pandas divides by the sum of the weights too
-    smoothed = curve["smoothed_loss"].iloc[WINDOW - 1 :]
-    relative = (curve["smoothed_loss"] / start).to_numpy()[WINDOW - 1 :]
-    row = WINDOW - 1 + int(relative.argmin()) if len(relative) else 0
-    suggested = float(f"{rates[row] / MARGIN:.2g}")
-    ended = len(curve) < len(rates) or smoothed.iloc[-1] > DIVERGED * smoothed.min()
-    diverged = rates[len(curve) - 1] if ended else None
-    if not (relative < FALLEN).any():
-        advice = "the loss does not fall; try " + ("a lower --from" if ended else "a higher --to")
-    elif row == len(rates) - 1:
-        advice = "the loss falls to the end; try a higher --to"
-    elif suggested < rates[0]:
-        advice = "the loss is lowest too near the first rate; try a lower --from"
-    else:
-        return Finding(suggested, rates[row], diverged)
-    return Finding(None, rates[row], diverged, advice)

@@ -1,8 +1,7 @@
 """The order of an epoch: which rows the loader asks for, in chunks of whole batches.
 
-Reads and writes nothing. Guarantees that epoch e's order depends on (seed, e) alone, that every row comes once, and that
-orders stay tensors: with `full` 4 bytes a row (8 from 2^31 rows on) for an epoch's order and as many for the next one's;
-with `block` a bounded buffer, or a batch where that is larger; one chunk in the table's own order.
+Epoch e's order depends on (seed, e) alone, and orders stay tensors: with `full` 4 bytes a row (8 from 2^31 rows on) for an
+epoch's order and as many for the next one's; with `block` a bounded buffer, or a batch where that is larger.
 
 A chunk is a tensor of row numbers that holds many batches, one behind the other; the last batch of the epoch may be short.
 The loader reads a chunk at once and the engine cuts the batches out of it, so that the cost of a read is shared by many steps.
@@ -55,11 +54,12 @@ class ShuffledChunks(Sampler[Tensor]):
     rows and then the rows inside a buffer of many blocks, so that the file is read nearly in order.
     """
 
-    def __init__(self, rows: int, batch_size: int, seed: int, shuffle: Shuffle) -> None:
+    def __init__(self, rows: int, batch_size: int, seed: int, shuffle: Shuffle, epochs: int | None = None) -> None:
         self.rows = rows
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
+        self.epochs = epochs  # after the last, no other order is drawn
         self.epoch = 1
         self.start = 0
         self._drawer = ThreadPoolExecutor(1, "permutation")
@@ -81,7 +81,7 @@ class ShuffledChunks(Sampler[Tensor]):
     def _permutation(self) -> Tensor:
         """Return the permutation of this epoch's rows, and begin to draw that of the next, which then need not wait for it."""
         drawn = self._next[1].result() if self._next and self._next[0] == self.epoch else self._draw(self.epoch)
-        if self.rows > CHUNK_ROWS:
+        if self.rows > CHUNK_ROWS and self.epoch != self.epochs:
             self._next = self.epoch + 1, self._drawer.submit(self._draw, self.epoch + 1)
         return drawn
 
@@ -123,6 +123,33 @@ def make_loader(dataset: TableDataset, sampler: Sampler[Tensor], device: torch.d
     """
     generator = torch.Generator().manual_seed(0)
     return DataLoader(dataset, sampler=sampler, batch_size=None, generator=generator, pin_memory=device.type == "cuda")
+
+
+def sequential_loader(dataset: TableDataset, device: torch.device = CPU) -> Loader:
+    """Return a loader of all rows in the table's order, for validation and evaluation."""
+    return make_loader(dataset, SequentialChunks(len(dataset)), device)
+
+
+class EpochChunks:
+    """The training rows, chunk by chunk, in an order of each epoch's own; the engine cuts batches of `batch_size` out of them."""
+
+    def __init__(
+        self,
+        dataset: TableDataset,
+        batch_size: int,
+        seed: int,
+        shuffle: Shuffle,
+        epochs: int | None = None,
+        device: torch.device = CPU,
+    ) -> None:
+        self.batch_size = batch_size
+        self._sampler = ShuffledChunks(len(dataset), batch_size, seed, shuffle, epochs)
+        self._loader = make_loader(dataset, self._sampler, device)
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Chunk]:
+        """Give the chunks of an epoch, counted from 1, without its first `start` rows, each read while the last is in use."""
+        self._sampler.set_epoch(number, start)
+        return read_ahead(self._loader)
 
 
 def read_ahead(loader: Iterable[T]) -> Generator[T, None, None]:

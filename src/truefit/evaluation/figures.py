@@ -1,11 +1,10 @@
-"""The pictures: those of an evaluation (loss curves, the fit, the residuals), of a rerun, and of a range test.
+"""The pictures, as PNGs: those of an evaluation (loss curves, the fit, the residuals), of a rerun, and of a range test.
 
-Writes PNG files. Guarantees the same bytes for the same figures, and curves that can be told apart in grey.
+The same figures give the same bytes, and curves can be told apart in grey.
 """
 
 import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,8 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from truefit.core.files import atomic_path
-from truefit.evaluation.report import Predictor
+from truefit.evaluation.metrics import Predictor
 
 # One look for all: the trained model's in orange, what it is held against in near black, rows in light grey. The three differ
 # in lightness as well, and lines in style.
@@ -23,27 +21,25 @@ MODEL, INK, ROWS = "#d95f02", "0.1", "0.7"
 FARTHEST = 1000.0
 
 
-def write_figures(
-    folder: Path,
+def draw_figures(
     history: pd.DataFrame,
     levels: Mapping[str, float],
     features: NDArray[Any],
     predictions: pd.DataFrame,
     best: Predictor,
     names: list[str],
-) -> list[Path]:
-    """Write loss.png, fit.png (one feature) or predicted.png, and residuals.png; return their paths.
+) -> dict[str, bytes]:
+    """Return the PNGs fit.png (one feature) or predicted.png, loss.png and residuals.png, by these names.
 
     `levels` holds at most two losses to compare the curves with, by what they are; `features` [N, F] and `predictions` are the
     sampled test rows; `best` is the least-squares fit; `names` holds the features' names and the target's.
     """
-    figures = {"loss": _loss_curves(history, levels)}
     if features.shape[1] == 1:
-        figures["fit"] = _fit(features, predictions, best, names)
+        figures = {"fit.png": _fit(features, predictions, best, names)}
     else:
-        figures["predicted"] = _predicted_against_actual(predictions, names[-1])
-    figures["residuals"] = _residuals(predictions, names[-1])
-    return [_save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+        figures = {"predicted.png": _predicted_against_actual(predictions, names[-1])}
+    figures |= {"loss.png": _loss_curves(history, levels), "residuals.png": _residuals(predictions, names[-1])}
+    return {name: _as_png(figure) for name, figure in figures.items()}
 
 
 def rerun_picture(recorded: pd.DataFrame, again: pd.DataFrame) -> bytes:
@@ -137,9 +133,3 @@ def _as_png(figure: Figure) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
     return content.getvalue()
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
-    return path

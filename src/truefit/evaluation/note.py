@@ -1,58 +1,51 @@
 """The description of a run, as MLflow shows it: what was trained, on what, with what result, and how to run it again.
 
-Reads and writes nothing. Guarantees that a name from outside is text in the markdown, and that all fits into a tag of MLflow.
+A name from outside is text in the markdown.
 """
 
 import re
-from collections.abc import Callable, Iterable
 from typing import Any
 
 from truefit.data.table import Table
-from truefit.training.loop import TrainSettings
+from truefit.evaluation.report import formula, number
+from truefit.training.settings import TrainSettings
 
 SHOWN_NAMES = 8  # features, at most
 _SHOWN_CHARACTERS = 40  # of a name
 
 
-def describe(table: Table, settings: TrainSettings, report: dict[str, Any]) -> str:
-    """Return the markdown for a model that was trained with the settings, whose scores `report` holds as metrics.json does."""
-    features = _joined(map(escape_markdown, table.features[:SHOWN_NAMES]), len(table.features))
-    rows = table.rows
+def describe(table: Table, settings: TrainSettings, metrics: dict[str, Any]) -> str:
+    """Return the markdown for a model that was trained with the settings, whose scores are those of metrics.json."""
+    target, rows = escape_markdown(table.target), table.rows
+    features = ", ".join(f"**{escape_markdown(name)}**" for name in table.features[:SHOWN_NAMES])
+    more = len(table.features) - SHOWN_NAMES
+    features += f" and {more} more" if more > 0 else ""
     parts = [
-        f"A **{_model(settings)}** of **{escape_markdown(table.target)}** from {features}. {_training(settings)}",
+        f"A **{_model(settings)}** of **{target}** from {features}. {_training(settings)}",
         f"Data: **{escape_markdown(table.csv.path)}**, {sum(rows.values())} rows: {rows['train']} to train, "
         f"{rows['validation']} to validate, {rows['test']} to test. SHA-256 `{table.csv.sha256[:12]}…`.",
-        _result(report),
+        _result(metrics),
     ]
-    if "parameters" in report:
-        parts.append(f"Learned: {escape_markdown(table.target)} = {formula(report['parameters'], escape_markdown)}")
-    if "truth" in report:
-        noise = f"noise of variance {report['truth']['noise_mse']:.6g}"
-        parts.append(f"True: {escape_markdown(table.target)} = {formula(report['truth'], escape_markdown)}, and {noise}")
+    if "parameters" in metrics:
+        parts.append(f"Learned: {target} = {formula(metrics['parameters'], escape_markdown)}")
+    if "truth" in metrics:
+        noise = f"noise of variance {metrics['truth']['noise_mse']:.6g}"
+        parts.append(f"True: {target} = {formula(metrics['truth'], escape_markdown)}, and {noise}")
     parts.append("Run it again and compare every number: `truefit rerun RUN_ID`, with the Run ID that this page shows.")
     return "\n\n".join(parts)
-
-
-def formula(line: dict[str, Any], spell_name: Callable[[str], str] = str) -> str:
-    """Return a line's formula, from `intercept` and `coefficients`, with as many terms as are shown."""
-    coefficients = list(line["coefficients"].items())
-    terms = "".join(f" {value:+.6g}·{spell_name(name)}" for name, value in coefficients[:SHOWN_NAMES])
-    return f"{line['intercept']:.6g}{terms}{' + …' if len(coefficients) > SHOWN_NAMES else ''}"
 
 
 def escape_markdown(name: str) -> str:
     """Return markdown that shows the name, cut where it is long, and does nothing else.
 
     What markdown, HTML or a search for addresses could take for its own becomes a character reference.
+
+    >>> escape_markdown("<b>price*</b>")
+    '&#60;b&#62;price&#42;&#60;/b&#62;'
     """
     short = name if len(name) <= _SHOWN_CHARACTERS else f"{name[: _SHOWN_CHARACTERS - 1]}…"
     line = re.sub(r"\s", " ", short)
     return re.sub(r"(?<=www)\.|[^\w\s./-]|_", lambda found: f"&#{ord(found[0])};", line, flags=re.IGNORECASE)
-
-
-def _joined(names: Iterable[str], count: int) -> str:
-    shown = [f"**{name}**" for name in names]
-    return ", ".join(shown) + (f" and {count - len(shown)} more" if count > len(shown) else "")
 
 
 def _model(settings: TrainSettings) -> str:
@@ -68,15 +61,15 @@ def _training(settings: TrainSettings) -> str:
     return f"Engine {engine}, loss {settings.loss.name}, {optimizer}, {batch}, {limit}{settings.epochs} epochs."
 
 
-def _result(report: dict[str, Any]) -> str:
-    """Return a table of the scores, and how far the model is from the optimum."""
-    names = list(report["test"])
+def _result(metrics: dict[str, Any]) -> str:
+    """Return a table of the scores, and how far the model is from least squares."""
+    names = list(metrics["test"])
     rows = [
-        f"| {title} | {' | '.join('-' if scores[name] is None else format(scores[name], '.6g') for name in names)} |"
-        for title, scores in [("this model", report["test"]), ("least squares", report["least_squares"])]
+        f"| {title} | {' | '.join(map(number, metrics[part].values()))} |"
+        for title, part in [("this model", "test"), ("least squares", "least_squares")]
     ]
     table = "\n".join([f"| test rows | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|", *rows])
-    excess = report["excess_mse"]
+    excess = metrics["excess_mse"]
     if excess is None:
         return table
     side = "above" if excess >= 0 else "below"

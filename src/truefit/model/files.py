@@ -1,13 +1,12 @@
 """A model on the disk: model.pt, the state_dict, and model.json, how to rebuild the model around it.
 
-Reads and writes both. Guarantees that nothing is unpickled: loading takes tensors only, and checks their digest.
+Nothing is unpickled: loading takes tensors only, and checks their digest.
 """
 
 import hashlib
 import io
-import pickle
+import json
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,24 +16,22 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from truefit.core.errors import ModelError
-from truefit.core.files import write_bytes, write_json
+from truefit.core.files import write_bytes
 from truefit.data.table import Dtype, Table
-from truefit.model.models import MLP, Linear, ModelSettings, Standardize, assemble
+from truefit.model.layers import Standardize
+from truefit.model.models import Model, ModelSettings, assemble
 
 MODEL_PT = "model.pt"
 MODEL_JSON = "model.json"
 
 T = TypeVar("T")
 
-# What zipfile and torch's own unpickler, which runs nothing, raise for a file that is not what it should be.
-_UNREADABLE = (
-    *(zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, EOFError, RuntimeError, NotImplementedError),
-    *(ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError),
-)
-
 
 class ModelDescription(BaseModel):
-    """What model.json says: all that is needed, beside the state_dict, to rebuild the model and to use it."""
+    """What model.json says: all that is needed, beside the state_dict, to rebuild the model and to use it.
+
+    `training` holds the other settings that it was trained with, which rebuilding it does not need.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -44,6 +41,7 @@ class ModelDescription(BaseModel):
     target: str
     dtype: Dtype
     state_dict_sha256: str
+    training: dict[str, Any] = {}
 
 
 def state_dict_digest(state: Mapping[str, Tensor]) -> str:
@@ -66,13 +64,11 @@ def state_dict_bytes(state: Mapping[str, Tensor]) -> bytes:
 def read_state_dict(content: bytes) -> dict[str, Tensor]:
     """Return the state_dict that `content` holds, on the CPU; raises ValueError, saying why, for anything but tensors."""
     state = read_tensors(content)
-    found = None if isinstance(state, dict) else type(state).__name__
-    for name, value in state.items() if found is None else ():
+    if not isinstance(state, dict):
+        raise ValueError(f"found {type(state).__name__}, allowed: a dictionary of tensors")
+    for name, value in state.items():
         if not isinstance(value, Tensor):
-            found = f"{name!r}: {type(value).__name__}"
-            break
-    if found:
-        raise ValueError(f"found {found}, allowed: a dictionary of tensors")
+            raise ValueError(f"found {name!r}: {type(value).__name__}, allowed: a dictionary of tensors")
     return dict(state)
 
 
@@ -80,26 +76,23 @@ def read_tensors(content: bytes) -> Any:
     """Return what torch.save wrote, on the CPU: tensors and plain values; raises ValueError, saying why, for anything else."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            # Checked before torch reads it: a damaged pickle can make it raise almost anything.
             damaged = archive.testzip()
         if damaged is None:
             return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-    except _UNREADABLE:
-        raise ValueError("damaged, or not a state_dict") from None
+    except Exception as error:  # whatever zipfile, and torch's unpickler, which runs nothing, make of a damaged file
+        raise ValueError("damaged, or not a state_dict") from error
     raise ValueError(f"damaged, in its part {damaged}")
 
 
-def load_state_dict(path: Path, of_stage: bool = True) -> dict[str, Tensor]:
-    """Return the state_dict in `path`, on the CPU; raises ModelError when the file holds anything but tensors.
-
-    The error says what to do where the file is one `of_stage` train.
-    """
-    return _load(path, read_state_dict, of_stage)
-
-
-def save_model(folder: Path, state: Mapping[str, Tensor], settings: ModelSettings, standardize: bool, table: Table) -> None:
-    """Write the state_dict to `folder`/model.pt and the model's description to `folder`/model.json."""
-    write_bytes(folder / MODEL_PT, state_dict_bytes(state))
+def save_model(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    settings: ModelSettings,
+    standardize: bool,
+    table: Table,
+    training: Mapping[str, Any] | None = None,
+) -> dict[str, bytes]:
+    """Write `folder`/model.pt, the state_dict, and `folder`/model.json, its description; return both files' contents by name."""
     description = ModelDescription(
         model=settings,
         standardize=standardize,
@@ -107,12 +100,17 @@ def save_model(folder: Path, state: Mapping[str, Tensor], settings: ModelSetting
         target=table.target,
         dtype=table.dtype,
         state_dict_sha256=state_dict_digest(state),
+        training=dict(training or {}),
     )
-    write_json(folder / MODEL_JSON, description.model_dump())
+    text = json.dumps(description.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+    files = {MODEL_PT: state_dict_bytes(state), MODEL_JSON: text.encode()}
+    for name, content in files.items():
+        write_bytes(folder / name, content)
+    return files
 
 
-def load_model(folder: Path, table: Table) -> tuple[Linear | MLP, ModelDescription]:
-    """Return the model saved in `folder`, rebuilt for the table's features, under eval(), and its description.
+def load_model(folder: Path, table: Table) -> tuple[Model, ModelDescription]:
+    """Return the model that stage train saved in `folder`, under eval(), and its description.
 
     Raises ModelError when a file is missing or damaged, or when the model was trained on other columns than the table's.
     """
@@ -121,16 +119,20 @@ def load_model(folder: Path, table: Table) -> tuple[Linear | MLP, ModelDescripti
     if trained != found:
         path = folder / MODEL_JSON
         raise ModelError(f"{path}: trained on {', '.join(trained)}, found in the table: {', '.join(found)}")
-    return _open(folder, description, of_stage=True), description
+    return open_model(folder, of_stage=True)
 
 
-def open_model(folder: Path) -> tuple[Linear | MLP, ModelDescription]:
+def open_model(folder: Path, of_stage: bool = False) -> tuple[Model, ModelDescription]:
     """Return the model saved in `folder`, under eval(), and its description: no table is needed.
 
-    Raises ModelError when a file is missing or damaged.
+    Raises ModelError when a file is missing or damaged, which says what to do where the folder is that `of_stage` train.
     """
-    description = _load(folder / MODEL_JSON, read_description, of_stage=False)
-    return _open(folder, description, of_stage=False), description
+    description = _load(folder / MODEL_JSON, read_description, of_stage)
+    state = _load(folder / MODEL_PT, read_state_dict, of_stage)
+    try:
+        return rebuild_model(description, state, str(folder / MODEL_JSON)), description
+    except ValueError as error:
+        raise ModelError(f"{folder / MODEL_PT}: {error}") from None
 
 
 def read_description(content: bytes) -> ModelDescription:
@@ -143,7 +145,7 @@ def read_description(content: bytes) -> ModelDescription:
         raise ValueError(f"damaged: {place}{first['msg']}") from None
 
 
-def rebuild_model(description: ModelDescription, state: Mapping[str, Tensor], named: str = MODEL_JSON) -> Linear | MLP:
+def rebuild_model(description: ModelDescription, state: Mapping[str, Tensor], named: str = MODEL_JSON) -> Model:
     """Return the model of a description, which errors call `named`, with a state_dict's tensors, under eval().
 
     Raises ValueError when they are not the tensors that the description was written for, or do not fit it.
@@ -158,13 +160,6 @@ def rebuild_model(description: ModelDescription, state: Mapping[str, Tensor], na
     except RuntimeError:
         raise ValueError(f"its tensors do not fit the model that {named} describes") from None
     return model.eval()
-
-
-def _open(folder: Path, description: ModelDescription, of_stage: bool) -> Linear | MLP:
-    try:
-        return rebuild_model(description, load_state_dict(folder / MODEL_PT, of_stage), str(folder / MODEL_JSON))
-    except ValueError as error:
-        raise ModelError(f"{folder / MODEL_PT}: {error}") from None
 
 
 def _load(path: Path, read: Callable[[bytes], T], of_stage: bool) -> T:

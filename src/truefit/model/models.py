@@ -1,8 +1,4 @@
-"""The models and their initial parameters.
-
-Reads and writes nothing. Guarantees that the initial parameters depend on the seed alone, and that standardisation travels
-inside the state_dict.
-"""
+"""The models and their initial parameters. Another one is a name, its settings, a class and a case here."""
 
 import math
 from itertools import pairwise
@@ -15,6 +11,7 @@ from torch import Tensor, nn
 from truefit.core.config import Settings, invalid_value, require_defaults
 from truefit.core.seeds import torch_seed
 from truefit.data.table import Table
+from truefit.model.layers import Dropout, Standardize, linear_on_meta
 
 
 class ModelSettings(Settings):
@@ -27,85 +24,40 @@ class ModelSettings(Settings):
 
     @model_validator(mode="after")
     def _hidden_layers_are_the_mlps(self) -> Self:
-        if self.name == "linear":
-            require_defaults(self, ("hidden", "activation", "dropout"), "with model linear, which has no hidden layers")
+        if self.name != "mlp":
+            require_defaults(self, ("hidden", "activation", "dropout"), f"with model {self.name}, which has no hidden layers")
         elif not self.hidden:
             raise invalid_value("hidden", [], "at least one layer's size with model mlp, such as [64, 64]")
         return self
 
 
-class Standardize(nn.Module):
-    """(x - mean) / std of the training rows, kept as buffers; a constant feature, whose std is 0, is only centred."""
+class Model(nn.Module):
+    """Features [B, F] -> predictions [B, 1]; F is `width`. It standardises the features itself where asked for."""
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, width: int, standardize: nn.Module) -> None:
         super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", torch.where(std > 0, std, 1))
+        self.width = width
+        self.standardize = standardize
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Return the standardised features [B, F]."""
-        return (features - self.mean) / self.std
-
-
-class Dropout(nn.Module):
-    """Zeroes each value with probability `p` in training and scales the rest by 1 / (1 - p).
-
-    As `torch.nn.Dropout` (Srivastava et al., 2014), but from a generator of its own instead of the global stream, set anew
-    for each epoch, so that an epoch's masks depend on (seed, layer, epoch) alone. Where masks are drawn beforehand, as for a
-    compiled graph, which cannot draw from a generator, they come in as the buffer `keep`.
-    """
-
-    keep: Tensor | None
-
-    def __init__(self, p: float, seed: int, layer: int) -> None:
-        super().__init__()
-        self.p, self.seed, self.layer = p, seed, layer
-        self.register_buffer("keep", None, persistent=False)
-        self.begin_epoch(0, torch.device("cpu"))
-
-    def begin_epoch(self, epoch: int, device: torch.device) -> None:
-        """Set the generator, on the device of the values to come, to the epoch's own stream."""
-        seed = torch_seed(self.seed, "dropout", self.layer, epoch)
-        self.generator = torch.Generator(device).manual_seed(seed)
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Return the values [B, H], masked and scaled in training, as they are otherwise."""
-        if not self.training:
-            return values
-        keep = self.draw(torch.empty_like(values)) if self.keep is None else self.keep
-        return values * keep / (1 - self.p)
-
-    def draw(self, mask: Tensor) -> Tensor:
-        """Fill `mask` [B, H] with the next mask of ones and zeroes, and return it."""
-        return mask.bernoulli_(1 - self.p, generator=self.generator)
+    def line(self) -> tuple[float, list[float]] | None:
+        """Return the intercept and the coefficients in the data's own units, or None where the model is no line."""
+        return None
 
 
-def _undrawn(inputs: int, outputs: int) -> nn.Linear:
-    """Return a layer that `build_model` gives its parameters: until then they have a shape, and no memory.
-
-    `nn.utils.skip_init` would draw nothing either, and imports a computer algebra system, sympy, to make room for them.
-    """
-    return nn.Linear(inputs, outputs, device="meta")
-
-
-class Linear(nn.Module):
+class Linear(Model):
     """prediction = bias + features · weight, on standardised features where asked for."""
 
-    def __init__(self, features: int, standardize: nn.Module) -> None:
-        super().__init__()
-        self.standardize = standardize
-        self.linear = _undrawn(features, 1)
+    def __init__(self, width: int, standardize: nn.Module) -> None:
+        super().__init__(width, standardize)
+        self.linear = linear_on_meta(width, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the predictions [B, 1] for features [B, F]."""
         prediction: Tensor = self.linear(self.standardize(features))
         return prediction
 
-    def intercept_and_coefficients(self) -> tuple[float, list[float]]:
-        """Return the line in the data's own units, in float64, standardised or not."""
+    def line(self) -> tuple[float, list[float]]:
+        """Return the intercept and the coefficients in the data's own units, in float64, standardised or not."""
         weight, intercept = self.linear.weight[0].detach().double(), self.linear.bias[0].detach().double()
         if isinstance(self.standardize, Standardize):
             weight = weight / self.standardize.std.double()
@@ -113,18 +65,17 @@ class Linear(nn.Module):
         return float(intercept), weight.tolist()
 
 
-class MLP(nn.Module):
+class MLP(Model):
     """Linear layers with an activation, and dropout where asked for, after each but the last."""
 
-    def __init__(self, features: int, settings: ModelSettings, standardize: nn.Module, seed: int) -> None:
-        super().__init__()
+    def __init__(self, width: int, settings: ModelSettings, standardize: nn.Module, seed: int) -> None:
+        super().__init__(width, standardize)
         activations: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
-        self.standardize = standardize
         layers: list[nn.Module] = []
-        for number, (inputs, outputs) in enumerate(pairwise([features, *settings.hidden])):
-            layers += [_undrawn(inputs, outputs), activations[settings.activation]()]
+        for number, (inputs, outputs) in enumerate(pairwise([width, *settings.hidden])):
+            layers += [linear_on_meta(inputs, outputs), activations[settings.activation]()]
             layers += [Dropout(settings.dropout, seed, number)] if settings.dropout else []
-        self.layers = nn.Sequential(*layers, _undrawn(settings.hidden[-1], 1))
+        self.layers = nn.Sequential(*layers, linear_on_meta(settings.hidden[-1], 1))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the predictions [B, 1] for features [B, F]."""
@@ -132,7 +83,7 @@ class MLP(nn.Module):
         return prediction
 
 
-def build_model(settings: ModelSettings, table: Table, standardize: bool, seed: int) -> Linear | MLP:
+def build_model(settings: ModelSettings, table: Table, standardize: bool, seed: int) -> Model:
     """Return the model for the table's features, in its dtype, on the CPU, with initial parameters from the seed.
 
     Weights and biases are uniform within ±1/√inputs, torch's own rule for `nn.Linear`, drawn in float64 and then rounded,
@@ -152,6 +103,10 @@ def build_model(settings: ModelSettings, table: Table, standardize: bool, seed: 
     return model.to(dtype)
 
 
-def assemble(settings: ModelSettings, width: int, standardize: nn.Module, seed: int) -> Linear | MLP:
+def assemble(settings: ModelSettings, width: int, standardize: nn.Module, seed: int) -> Model:
     """Return the model for so many features, whose layers have no parameters yet."""
-    return Linear(width, standardize) if settings.name == "linear" else MLP(width, settings, standardize, seed)
+    match settings.name:
+        case "linear":
+            return Linear(width, standardize)
+        case "mlp":
+            return MLP(width, settings, standardize, seed)

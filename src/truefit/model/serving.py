@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from truefit.data.table import Dtype
+from truefit.data.table import Dtype, Table
 from truefit.model.files import ModelDescription, open_model
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# This module's room and those below it: the code that goes with a model.
+# This room and those below it: the code that goes with a model.
 ROOMS = ("core", "data", "model")
 # What they import, and what MLflow needs to hand them rows.
 PACKAGES = ("mlflow", "numpy", "pandas", "pydantic", "ruamel.yaml", "torch")
@@ -103,6 +103,18 @@ def predictions(model: nn.Module, blocks: Iterable[Array]) -> Iterator[Array]:
     if filled:
         rows[filled:] = 0
         yield _apply(model, rows)[:filled]
+
+
+def example_rows(table: Table) -> "pd.DataFrame":
+    """Return rows as an example of what the model takes: the features' means, and a standard deviation to either side.
+
+    None of the table's own, which are not to leave the machine with each run.
+    """
+    import pandas as pd
+
+    width = len(table.features)
+    mean, std = np.array(table.mean[:width]), np.array(table.std[:width])
+    return pd.DataFrame([mean - std, mean, mean + std], columns=table.features)
 
 
 def _apply(model: nn.Module, rows: torch.Tensor) -> Array:

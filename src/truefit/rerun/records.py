@@ -25,7 +25,7 @@ from truefit.model.files import (
     rebuild_model,
     state_dict_digest,
 )
-from truefit.model.models import MLP, Linear
+from truefit.model.models import Model
 from truefit.rerun.comparison import Report, Result
 from truefit.tracking.provenance import ENVIRONMENT
 from truefit.tracking.run import CHANGED_TAG, DIGEST_TAG, OMITTED_TAG, RANGE_TAG, RERUN_TAG, param_text
@@ -181,7 +181,7 @@ def read_result(store: Store, run: "MlflowRun", folder: Path) -> Result:
     return Result(inputs, pd.DataFrame(curves), states, metrics)
 
 
-def read_model(store: Store, run: "MlflowRun") -> tuple[Linear | MLP, ModelDescription]:
+def read_model(store: Store, run: "MlflowRun") -> tuple[Model, ModelDescription]:
     """Return the model that a run's training kept, under eval(), and its description.
 
     Raises ModelError where the run has none, or where one of its artifacts is missing or damaged.

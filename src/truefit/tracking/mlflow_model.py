@@ -6,7 +6,7 @@ and that neither the model nor a package's index is asked for what it needs: the
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ FOLDER = "model"  # among the run's artifacts
 
 
 def pack_model(
-    loader: ModuleType, model: Sequence[Path], example: "pd.DataFrame", dtype: str, key: str, time: int
+    loader: ModuleType, model: Mapping[str, bytes], example: "pd.DataFrame", dtype: str, key: str, time: int
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Return the files of an MLflow model, by their paths in the run, and what MLflow's list of such models says of it.
 
@@ -44,8 +44,8 @@ def pack_model(
             shutil.copytree(package / room, code / room, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(package / "__init__.py", code)
         data.mkdir()
-        for path in model:
-            shutil.copy(path, data)
+        for name, content in model.items():
+            (data / name).write_bytes(content)
         pyfunc.save_model(
             packed,
             loader_module=loader.__name__,

@@ -4,7 +4,7 @@ Writes a journal; asks no store. Guarantees that a step which an interrupted exe
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -97,7 +97,7 @@ class Run:
         for name, content in artifacts.items():
             self._journal.append_artifact(name, content)
 
-    def log_model(self, loader: ModuleType, model: Sequence[Path], example: "pd.DataFrame", dtype: str) -> None:
+    def log_model(self, loader: ModuleType, model: Mapping[str, bytes], example: "pd.DataFrame", dtype: str) -> None:
         """Record an MLflow model, which can be loaded and served: the files of a model, and the code that rebuilds it.
 
         The module `loader` has the function `_load_pyfunc`, which MLflow calls with the files' folder, the names of the

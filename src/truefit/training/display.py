@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from truefit.training.loop import Epoch
+    from truefit.training.progress import Epoch
 
 # From the start to the first plain line, and from each to the next, it is at least so many seconds.
 LINE_SECONDS = 30.0

@@ -8,15 +8,12 @@ from typing import Literal
 
 import torch
 
-from truefit.model.models import MLP, Linear
+from truefit.model.models import Linear, Model
 from truefit.training.engines.autograd_engine import AutogradEngine
-from truefit.training.engines.base import Engine
-from truefit.training.engines.compiled_engine import CompiledEngine, CompileSettings, Graph, missing_tool
+from truefit.training.engines.base import Engine, StepSettings
+from truefit.training.engines.compiled_engine import CompiledEngine, Graph, missing_tool
 from truefit.training.engines.numpy_engine import NumpyEngine
-from truefit.training.engines.torch_engine import TorchEngine, make_train_step
-from truefit.training.optimization import LossSettings, OptimizerSettings
-
-__all__ = ["CompileSettings", "CompiledEngine", "Engine", "EngineName", "choose_engine", "make_engine", "make_train_step"]
+from truefit.training.engines.torch_engine import TorchEngine
 
 EngineName = Literal["numpy", "autograd", "torch", "compiled"]
 # From so many steps on, what the graph saves at each, 0.2 to 0.6 ms, is about what making it takes, 20 to 70 s: see the lab
@@ -35,26 +32,20 @@ def choose_engine(steps: int, device: torch.device) -> tuple[EngineName, str]:
     return "compiled", f"for {steps:,} steps compiling pays"
 
 
-def make_engine(
-    name: EngineName,
-    model: Linear | MLP,
-    loss: LossSettings,
-    optimizer: OptimizerSettings,
-    clip_norm: float | None,
-    device: torch.device,
-    graph: Graph | None = None,
-) -> Engine:
+def make_engine(name: EngineName, model: Model, step: StepSettings, device: torch.device, graph: Graph) -> Engine:
     """Return the engine called `name`, starting from the parameters of `model`, on `device`.
 
-    `compiled` needs to know the `graph` that it is to make. `numpy` and `autograd` have only the linear model, the MSE loss
-    and plain SGD; the training's settings refuse the rest.
+    `compiled` makes the `graph`. `numpy` and `autograd` have only the linear model, the MSE loss and plain SGD; the training's
+    settings refuse the rest.
     """
-    if name == "compiled":
-        assert graph is not None
-        return CompiledEngine(model, loss, optimizer, clip_norm, device, graph)
-    if name == "torch":
-        return TorchEngine(model, loss, optimizer, clip_norm, device)
-    assert isinstance(model, Linear)
-    if name == "autograd":
-        return AutogradEngine(model, loss.reduction, device)
-    return NumpyEngine(model, loss.reduction)
+    match name:
+        case "compiled":
+            return CompiledEngine(model, step, device, graph)
+        case "torch":
+            return TorchEngine(model, step, device)
+        case "autograd":
+            assert isinstance(model, Linear)
+            return AutogradEngine(model, step.loss.reduction, device)
+        case "numpy":
+            assert isinstance(model, Linear)
+            return NumpyEngine(model, step.loss.reduction)

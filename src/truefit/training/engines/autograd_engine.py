@@ -1,7 +1,4 @@
-"""Engine `autograd`: parameters are tensors made on the device; `backward()` takes the gradient, the update is by hand.
-
-Reads and writes nothing. Guarantees the same parameters, names and losses as the other engines, to rounding.
-"""
+"""Engine `autograd`: parameters are tensors made on the device; `backward()` takes the gradient, the update is by hand."""
 
 from typing import Any
 
@@ -10,7 +7,7 @@ from torch import Tensor
 
 from truefit.model.models import Linear
 from truefit.training.engines.base import to_device
-from truefit.training.optimization import Reduction, batch_sums
+from truefit.training.losses import Reduction
 
 
 class AutogradEngine:
@@ -20,7 +17,7 @@ class AutogradEngine:
         self.reduction = reduction
         self.device = device
         self.learning_rate = 0.0
-        self.load_state_dict(model.state_dict())
+        self._load(model.state_dict())
 
     def begin_epoch(self, epoch: int, learning_rate: float) -> None:
         """Set the learning rate."""
@@ -30,7 +27,7 @@ class AutogradEngine:
         """Take a step for each batch of (features [C, F], target [C, 1]); return their summed losses, float64 [K]."""
         x, y = self._standardized(to_device(features, self.device)), to_device(target, self.device)
         losses = [self._step(*batch) for batch in zip(x.split(batch_size), y.split(batch_size), strict=True)]
-        return batch_sums(torch.stack(losses).cpu().double(), len(x), batch_size, self.reduction)
+        return torch.stack(losses).cpu().double()
 
     def validation_loss(self, features: Tensor, target: Tensor) -> float:
         """Return the squared errors' sum."""
@@ -43,7 +40,16 @@ class AutogradEngine:
         parameters = {"linear.weight": self.weight.T, "linear.bias": self.bias}
         return {name: (self.buffers | parameters)[name].detach().cpu().clone() for name in self.names}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def training_state(self) -> dict[str, Any]:
+        """Return the parameters, buffers and learning rate: plain SGD remembers nothing else."""
+        return {"model": self.state_dict(), "learning_rate": self.learning_rate}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `training_state`."""
+        self._load(state["model"])
+        self.learning_rate = state["learning_rate"]
+
+    def _load(self, state: dict[str, Tensor]) -> None:
         """Make the parameters anew on the device, with the values of `state`."""
         self.names = list(state)
         weight, bias = state["linear.weight"].T.tolist(), state["linear.bias"].tolist()
@@ -52,20 +58,11 @@ class AutogradEngine:
         self.bias = torch.tensor(bias, dtype=dtype, device=self.device, requires_grad=True)  # [1]
         self.buffers = {name: state[name].to(self.device, copy=True) for name in self.names if not name.startswith("linear.")}
 
-    def training_state(self) -> dict[str, Any]:
-        """Return the parameters, buffers and learning rate: plain SGD remembers nothing else."""
-        return {"model": self.state_dict(), "learning_rate": self.learning_rate}
-
-    def load_training_state(self, state: dict[str, Any]) -> None:
-        """Go on from a `training_state`."""
-        self.load_state_dict(state["model"])
-        self.learning_rate = state["learning_rate"]
-
     def _step(self, x: Tensor, y: Tensor) -> Tensor:
-        """Take one step on the batch x [B, F], y [B, 1]; return its loss."""
+        """Take one step on the batch x [B, F], y [B, 1]; return its loss, summed over its rows."""
         error = x @ self.weight + self.bias - y  # [B, 1]
-        loss = (error**2).mean() if self.reduction == "mean" else (error**2).sum()
-        loss.backward()
+        loss = (error**2).sum()
+        (loss / len(x) if self.reduction == "mean" else loss).backward()
         with torch.no_grad():
             for parameter in (self.weight, self.bias):
                 assert parameter.grad is not None

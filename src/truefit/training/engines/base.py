@@ -1,12 +1,23 @@
-"""The protocol that every engine follows.
+"""The protocol that every engine follows, and what a step is, whatever the engine.
 
-Reads and writes nothing. Legend for shapes: C rows a chunk, B rows a batch, K batches a chunk, F features.
+Legend for shapes: C rows a chunk, B rows a batch, K batches a chunk, F features.
 """
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from truefit.training.losses import LossSettings
+from truefit.training.optimizers import OptimizerSettings
+
+
+class StepSettings(NamedTuple):
+    """What a training step makes smaller, how it moves the parameters, and how long its gradient may be at most."""
+
+    loss: LossSettings = LossSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    clip_norm: float | None = None
 
 
 class Engine(Protocol):
@@ -26,9 +37,6 @@ class Engine(Protocol):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return a copy of the parameters and buffers, on the CPU, with the names that the torch model gives them."""
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take the parameters and buffers of a state_dict with the same names."""
 
     def training_state(self) -> dict[str, Any]:
         """Return all that the next step depends on beside its batch, as tensors, numbers, lists and dicts.

@@ -1,7 +1,7 @@
 """Engine `compiled`: the training step as a function, many batches of it in one `torch.compile` graph.
 
-Reads and writes Inductor's cache, in the folder that TORCHINDUCTOR_CACHE_DIR names. Takes what the engine `torch` takes, on
-the CPU and on CUDA; guarantees the same losses, to rounding, and with itself the same bits.
+Takes what the engine `torch` takes, on the CPU and on CUDA. Inductor keeps its graphs in the folder that
+TORCHINDUCTOR_CACHE_DIR names.
 
 One eager step of a small model is nearly all overhead: Python, the dispatcher, autograd, the optimizer. In the graph none of
 that is left. Gradients come from `torch.func`, and the update is the function under torch's own optimizer.
@@ -22,20 +22,18 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
-from torch.optim.adam import adam
-from torch.optim.adamw import adamw
-from torch.optim.sgd import sgd
 
 from truefit.core.config import Settings
 from truefit.core.errors import TruefitError
 from truefit.data.batches import CHUNK_ROWS
-from truefit.model.models import Dropout
-from truefit.training.engines.base import to_device
+from truefit.model.layers import Dropout
+from truefit.model.models import Model
+from truefit.training.engines.base import StepSettings, to_device
 from truefit.training.engines.torch_engine import TorchEngine
-from truefit.training.optimization import LossSettings, OptimizerSettings, batch_sums, make_loss
+from truefit.training.losses import make_loss
+from truefit.training.optimizers import first_state, update
 
-# The optimizer's tensors for each parameter, under torch's names for them.
-_SLOTS = {"sgd": ("momentum_buffer",), "adam": ("exp_avg", "exp_avg_sq"), "adamw": ("exp_avg", "exp_avg_sq")}
+OptimizerState = dict[str, list[Tensor]]  # for each of torch's names a tensor a parameter
 
 
 class CompileSettings(Settings):
@@ -70,46 +68,37 @@ def missing_tool(device: torch.device) -> str | None:
     return None
 
 
-def make_steps(
-    model: nn.Module, loss: LossSettings, optimizer: OptimizerSettings, clip_norm: float | None, batches: int
-) -> Callable[..., Tensor]:
+def make_steps(model: nn.Module, step: StepSettings, batches: int) -> Callable[..., Tensor]:
     """Return the function that takes as many training steps as `batches`, each on its part of the rows it is given.
 
-    It takes the parameters and the optimizer's tensors for them, which it changes in place: `slots`, one list for each name in
-    torch's state, and `counts`, the steps taken; the learning rate; for each dropout its masks [batches, B, H]; and the rows
-    x [batches·B, F], y [batches·B, 1]. It returns each batch's loss before its step [batches]. The model is to be in train()
-    mode.
+    It takes the parameters and the optimizer's state, which it changes in place; the learning rate; for each dropout its masks
+    [batches, B, H]; and the rows x [batches·B, F], y [batches·B, 1]. It returns each batch's summed loss before its step
+    [batches]. The model is to be in train() mode.
     """
     buffers, model = dict(model.named_buffers()), _with_products(model)
     names = [name for name, _ in model.named_parameters()]
     keeps = [f"{name}.keep" for name, module in model.named_modules() if isinstance(module, Dropout)]
-    criterion = make_loss(loss.name, loss.reduction)
+    loss = make_loss(step.loss)
 
-    def value(parameters: list[Tensor], masks: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
+    def objective(parameters: list[Tensor], masks: list[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         tensors = buffers | dict(zip(names + keeps, parameters + masks, strict=True))
-        result: Tensor = criterion(functional_call(model, tensors, (x,)), y)
-        return result
+        summed: Tensor = loss(functional_call(model, tensors, (x,)), y)
+        return summed / len(y) if step.loss.reduction == "mean" else summed, summed
 
-    gradient_and_value = grad_and_value(value)
+    gradient_and_value = grad_and_value(objective, has_aux=True)
 
     def steps(
-        parameters: list[Tensor],
-        slots: list[list[Tensor]],
-        counts: list[Tensor],
-        rate: Tensor,
-        masks: list[Tensor],
-        x: Tensor,
-        y: Tensor,
+        parameters: list[Tensor], state: OptimizerState, rate: Tensor, masks: list[Tensor], x: Tensor, y: Tensor
     ) -> Tensor:
         losses = []
         for batch, (features, target) in enumerate(zip(x.chunk(batches), y.chunk(batches), strict=True)):
-            gradients, result = gradient_and_value(parameters, [mask[batch] for mask in masks], features, target)
-            if clip_norm is not None:
+            gradients, (_, summed) = gradient_and_value(parameters, [mask[batch] for mask in masks], features, target)
+            if step.clip_norm is not None:
                 # As nn.utils.clip_grad_norm_ does, which wants parameters that hold their gradients.
                 norm = nn.utils.get_total_norm(gradients, foreach=False)
-                gradients = [gradient * (clip_norm / (norm + 1e-6)).clamp(max=1) for gradient in gradients]
-            _update(optimizer, parameters, gradients, slots, counts, rate)
-            losses.append(result)
+                gradients = [gradient * (step.clip_norm / (norm + 1e-6)).clamp(max=1) for gradient in gradients]
+            update(step.optimizer, parameters, gradients, state, rate)
+            losses.append(summed)
         return torch.stack(losses)
 
     return steps
@@ -123,27 +112,15 @@ class CompiledEngine(TorchEngine):
     TruefitError, naming what to install, where there is no compiler.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: LossSettings,
-        optimizer: OptimizerSettings,
-        clip_norm: float | None,
-        device: torch.device,
-        graph: Graph,
-    ) -> None:
+    def __init__(self, model: Model, step: StepSettings, device: torch.device, graph: Graph) -> None:
         if missing := missing_tool(device):
             raise TruefitError(f"train.engine: compiled needs {missing}; or take the engine torch")
-        super().__init__(model, loss, optimizer, clip_norm, device)
+        super().__init__(model, step, device)
         self._parameters = list(self.model.parameters())
-        self._slots = _SLOTS[optimizer.name] if optimizer.name != "sgd" or optimizer.momentum else ()
         for parameter in self._parameters:
-            # What torch makes at its first step, but with the number of steps in float64, as the eager step computes with it:
-            # a float32 would lose digits of adam's correction, 1 - 0.999^step, at the first steps.
-            slots = {name: torch.zeros_like(parameter) for name in self._slots}
-            count = {} if optimizer.name == "sgd" else {"step": torch.zeros((), dtype=torch.float64)}
-            self.optimizer.state[parameter] = slots | count
+            self.optimizer.state[parameter] = first_state(step.optimizer, parameter)
         self._rate = torch.zeros((), dtype=self._parameters[0].dtype, device=device)
+        self._run_rows = graph.batches * graph.batch_size
         options: dict[str, str | int | bool | Callable[..., Any]] = {
             "cpp_wrapper": graph.cpp_wrapper,
             "deterministic": True,
@@ -154,62 +131,72 @@ class CompiledEngine(TorchEngine):
             # first call, and the graph itself refuses another shape or layout.
             "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
         }
-        steps = make_steps(self.model, loss, optimizer, clip_norm, graph.batches)
         # Isolated, so that no engine takes the graph of another: without checks, the same function has the same graph.
         self._steps = torch.compile(  # type: ignore[call-overload]  # torch's overloads have not heard of isolate_recompiles
-            steps, fullgraph=True, dynamic=False, isolate_recompiles=True, options=options
+            make_steps(self.model, step, graph.batches),
+            fullgraph=True,
+            dynamic=False,
+            isolate_recompiles=True,
+            options=options,
         )
-        self._run_rows = graph.batches * graph.batch_size
-        self._masks = self._make_masks(graph)
-        self.compile_seconds = self._compile()
+        # Of the layout of those that a loader gives: views of rows that end with the target.
+        rows = torch.zeros(self._run_rows, model.width + 1, dtype=self._rate.dtype)
+        x, y = to_device(rows[:, :-1], device), to_device(rows[:, -1:], device)
+        self._masks = [
+            torch.ones(graph.batches, *shape, dtype=y.dtype, device=device)
+            for shape in self._dropout_shapes(x[: graph.batch_size])
+        ]
+        self.compile_seconds = self._compile(x, y)
 
     def train_chunk(self, features: Tensor, target: Tensor, batch_size: int) -> Tensor:
         """Take a step for each batch of (features [C, F], target [C, 1]); return their summed losses, float64 [K]."""
         x, y = to_device(features, self.device), to_device(target, self.device)
         whole = len(x) // self._run_rows * self._run_rows
         self.model.train()
-        state = self._state()
+        parameters, state = self._tensors()
+        rate = self._rate.fill_(self.optimizer.param_groups[0]["lr"])
         losses = []
         with torch.no_grad():
             for run in zip(x[:whole].split(self._run_rows), y[:whole].split(self._run_rows), strict=True) if whole else ():
                 self._draw_masks()
-                losses.append(self._steps(*state, self._masks, *run))
+                losses.append(self._steps(parameters, state, rate, self._masks, *run))
         if whole < len(x):
             rest = zip(x[whole:].split(batch_size), y[whole:].split(batch_size), strict=True)
             losses += [self._step(*batch)[None] for batch in rest]
-        return batch_sums(torch.cat(losses).cpu().double(), len(x), batch_size, self.reduction)
+        return torch.cat(losses).cpu().double()
 
-    def _compile(self) -> float:
+    def _compile(self, x: Tensor, y: Tensor) -> float:
         """Make the graph, by a first call on copies of all that it changes; return the seconds that it took."""
         started = time.perf_counter()
-        width = next(layer.in_features for layer in self.model.modules() if isinstance(layer, nn.Linear))
-        # Of the layout of those that a loader gives: views of rows that end with the target.
-        rows = torch.zeros(self._run_rows, width + 1, dtype=self._rate.dtype)
-        x, y = to_device(rows[:, :-1], self.device), to_device(rows[:, -1:], self.device)
+        parameters, state = copy.deepcopy(self._tensors())
         self.model.train()
         with torch.no_grad():
-            parameters, slots, counts, rate = self._state()
-            copies = [_copies(parameters), [_copies(slot) for slot in slots], _copies(counts), rate]
-            self._steps(*copies, self._masks, x, y)
+            self._steps(parameters, state, self._rate, self._masks, x, y)
         return time.perf_counter() - started
 
-    def _state(self) -> tuple[list[Tensor], list[list[Tensor]], list[Tensor], Tensor]:
-        """Return the parameters, the optimizer's tensors and counts, and the learning rate, as the graph takes them."""
+    def _tensors(self) -> tuple[list[Tensor], OptimizerState]:
+        """Return the parameters and the optimizer's state, as the graph takes them."""
         states = [self.optimizer.state[parameter] for parameter in self._parameters]
-        parameters = [parameter.detach() for parameter in self._parameters]
-        slots = [[state[name] for state in states] for name in self._slots]
-        counts = [state["step"] for state in states if "step" in state]
-        return parameters, slots, counts, self._rate.fill_(self.optimizer.param_groups[0]["lr"])
+        return [parameter.detach() for parameter in self._parameters], {
+            name: [state[name] for state in states] for name in states[0]
+        }
 
-    def _make_masks(self, graph: Graph) -> list[Tensor]:
-        """Return room for each dropout's masks [batches, B, H] of one call; the n-th dropout follows the n-th linear layer."""
-        widths = [layer.out_features for layer in self.model.modules() if isinstance(layer, nn.Linear)]
-        shapes = [(graph.batches, graph.batch_size, width) for width, _ in zip(widths, self._dropouts(), strict=False)]
-        return [torch.ones(shape, dtype=self._rate.dtype, device=self.device) for shape in shapes]
+    def _dropout_shapes(self, x: Tensor) -> list[torch.Size]:
+        """Return the shapes [B, H] of what each dropout is given for x [B, F]."""
+        shapes: list[torch.Size] = []
+        hooks = [
+            dropout.register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape)) for dropout in self._dropouts
+        ]
+        self.model.eval()
+        with torch.no_grad():
+            self.model(x)
+        for hook in hooks:
+            hook.remove()
+        return shapes
 
     def _draw_masks(self) -> None:
         """Draw the masks batch by batch, as single steps would."""
-        for dropout, masks in zip(self._dropouts(), self._masks, strict=True):
+        for dropout, masks in zip(self._dropouts, self._masks, strict=True):
             for mask in masks:
                 dropout.draw(mask)
 
@@ -232,52 +219,3 @@ def _with_products(model: nn.Module) -> nn.Module:
         if isinstance(layer, nn.Linear) and layer.out_features == 1:
             model.set_submodule(name, _Product(layer.in_features, 1, device="meta"))
     return model
-
-
-def _copies(tensors: list[Tensor]) -> list[Tensor]:
-    return [tensor.clone() for tensor in tensors]
-
-
-def _update(
-    optimizer: OptimizerSettings,
-    parameters: list[Tensor],
-    gradients: list[Tensor],
-    slots: list[list[Tensor]],
-    counts: list[Tensor],
-    rate: Tensor,
-) -> None:
-    """Move the parameters, and what the optimizer keeps for them, by the function under torch's own optimizer."""
-    if optimizer.name == "sgd":
-        buffers: list[Tensor | None] = [*slots[0]] if slots else [None] * len(parameters)
-        sgd(
-            parameters,
-            gradients,
-            buffers,
-            foreach=False,
-            fused=False,
-            weight_decay=optimizer.weight_decay,
-            momentum=optimizer.momentum,
-            lr=rate,  # type: ignore[arg-type]  # a tensor, so that another rate is not another graph
-            dampening=0.0,
-            nesterov=optimizer.nesterov,
-            maximize=False,
-        )
-    else:
-        step = adam if optimizer.name == "adam" else adamw
-        step(
-            parameters,
-            gradients,
-            slots[0],
-            slots[1],
-            [],
-            counts,
-            foreach=False,
-            fused=False,
-            amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
-            lr=rate,
-            weight_decay=optimizer.weight_decay,
-            eps=1e-8,
-            maximize=False,
-        )

@@ -1,7 +1,4 @@
-"""Engine `numpy`: gradient descent with everything written out: forward, loss, gradient and update.
-
-Reads and writes nothing. Guarantees the same parameters, names and losses as the other engines, to rounding.
-"""
+"""Engine `numpy`: gradient descent with everything written out: forward, loss, gradient and update."""
 
 from typing import Any
 
@@ -11,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from truefit.model.models import Linear
-from truefit.training.optimization import Reduction, batch_sums
+from truefit.training.losses import Reduction
 
 
 class NumpyEngine:
@@ -24,7 +21,7 @@ class NumpyEngine:
     def __init__(self, model: Linear, reduction: Reduction) -> None:
         self.reduction = reduction
         self.learning_rate = 0.0
-        self.load_state_dict(model.state_dict())
+        self._load(model.state_dict())
 
     def begin_epoch(self, epoch: int, learning_rate: float) -> None:
         """Set the learning rate."""
@@ -36,7 +33,7 @@ class NumpyEngine:
         # A diverging loss is reported by whoever asked for the steps, not by NumPy's warnings.
         with np.errstate(over="ignore", invalid="ignore"):
             losses = [self._step(x[at : at + batch_size], y[at : at + batch_size]) for at in range(0, len(x), batch_size)]
-        return batch_sums(torch.tensor(losses, dtype=torch.float64), len(x), batch_size, self.reduction)
+        return torch.tensor(losses, dtype=torch.float64)
 
     def validation_loss(self, features: Tensor, target: Tensor) -> float:
         """Return the squared errors' sum."""
@@ -50,32 +47,30 @@ class NumpyEngine:
         parameters = {"linear.weight": self.weight.T, "linear.bias": self.bias}
         return {name: torch.tensor((self.buffers | parameters)[name]) for name in self.names}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take the parameters and buffers."""
-        self.names = list(state)
-        arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
-        self.weight, self.bias = arrays.pop("linear.weight").T, arrays.pop("linear.bias")  # w [F, 1], b [1]
-        self.buffers = arrays
-
     def training_state(self) -> dict[str, Any]:
         """Return the parameters, buffers and learning rate: plain SGD remembers nothing else."""
         return {"model": self.state_dict(), "learning_rate": self.learning_rate}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Go on from a `training_state`."""
-        self.load_state_dict(state["model"])
+        self._load(state["model"])
         self.learning_rate = state["learning_rate"]
 
+    def _load(self, state: dict[str, Tensor]) -> None:
+        self.names = list(state)
+        arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
+        self.weight, self.bias = arrays.pop("linear.weight").T, arrays.pop("linear.bias")  # w [F, 1], b [1]
+        self.buffers = arrays
+
     def _step(self, x: NDArray[Any], y: NDArray[Any]) -> float:
-        """Take one step on the batch x [B, F], y [B, 1]; return its loss."""
+        """Take one step on the batch x [B, F], y [B, 1]; return its loss, summed over its rows."""
         error = x @ self.weight + self.bias - y  # [B, 1]
         rows = len(x) if self.reduction == "mean" else 1
-        loss = (error**2).sum() / rows
         weight_gradient = 2 * (x.T @ error) / rows
         bias_gradient = 2 * error.sum(axis=0) / rows
         self.weight = self.weight - self.learning_rate * weight_gradient
         self.bias = self.bias - self.learning_rate * bias_gradient
-        return float(loss)
+        return float((error**2).sum())
 
     def _standardized(self, x: NDArray[Any]) -> NDArray[Any]:
         if not self.buffers:

@@ -1,0 +1,63 @@
+"""The layers that the models share, beside torch's own."""
+
+import torch
+from torch import Tensor, nn
+
+from truefit.core.seeds import torch_seed
+
+
+class Standardize(nn.Module):
+    """(x - mean) / std of the training rows, kept as buffers; a constant feature, whose std is 0, is only centred."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", torch.where(std > 0, std, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the standardised features [B, F]."""
+        return (features - self.mean) / self.std
+
+
+class Dropout(nn.Module):
+    """Zeroes each value with probability `p` in training and scales the rest by 1 / (1 - p).
+
+    As `torch.nn.Dropout` (Srivastava et al., 2014), but from a generator of its own instead of the global stream, set anew
+    for each epoch, so that an epoch's masks depend on (seed, layer, epoch) alone. Where masks are drawn beforehand, as for a
+    compiled graph, which cannot draw from a generator, they come in as the buffer `keep`.
+    """
+
+    keep: Tensor | None
+
+    def __init__(self, p: float, seed: int, layer: int) -> None:
+        super().__init__()
+        self.p, self.seed, self.layer = p, seed, layer
+        self.register_buffer("keep", None, persistent=False)
+        self.begin_epoch(0, torch.device("cpu"))
+
+    def begin_epoch(self, epoch: int, device: torch.device) -> None:
+        """Set the generator, on the device of the values to come, to the epoch's own stream."""
+        seed = torch_seed(self.seed, "dropout", self.layer, epoch)
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return the values [B, H], masked and scaled in training, as they are otherwise."""
+        if not self.training:
+            return values
+        keep = self.draw(torch.empty_like(values)) if self.keep is None else self.keep
+        return values * keep / (1 - self.p)
+
+    def draw(self, mask: Tensor) -> Tensor:
+        """Fill `mask` [B, H] with the next mask of ones and zeroes, and return it."""
+        return mask.bernoulli_(1 - self.p, generator=self.generator)
+
+
+def linear_on_meta(inputs: int, outputs: int) -> nn.Linear:
+    """Return a layer without memory, whose parameters are yet to come.
+
+    `nn.utils.skip_init` would draw nothing either, and imports a computer algebra system, sympy, to make room for them.
+    """
+    return nn.Linear(inputs, outputs, device="meta")

@@ -1,0 +1,46 @@
+"""Losses: what a training step makes smaller. Another one is a name and a case here."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from truefit.core.config import Settings, require_defaults
+
+Reduction = Literal["mean", "sum"]
+
+
+class LossSettings(Settings):
+    """`train.loss`: what a training step makes smaller, over the rows of its batch."""
+
+    name: Literal["mse", "l1", "huber"] = "mse"
+    reduction: Reduction = "mean"
+    delta: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _delta_is_hubers(self) -> Self:
+        if self.name != "huber":
+            require_defaults(self, ("delta",), f"with loss {self.name}")
+        return self
+
+
+def make_loss(settings: LossSettings) -> nn.Module:
+    """Return the function (prediction [B, 1], target [B, 1]) -> the loss summed over the rows, a scalar.
+
+    A step that makes the mean smaller divides by B; sums can be added up over batches of different sizes.
+
+    mse: the squared error. l1: the absolute error. huber: half the squared error up to `delta`, and beyond it a line of slope
+    `delta`, so that single rows far away weigh less (Huber, "Robust estimation of a location parameter", 1964).
+
+    >>> import torch
+    >>> errors = torch.tensor([[0.0], [1.0], [3.0]])
+    >>> [float(make_loss(LossSettings(name=name))(errors, torch.zeros(3, 1))) for name in ("mse", "l1", "huber")]
+    [10.0, 4.0, 3.0]
+    """
+    match settings.name:
+        case "mse":
+            return nn.MSELoss(reduction="sum")
+        case "l1":
+            return nn.L1Loss(reduction="sum")
+        case "huber":
+            return nn.HuberLoss(reduction="sum", delta=settings.delta)

@@ -1,0 +1,86 @@
+"""Optimizers: how a step moves the parameters. Another one is a name, and a case in each of the functions here."""
+
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
+
+from truefit.core.config import Settings, invalid_value, require_defaults
+
+
+class OptimizerSettings(Settings):
+    """`train.optimizer`: how a step moves the parameters; what is not here has torch's default."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = Field(0.1, gt=0)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _momentum_is_sgds(self) -> Self:
+        if self.name != "sgd":
+            require_defaults(self, ("momentum", "nesterov"), f"with optimizer {self.name}, which has none")
+        if self.nesterov and self.momentum == 0:
+            raise invalid_value("nesterov", True, "False without a momentum")
+        return self
+
+
+def make_optimizer(parameters: list[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """Return the torch optimizer for `parameters`."""
+    lr, decay = settings.lr, settings.weight_decay
+    # What torch finds out at each step; its own choice elsewhere.
+    foreach = False if parameters[0].device.type == "cpu" else None
+    match settings.name:
+        case "sgd":
+            momentum, nesterov = settings.momentum, settings.nesterov
+            return torch.optim.SGD(
+                parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay, foreach=foreach
+            )
+        case "adam":
+            return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, foreach=foreach)
+        case "adamw":
+            return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, foreach=foreach)
+
+
+def first_state(settings: OptimizerSettings, parameter: Tensor) -> dict[str, Tensor]:
+    """Return what torch's optimizer keeps for a parameter before its first step, under torch's names.
+
+    But for the number of steps, which is in float64, as the eager step computes with it: a float32 would lose digits of adam's
+    correction, 1 - 0.999^step, at the first steps.
+    """
+    match settings.name:
+        case "sgd":
+            return {"momentum_buffer": torch.zeros_like(parameter)} if settings.momentum else {}
+        case "adam" | "adamw":
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            return moments | {"step": torch.zeros((), dtype=torch.float64)}
+
+
+def update(
+    settings: OptimizerSettings, parameters: list[Tensor], gradients: list[Tensor], state: dict[str, list[Tensor]], lr: Tensor
+) -> None:
+    """Move the parameters by their gradients, with the function under torch's own optimizer, for a compiled graph.
+
+    `state` holds, for each name in `first_state`, a tensor a parameter; they change in place, as the parameters do.
+    """
+    common: dict[str, Any] = {
+        "lr": lr,  # a tensor, so that another rate is not another graph
+        "weight_decay": settings.weight_decay,
+        "foreach": False,
+        "fused": False,
+        "maximize": False,
+    }
+    match settings.name:
+        case "sgd":
+            buffers: list[Tensor | None] = [*state.get("momentum_buffer", [None] * len(parameters))]
+            momentum, nesterov = settings.momentum, settings.nesterov
+            sgd(parameters, gradients, buffers, momentum=momentum, dampening=0.0, nesterov=nesterov, **common)
+        case "adam" | "adamw":
+            step = adam if settings.name == "adam" else adamw
+            defaults: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False}
+            step(parameters, gradients, state["exp_avg"], state["exp_avg_sq"], [], state["step"], **defaults, **common)

@@ -1,0 +1,122 @@
+"""Section `train` of params.yaml: all that decides a training, beside its table."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from truefit.core.config import Settings, invalid_value, require_defaults
+from truefit.core.errors import ModelError
+from truefit.data.batches import Shuffle
+from truefit.model.files import MODEL_JSON, ModelDescription
+from truefit.model.models import ModelSettings
+from truefit.training.device import DeviceName
+from truefit.training.engines import EngineName
+from truefit.training.engines.base import StepSettings
+from truefit.training.engines.compiled_engine import CompileSettings
+from truefit.training.losses import LossSettings
+from truefit.training.optimizers import OptimizerSettings
+from truefit.training.schedules import ScheduleSettings
+
+
+def _check_batch_size(value: object) -> object:
+    if value == "all" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError("all, or a whole number of at least 1")
+
+
+class EarlyStoppingSettings(Settings):
+    """`train.early_stopping`: stop after `patience` epochs in which the validation loss fell by no more than `min_delta`."""
+
+    patience: int | None = Field(None, ge=1)
+    min_delta: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _min_delta_needs_patience(self) -> Self:
+        if self.patience is None:
+            require_defaults(self, ("min_delta",), "without a patience")
+        return self
+
+
+class TrainSettings(Settings):
+    """Section `train`: all that decides a training, beside the table."""
+
+    engine: Literal[EngineName, "auto"] = "torch"
+    device: DeviceName = "auto"
+    seed: int = Field(42, ge=0)
+    threads: int = Field(1, ge=1)
+    standardize: bool = False
+    model: ModelSettings = ModelSettings()
+    loss: LossSettings = LossSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    batch_size: Annotated[int | Literal["all"], BeforeValidator(_check_batch_size)] = 16
+    shuffle: Shuffle = "full"
+    epochs: int = Field(50, ge=1)
+    clip_norm: float | None = Field(None, gt=0)
+    early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
+    compile: CompileSettings = CompileSettings()
+
+    @model_validator(mode="after")
+    def _learning_rate_falls(self) -> Self:
+        if self.schedule.min_lr > self.optimizer.lr:
+            raise invalid_value("schedule.min_lr", self.schedule.min_lr, f"at most train.optimizer.lr, {self.optimizer.lr}")
+        return self
+
+    @model_validator(mode="after")
+    def _engine_can_do_it(self) -> Self:
+        if self.engine in ("compiled", "auto"):
+            if self.engine == "compiled" and self.device == "mps":
+                raise invalid_value("engine", self.engine, "torch or auto with device mps")
+            return self
+        if self.compile != (default := CompileSettings()):
+            raise invalid_value("compile", self.compile.model_dump(), f"{default.model_dump()} with engine {self.engine}")
+        if self.engine == "torch":
+            return self
+        optimizer = self.optimizer
+        plain = optimizer.name == "sgd" and not (optimizer.momentum or optimizer.weight_decay)
+        for needed, found in [
+            ("the model linear", self.model.name == "linear"),
+            ("the loss mse", self.loss.name == "mse"),
+            ("plain sgd", plain),
+            ("no clip_norm", self.clip_norm is None),
+        ]:
+            if not found:
+                raise invalid_value("engine", self.engine, f"torch, since {self.engine} takes {needed}")
+        if self.engine == "numpy" and self.device not in ("auto", "cpu"):
+            raise invalid_value("engine", self.engine, f"autograd or torch with device {self.device}")
+        return self
+
+    @property
+    def device_name(self) -> str:
+        """The device, as choose_device takes it; the engine numpy has the CPU alone."""
+        return "cpu" if self.engine == "numpy" else self.device
+
+    @property
+    def step(self) -> StepSettings:
+        """What a step is."""
+        return StepSettings(self.loss, self.optimizer, self.clip_norm)
+
+    @property
+    def title(self) -> str:
+        """The model and how it is trained, in a few words that tell runs apart."""
+        optimizer = self.optimizer
+        return f"{self.model.name} {optimizer.name} lr={optimizer.lr:g} batch={self.batch_size} {self.engine}"
+
+    def batch_rows(self, rows: int) -> int:
+        """Return the rows of a batch, of `rows` in all."""
+        return rows if self.batch_size == "all" else min(rows, self.batch_size)
+
+    def steps(self, rows: int) -> int:
+        """Return the number of training steps on so many rows, if it does not stop early."""
+        return self.epochs * -(-rows // self.batch_rows(rows))
+
+
+def trained_with(description: ModelDescription) -> TrainSettings:
+    """Return the settings that a model on the disk was trained with; raises ModelError where it does not tell them."""
+    given = {"model": description.model.model_dump(), "standardize": description.standardize, **description.training}
+    try:
+        return TrainSettings.model_validate(given)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        reason = f"training.{place}: {error.errors()[0]['msg']}"
+        raise ModelError(f"{MODEL_JSON}: {reason}; `dvc repro --force train` writes it anew") from None
