@@ -22,11 +22,12 @@ from truefit.data.batches import ShuffledChunks, make_loader
 from truefit.data.dataset import TableDataset
 from truefit.model.models import ModelSettings, build_model
 from truefit.training.device import configure
-from truefit.training.engines import make_train_step
-from truefit.training.engines.torch_engine import TorchEngine
-from truefit.training.optimization import LossSettings, OptimizerSettings, batch_sums, make_loss, make_optimizer
+from truefit.training.engines.base import StepSettings
+from truefit.training.engines.torch_engine import TorchEngine, make_train_step
+from truefit.training.losses import make_loss
+from truefit.training.optimizers import OptimizerSettings, make_optimizer
 
-LOSS, OPTIMIZER = LossSettings(), OptimizerSettings(lr=0.01)
+STEP = StepSettings(optimizer=OptimizerSettings(lr=0.01))
 
 
 def loader_alone(folder: Path, dataset: TableDataset, batch: int, rounds: int) -> Figure:
@@ -67,10 +68,8 @@ def single_rows(dataset: TableDataset, rows: int, rounds: int) -> Figure:
 def whole_epoch(dataset: TableDataset, batch: int, rounds: int) -> Iterator[Figure]:
     """Compare epochs of the torch engine."""
     read, in_memory = (build_model(ModelSettings(), dataset.table, standardize=False, seed=42) for _ in range(2))
-    engine = TorchEngine(read, LOSS, OPTIMIZER, None, torch.device("cpu"))
-    step = make_train_step(
-        in_memory, make_loss(LOSS.name, LOSS.reduction), make_optimizer(list(in_memory.parameters()), OPTIMIZER)
-    )
+    engine = TorchEngine(read, STEP, torch.device("cpu"))
+    step = make_train_step(in_memory, make_loss(STEP.loss), make_optimizer(list(in_memory.parameters()), STEP.optimizer))
     sampler = ShuffledChunks(len(dataset), batch, seed=42, shuffle="full")
     features, target = (values.contiguous() for values in dataset[:])
     epochs = itertools.count(1)
@@ -78,13 +77,12 @@ def whole_epoch(dataset: TableDataset, batch: int, rounds: int) -> Iterator[Figu
     def from_file() -> float:
         epoch = next(epochs)
         sampler.set_epoch(epoch)
-        engine.begin_epoch(epoch, OPTIMIZER.lr)
+        engine.begin_epoch(epoch, STEP.optimizer.lr)
         return float(sum(engine.train_chunk(x, y, batch).sum() for x, y in make_loader(dataset, sampler)))
 
     def from_memory() -> float:
         batches = zip(features.split(batch), target.split(batch), strict=True)
-        losses = torch.stack([step(*one) for one in batches])
-        return float(batch_sums(losses.double(), len(features), batch, "mean").sum())
+        return float(torch.stack([step(*one) for one in batches]).double().sum())
 
     seconds = take_turns({"file": timed(from_file), "memory": timed(from_memory)}, rounds)
     name = f"epoch of the torch engine, batch {batch}"

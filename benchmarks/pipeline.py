@@ -32,7 +32,9 @@ from truefit.data.dataset import open_verified
 from truefit.tracking.run import Origin, Run, TrackSettings
 from truefit.tracking.store import Store
 from truefit.training.device import configure
-from truefit.training.loop import Epoch, TrainSettings, train
+from truefit.training.loop import train
+from truefit.training.progress import Epoch
+from truefit.training.settings import TrainSettings
 
 sys.path.insert(0, str(ROOT / "tests"))
 

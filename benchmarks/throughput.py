@@ -26,8 +26,10 @@ from truefit.data.dataset import TableDataset, open_verified
 from truefit.model.models import ModelSettings
 from truefit.training.device import configure
 from truefit.training.engines import EngineName
-from truefit.training.loop import Epoch, TrainSettings, train
-from truefit.training.optimization import OptimizerSettings
+from truefit.training.loop import train
+from truefit.training.optimizers import OptimizerSettings
+from truefit.training.progress import Epoch
+from truefit.training.settings import TrainSettings
 
 TUTORIAL = next(iter(PEERS))
 ENGINES = [name for name in get_args(EngineName) if name != "auto"]

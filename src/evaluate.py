@@ -15,7 +15,7 @@ from truefit.core.files import write_bytes, write_json
 from truefit.data.dataset import open_verified
 from truefit.evaluation.figures import draw_figures
 from truefit.evaluation.least_squares import least_squares
-from truefit.evaluation.metrics import model_predictor
+from truefit.evaluation.metrics import line_predictor, model_predictor
 from truefit.evaluation.note import describe
 from truefit.evaluation.report import (
     EvaluateSettings,
@@ -50,10 +50,10 @@ def main() -> None:
     model, description = load_model(results, table)
     training, truth = trained_with(description), generating_settings(table, arguments.synthetic, params)
     fit = least_squares(train)
-    metrics = compute_metrics(test, model, fit, truth)
+    metrics = compute_metrics(test, model, fit.line, truth)
     features, predictions = sample_predictions(test, model_predictor(model, getattr(torch, table.dtype)), settings.sample)
     history, levels = pd.read_csv(results / "history.csv"), loss_levels(training.loss.name, fit, truth)
-    figures = draw_figures(history, levels, features, predictions, fit.predict, table.columns)
+    figures = draw_figures(history, levels, features, predictions, line_predictor(fit.line), table.columns)
     write_json(results / "metrics.json", metrics)
     write_bytes(results / "predictions.csv", predictions.to_csv(index=False).encode())
     for name, content in figures.items():

@@ -13,7 +13,9 @@ from torch import Tensor
 from truefit.core.files import write_json
 from truefit.data.dataset import open_verified
 from truefit.data.table import TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table
-from truefit.training.loop import Outcome, TrainSettings, train
+from truefit.training.loop import train
+from truefit.training.progress import Outcome
+from truefit.training.settings import TrainSettings
 
 Rows = NDArray[np.float64]  # [N, F + 1], the target last
 State = dict[str, Tensor]

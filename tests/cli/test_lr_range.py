@@ -23,7 +23,7 @@ from mlflow.entities import Run
 from ruamel.yaml import YAML
 from workspace import ROOT
 
-from truefit.cli.lr_range import DIVERGED, MARGIN, WINDOW, Finding, find, lr_range, range_test
+from truefit.cli.lr_range import lr_range
 from truefit.cli.main import commands
 from truefit.core.errors import InconclusiveError, TableError, TrackingError, TruefitError
 from truefit.data.batches import ShuffledChunks
@@ -33,7 +33,9 @@ from truefit.rerun.records import require_finished
 from truefit.tracking.journal import pending
 from truefit.tracking.run import DIGEST_TAG
 from truefit.tracking.store import Store
-from truefit.training.loop import TrainSettings, begin
+from truefit.training.loop import build_engine
+from truefit.training.lr_range import DIVERGED, MARGIN, WINDOW, Finding, find, range_test
+from truefit.training.settings import TrainSettings
 
 COMMAND = [sys.executable, "-c", "from truefit.cli.main import main; main()", "lr-range"]
 RATES = np.geomspace(1e-6, 10, 200).tolist()
@@ -72,7 +74,7 @@ def test_descent_on_a_quadratic_diverges_beyond_the_largest_stable_rate_and_the_
 def test_each_step_is_one_of_gradient_descent_with_its_rate(tmp_path: Path) -> None:
     rows = normal_line(50)
     steps = curve(tmp_path, rows, RATES[100:120], **ALL)
-    engine, _ = begin(TableDataset(tmp_path, "train"), TrainSettings.model_validate(ALL), CPU)
+    engine = build_engine(TableDataset(tmp_path, "train"), TrainSettings.model_validate(ALL), CPU)
     start = engine.state_dict()
     line = np.array([start["linear.bias"].item(), start["linear.weight"].item()])
     design, losses = np.column_stack([np.ones(50), rows[:, 0]]), []
@@ -99,7 +101,7 @@ def test_batches_come_in_the_order_of_a_trainings_epochs(tmp_path: Path, shuffle
     rows = normal_line(10)
     # With a rate of next to nothing, a batch's loss depends on its rows alone.
     steps = curve(tmp_path, rows, [1e-12] * 9, batch_size=4, shuffle=shuffle, seed=5)
-    untrained, _ = begin(TableDataset(tmp_path, "train"), TrainSettings(seed=5), CPU)
+    untrained = build_engine(TableDataset(tmp_path, "train"), TrainSettings(seed=5), CPU)
     sampler = ShuffledChunks(10, 4, 5, shuffle)
     expected: list[float] = []
     for epoch in (1, 2, 3):

@@ -11,7 +11,7 @@ from truefit.core.errors import SettingsError
 from truefit.data.generating import GenerateSettings
 from truefit.evaluation.report import EvaluateSettings
 from truefit.ingest.prepare import PrepareSettings
-from truefit.training.loop import TrainSettings
+from truefit.training.settings import TrainSettings
 
 # What DESIGN.md, "Names that others rely on", fixes.
 DEFAULTS: dict[str, Any] = {

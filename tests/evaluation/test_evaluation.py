@@ -13,22 +13,15 @@ from numpy.typing import NDArray
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
 from evaluate import print_next
+from truefit.core.config import Params
 from truefit.data.dataset import TableDataset
 from truefit.data.generating import GenerateSettings
 from truefit.data.table import Dtype, Table
-from truefit.evaluation.report import (
-    Optimum,
-    Predictor,
-    least_squares,
-    line_predictor,
-    loss_levels,
-    model_predictor,
-    report,
-    sample_predictions,
-    score,
-    truth_of,
-)
-from truefit.model.models import MLP, Dropout, Linear, ModelSettings, build_model
+from truefit.evaluation.least_squares import LeastSquaresFit, least_squares
+from truefit.evaluation.metrics import Predictor, line_predictor, model_predictor, score
+from truefit.evaluation.report import compute_metrics, generating_settings, loss_levels, sample_predictions
+from truefit.model.layers import Dropout
+from truefit.model.models import MLP, Linear, ModelSettings, build_model
 
 Array = NDArray[np.float64]
 
@@ -210,7 +203,7 @@ def test_the_mse_of_an_exact_fit_is_as_good_as_zero(tmp_path: Path) -> None:
 
 
 def test_only_an_mse_is_held_against_the_optimum_and_only_synthetic_data_against_its_noise() -> None:
-    optimum, truth = Optimum(np.array([1.0, 2.0]), 0.25), GenerateSettings(noise_std=0.5)
+    optimum, truth = LeastSquaresFit(np.array([1.0, 2.0]), 0.25), GenerateSettings(noise_std=0.5)
     assert loss_levels("mse", optimum, truth) == {"least squares, training rows": 0.25, "noise floor": 0.25}
     assert loss_levels("mse", optimum, None) == {"least squares, training rows": 0.25}
     assert loss_levels("l1", optimum, truth) == loss_levels("huber", optimum, None) == {}
@@ -255,7 +248,7 @@ def test_the_report_of_a_linear_model_on_synthetic_data_has_the_designs_keys(tmp
     model = build_model(ModelSettings(), table, True, seed=1)
     truth = GenerateSettings(intercept=1.0, coefficients=(2.0, -1.0), noise_std=0.3)
     optimum = least_squares(TableDataset(tmp_path, "train")).line
-    content = report(TableDataset(tmp_path, "test"), model, optimum, truth)
+    content = compute_metrics(TableDataset(tmp_path, "test"), model, optimum, truth)
     assert list(content) == ["test", "least_squares", "excess_mse", "parameters", "truth"]
     ours, best = (
         score(TableDataset(tmp_path, "test"), model_predictor(model, torch.float64)),
@@ -266,7 +259,7 @@ def test_the_report_of_a_linear_model_on_synthetic_data_has_the_designs_keys(tmp
     assert best["mse"] is not None
     assert content["excess_mse"] == ours["mse"] / best["mse"] - 1
     assert isinstance(model, Linear)
-    intercept, coefficients = model.intercept_and_coefficients()
+    intercept, coefficients = model.line()
     assert content["parameters"] == {
         "intercept": intercept,
         "coefficients": {"x1": coefficients[0], "x2": coefficients[1]},
@@ -278,7 +271,7 @@ def test_the_report_of_a_linear_model_on_synthetic_data_has_the_designs_keys(tmp
 def test_the_report_of_an_mlp_has_no_parameters_and_of_own_data_no_truth(tmp_path: Path) -> None:
     table = write_report_rows(tmp_path)
     model = build_model(ModelSettings(name="mlp", hidden=(4,)), table, False, seed=1)
-    content = report(TableDataset(tmp_path, "test"), model, least_squares(TableDataset(tmp_path, "train")).line, None)
+    content = compute_metrics(TableDataset(tmp_path, "test"), model, least_squares(TableDataset(tmp_path, "train")).line, None)
     assert list(content) == ["test", "least_squares", "excess_mse"]
 
 
@@ -289,13 +282,13 @@ def test_the_excess_of_the_optimum_itself_is_zero(tmp_path: Path) -> None:
     with torch.no_grad():
         model.get_parameter("linear.bias").fill_(float(optimum[0]))
         model.get_parameter("linear.weight").copy_(torch.from_numpy(optimum[None, 1:]))
-    assert report(TableDataset(tmp_path, "test"), model, optimum, None)["excess_mse"] == pytest.approx(0, abs=1e-12)
+    assert compute_metrics(TableDataset(tmp_path, "test"), model, optimum, None)["excess_mse"] == pytest.approx(0, abs=1e-12)
 
 
 def test_the_excess_over_an_optimum_without_error_is_none(tmp_path: Path) -> None:
     rows = np.array([[0.0, 1.0], [1.0, 3.0], [2.0, 5.0]])
     table = write_test_rows(tmp_path, rows)
-    content = report(
+    content = compute_metrics(
         TableDataset(tmp_path, "test"), build_model(ModelSettings(), table, False, seed=1), np.array([1.0, 2.0]), None
     )
     assert content["excess_mse"] is None
@@ -306,7 +299,7 @@ def test_the_report_of_a_constant_target_has_no_r2(tmp_path: Path) -> None:
     rows = normal_line(30)
     rows[:, -1] = 0.1
     table = write_test_rows(tmp_path, rows)
-    content = report(
+    content = compute_metrics(
         TableDataset(tmp_path, "test"),
         build_model(ModelSettings(), table, False, seed=1),
         least_squares(TableDataset(tmp_path, "train")).line,
@@ -333,12 +326,12 @@ CSV = Path("data/synthetic.csv")
 
 
 def test_the_truth_of_the_synthetic_csv_is_what_it_was_drawn_from(synthetic: Table) -> None:
-    assert truth_of(synthetic, CSV) == GenerateSettings(rows=70, coefficients=(2.0, -1.0), noise_std=0.5)
+    assert generating_settings(synthetic, CSV, Params()) == GenerateSettings(rows=70, coefficients=(2.0, -1.0), noise_std=0.5)
 
 
 def test_another_spelling_of_the_synthetic_csvs_path_is_the_same_file(synthetic: Table) -> None:
     spelled = synthetic.model_copy(update={"csv": synthetic.csv.model_copy(update={"path": "./data/synthetic.csv"})})
-    assert truth_of(spelled, CSV) == truth_of(synthetic, CSV) is not None
+    assert generating_settings(spelled, CSV, Params()) == generating_settings(synthetic, CSV, Params()) is not None
 
 
 @pytest.mark.parametrize(
@@ -347,12 +340,12 @@ def test_another_spelling_of_the_synthetic_csvs_path_is_the_same_file(synthetic:
     ids=["a subset", "another order", "another target"],
 )
 def test_other_columns_than_the_whole_synthetic_csv_have_no_truth(synthetic: Table, change: dict[str, Any]) -> None:
-    assert truth_of(synthetic.model_copy(update=change), CSV) is None
+    assert generating_settings(synthetic.model_copy(update=change), CSV, Params()) is None
 
 
 def test_an_own_csv_has_no_truth_even_with_the_same_columns(synthetic: Table) -> None:
     own = synthetic.model_copy(update={"csv": synthetic.csv.model_copy(update={"path": "data/own.csv"})})
-    assert truth_of(own, CSV) is None
+    assert generating_settings(own, CSV, Params()) is None
 
 
 # The sample.

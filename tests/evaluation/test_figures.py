@@ -13,8 +13,8 @@ from matplotlib.image import imread
 from numpy.typing import NDArray
 
 import truefit
-from truefit.evaluation.figures import INK, MODEL, ROWS, lr_range_picture, rerun_picture, write_figures
-from truefit.evaluation.report import line_predictor
+from truefit.evaluation.figures import INK, MODEL, ROWS, draw_figures, lr_range_picture, rerun_picture
+from truefit.evaluation.metrics import line_predictor
 
 SRC = Path(truefit.__file__).parents[1]
 
@@ -46,7 +46,11 @@ def write(
     named = names or [f"x{number}" for number in range(1, features + 1)] + ["y"]
     best = line_predictor(np.array([0.0] + [1.0] * features))
     table = pd.DataFrame(columns)
-    return {path.name: path for path in write_figures(folder, epochs, levels or {}, x, table, best, named)}
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = draw_figures(epochs, levels or {}, x, table, best, named)
+    for name, content in drawn.items():
+        (folder / name).write_bytes(content)
+    return {name: folder / name for name in drawn}
 
 
 def pixels(path: Path) -> NDArray[np.int64]:
@@ -165,8 +169,9 @@ def test_the_model_the_rows_and_the_rest_can_be_told_apart_in_grey() -> None:
 def test_a_model_that_predicts_the_same_everywhere_makes_pictures_all_the_same(tmp_path: Path) -> None:
     x: NDArray[Any] = np.ones((5, 2))
     table = pd.DataFrame({"row": range(5), "actual": 1.0, "predicted": 1.0, "residual": 0.0})
-    for path in write_figures(tmp_path, FALLING, {}, x, table, line_predictor(np.ones(3)), ["x1", "x2", "y"]):
-        assert count(pixels(path), ORANGE) > 0
+    for name, content in draw_figures(FALLING, {}, x, table, line_predictor(np.ones(3)), ["x1", "x2", "y"]).items():
+        (tmp_path / name).write_bytes(content)
+        assert count(pixels(tmp_path / name), ORANGE) > 0
 
 
 def test_drawing_changes_nothing_in_matplotlib_and_needs_no_pyplot(tmp_path: Path) -> None:
@@ -175,10 +180,11 @@ import sys
 from pathlib import Path
 import matplotlib as mpl, numpy as np, pandas as pd
 before = mpl.rcParams.copy()
-from truefit.evaluation.figures import write_figures
+from truefit.evaluation.figures import draw_figures
 history = pd.DataFrame({"epoch": [1, 2], "train_loss": [1.0, 0.5], "validation_loss": [1.0, 0.5]})
 rows = pd.DataFrame({"actual": [0.0, 1.0], "predicted": [0.0, 1.0], "residual": [0.0, 0.0]})
-write_figures(Path(sys.argv[1]), history, {}, np.array([[0.0], [1.0]]), rows, lambda features: features[:, 0], ["x", "y"])
+drawn = draw_figures(history, {}, np.array([[0.0], [1.0]]), rows, lambda features: features[:, 0], ["x", "y"])
+Path(sys.argv[1], "fit.png").write_bytes(drawn["fit.png"])
 assert mpl.rcParams.copy() == before
 assert "matplotlib.pyplot" not in sys.modules
 """

@@ -8,8 +8,9 @@ from helpers_data import numbered_csv, prepare
 from test_security import HOSTILE
 
 from truefit.data.table import Table
-from truefit.evaluation.note import describe, escape_markdown, formula
-from truefit.training.loop import TrainSettings
+from truefit.evaluation.note import describe, escape_markdown
+from truefit.evaluation.report import formula
+from truefit.training.settings import TrainSettings
 
 SCORES = {"mse": 0.5, "rmse": 0.25, "mae": 1.0, "r2": None}
 REPORT: dict[str, Any] = {

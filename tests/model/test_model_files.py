@@ -15,7 +15,7 @@ from torch import Tensor
 
 from truefit.core.errors import ModelError
 from truefit.data.table import Dtype, Table
-from truefit.model.files import load_model, load_state_dict, save_model, state_dict_bytes, state_dict_digest
+from truefit.model.files import load_model, read_state_dict, save_model, state_dict_bytes, state_dict_digest
 from truefit.model.models import ModelSettings, build_model
 
 LINEAR = ModelSettings()
@@ -62,7 +62,7 @@ def test_the_digest_is_the_same_whatever_the_memory_or_the_file(tmp_path: Path) 
     assert digest(w=torch.nn.Parameter(values)) == expected
     for name in ("a.pt", "b.pt"):
         torch.save({"w": values.clone()}, tmp_path / name)
-        assert state_dict_digest(load_state_dict(tmp_path / name)) == expected
+        assert state_dict_digest(read_state_dict((tmp_path / name).read_bytes())) == expected
 
 
 # A model on the disk.
@@ -182,7 +182,8 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> No
 def test_a_model_pt_with_any_byte_changed_is_refused_or_the_same(tmp_path: Path) -> None:
     table = save(tmp_path)
     path = tmp_path / "model/model.pt"
-    content, expected = path.read_bytes(), load_state_dict(path)
+    content = path.read_bytes()
+    expected = read_state_dict(content)
     refused = 0
     for at in range(0, len(content), 11):
         path.write_bytes(content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :])
@@ -247,7 +248,7 @@ def test_tensors_other_than_those_described_are_refused(tmp_path: Path) -> None:
 def test_tensors_of_another_kind_are_refused(tmp_path: Path) -> None:
     table = save(tmp_path)
     path = tmp_path / "model/model.pt"
-    state = {name: tensor.to(torch.bfloat16) for name, tensor in load_state_dict(path).items()}
+    state = {name: tensor.to(torch.bfloat16) for name, tensor in read_state_dict(path.read_bytes()).items()}
     torch.save(state, path)
     assert (
         refusal(tmp_path, table) == f"{path}: its tensors are not those that {tmp_path / 'model/model.json'} was written for"
@@ -286,6 +287,5 @@ def test_an_intact_archive_with_a_broken_pickle_is_refused(tmp_path: Path) -> No
         with zipfile.ZipFile(path, "w") as archive:
             for name, content in parts.items():
                 archive.writestr(name, pickled if name.endswith("data.pkl") else content)
-        with pytest.raises(ModelError) as caught:
-            load_state_dict(path)
-        assert str(caught.value) == f"{path}: damaged, or not a state_dict; `dvc repro --force train` writes it anew"
+        with pytest.raises(ValueError, match="^damaged, or not a state_dict$"):
+            read_state_dict(path.read_bytes())

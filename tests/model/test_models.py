@@ -13,7 +13,8 @@ import torch
 from helpers_training import CPU, State, global_streams, normal_line, same_bits, tensors, write_scaled
 from torch import Tensor, nn
 
-from truefit.model.models import MLP, Dropout, Linear, ModelSettings, Standardize, build_model
+from truefit.model.layers import Dropout, Standardize
+from truefit.model.models import MLP, Linear, ModelSettings, build_model
 
 LINEAR = ModelSettings()
 SMALL_MLP = ModelSettings(name="mlp", hidden=(5, 4))
@@ -94,7 +95,7 @@ def test_the_linear_model_is_its_bias_plus_features_times_weight(tmp_path: Path)
 def test_intercept_and_coefficients_are_the_model_in_the_datas_units(tmp_path: Path, standardize: bool) -> None:
     model = build_model(LINEAR, write_scaled(tmp_path, features=3), standardize, seed=7)
     assert isinstance(model, Linear)
-    intercept, coefficients = model.intercept_and_coefficients()
+    intercept, coefficients = model.line()
     assert (type(intercept), [type(value) for value in coefficients]) == (float, [float] * 3)
     features, _ = tensors(normal_line(50, [1.0] * 3, seed=1) * 20)
     with torch.no_grad():
@@ -106,7 +107,7 @@ def test_intercept_and_coefficients_keep_float64s_digits_of_a_float32_model(tmp_
     model = build_model(LINEAR, write_scaled(tmp_path, dtype="float32"), True, seed=7)
     assert isinstance(model, Linear)
     assert isinstance(model.standardize, Standardize)
-    intercept, coefficients = model.intercept_and_coefficients()
+    intercept, coefficients = model.line()
     weight, bias = (model.state_dict()[f"linear.{name}"].numpy().astype(np.float64) for name in ("weight", "bias"))
     mean, std = (getattr(model.standardize, name).numpy().astype(np.float64) for name in ("mean", "std"))
     np.testing.assert_allclose(coefficients, weight[0] / std, rtol=1e-14)
@@ -127,7 +128,7 @@ def test_a_constant_feature_is_only_centred(tmp_path: Path) -> None:
     model = build_model(LINEAR, write_scaled(tmp_path, rows=rows), True, seed=7)
     assert model.standardize(torch.tensor([[0.0, 4.0], [0.0, 5.5]], dtype=torch.float64))[:, 1].tolist() == [0.0, 1.5]
     assert isinstance(model, Linear)
-    intercept, coefficients = model.intercept_and_coefficients()
+    intercept, coefficients = model.line()
     features, _ = tensors(rows)
     with torch.no_grad():
         expected = model(features)[:, 0].numpy()

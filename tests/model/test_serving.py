@@ -260,8 +260,8 @@ def test_a_model_packed_again_for_the_same_run_has_the_same_bytes(tmp_path: Path
     monkeypatch.chdir(tmp_path)
     trained("float32")
     example = pd.DataFrame({"x1": [1.0, 2.0], "x2": [3.0, 4.0]})
-    given = serving_module, [Path("model.pt"), Path("model.json")], example, "float32"
-    first, again = (pack_model(*given, "a" * 32, 1_700_000_000_000) for _ in range(2))
+    files = {name: Path(name).read_bytes() for name in ("model.pt", "model.json")}
+    first, again = (pack_model(serving_module, files, example, "float32", "a" * 32, 1_700_000_000_000) for _ in range(2))
     assert first == again
     assert b"2023-11-14 22:13:20" in first[0]["model/MLmodel"]
 

@@ -440,9 +440,7 @@ def refuse(self: Store, journal: Journal) -> None:
 def test_a_model_recorded_before_an_interruption_and_again_after_it_can_be_sent(
     root: Path, track: TrackSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saved = [tmp_path / name for name in ("model.pt", "model.json")]
-    for path in saved:
-        path.write_bytes(path.name.encode())
+    saved = {name: name.encode() for name in ("model.pt", "model.json")}
 
     def record(run: Run) -> None:
         run.log_model(serving, saved, pd.DataFrame({"a": [1.0], "b": [2.0]}), "float32")

@@ -22,7 +22,9 @@ from truefit.core.errors import StoppedError, TruefitError
 from truefit.data import batches
 from truefit.data.dataset import open_verified
 from truefit.training.checkpoint import Checkpoints, CheckpointSettings, fingerprint
-from truefit.training.loop import Epoch, Outcome, TrainSettings, train
+from truefit.training.loop import train
+from truefit.training.progress import Epoch, Outcome
+from truefit.training.settings import TrainSettings
 
 NEVER = CheckpointSettings(epochs=None, seconds=None)
 

@@ -8,18 +8,16 @@ import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 from helpers_training import CPU, normal_line, write_prepared
 
-from train import train_with_progress
 from truefit.data.dataset import open_verified
 from truefit.training import display
-from truefit.training.checkpoint import Checkpoints, CheckpointSettings
 from truefit.training.display import progress
-from truefit.training.loop import Epoch, TrainSettings
+from truefit.training.loop import train
+from truefit.training.progress import Epoch
+from truefit.training.settings import TrainSettings
 
 
 def epoch(number: int, seconds: float = 2.0) -> Epoch:
@@ -128,14 +126,11 @@ def test_time_between_the_epochs_counts_for_the_time_left(
 def test_a_training_shows_its_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_prepared(tmp_path, normal_line(40), normal_line(5))
     datasets, settings = open_verified(tmp_path, "train", "validation"), TrainSettings(epochs=3)
-    logged: list[int] = []
-    run = cast(Any, SimpleNamespace(log_metrics=lambda _, step: logged.append(step)))
     monkeypatch.setattr(display, "DRAW_SECONDS", 0.0)
     with (
         terminal(monkeypatch) as drawn,
-        Checkpoints(tmp_path / "checkpoints", CheckpointSettings()) as checkpoints,
+        progress(settings.epochs) as show,
     ):
-        outcome = train_with_progress(datasets, settings, CPU, run, checkpoints)
-    assert logged == [1, 2, 3]
+        outcome = train(datasets, settings, CPU, show)
     last = outcome.epochs[-1]
     assert f"train {last.train_loss:.4g}, validation {last.validation_loss:.4g}" in "".join(drawn)

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from truefit.training.optimization import Schedule, ScheduleSettings, batch_sums, make_loss
+from truefit.training.losses import LossSettings, make_loss
+from truefit.training.schedules import Schedule, ScheduleSettings
 
 
 def learning_rates(settings: dict[str, Any], lr: float, losses: list[float]) -> list[float]:
@@ -66,34 +67,17 @@ def test_only_plateau_heeds_the_validation_loss() -> None:
         assert learning_rates({"name": name}, 0.1, worse) == learning_rates({"name": name}, 0.1, better)
 
 
-def test_batch_sums_weighs_means_by_rows_and_a_short_last_batch_by_fewer() -> None:
-    means = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
-    assert batch_sums(means, rows=9, batch_size=4, reduction="mean").tolist() == [4.0, 8.0, 3.0]
-
-
-def test_batch_sums_weighs_a_whole_last_batch_as_the_others() -> None:
-    means = torch.tensor([1.0, 2.0], dtype=torch.float64)
-    assert batch_sums(means, rows=8, batch_size=4, reduction="mean").tolist() == [4.0, 8.0]
-
-
-def test_batch_sums_counts_the_rows_of_a_single_batch_shorter_than_the_batch_size() -> None:
-    means = torch.tensor([2.0], dtype=torch.float64)
-    assert batch_sums(means, rows=3, batch_size=16, reduction="mean").tolist() == [6.0]
-
-
-def test_batch_sums_leaves_sums_as_they_are() -> None:
-    sums = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
-    assert batch_sums(sums, rows=9, batch_size=4, reduction="sum").tolist() == [1.0, 2.0, 3.0]
-
-
-def test_batch_sums_leaves_its_argument_as_it_is() -> None:
-    means = torch.tensor([1.0, 2.0], dtype=torch.float64)
-    batch_sums(means, rows=7, batch_size=4, reduction="mean")
-    assert means.tolist() == [1.0, 2.0]
-
-
 @pytest.mark.parametrize(("name", "values"), [("mse", [0.25, 9.0]), ("l1", [0.5, 3.0]), ("huber", [0.125, 2.5])])
-def test_losses_are_the_mean_or_the_sum_of_the_rows(name: str, values: list[float]) -> None:
+def test_losses_are_the_sum_or_the_mean_of_the_rows(name: str, values: list[float]) -> None:
+    settings = LossSettings.model_validate({"name": name})
     prediction, target = torch.tensor([[1.5], [2.0]]), torch.tensor([[1.0], [5.0]])  # errors 0.5 and -3
-    assert float(make_loss(name, "sum")(prediction, target)) == sum(values)
-    assert float(make_loss(name, "mean")(prediction, target)) == sum(values) / 2
+    assert float(make_loss(settings)(prediction, target)) == sum(values)
+    assert float(make_loss(settings, "mean")(prediction, target)) == sum(values) / 2
+
+
+def test_beyond_delta_hubers_loss_is_a_line() -> None:
+    loss, zero = make_loss(LossSettings(name="huber", delta=0.5)), torch.zeros(1, 1)
+    at_three, at_four = float(loss(zero + 3, zero)), float(loss(zero + 4, zero))
+    assert at_three == 0.5 * (3.0 - 0.25)
+    assert at_four - at_three == 0.5
+    assert float(make_loss(LossSettings(name="huber", delta=10.0))(zero + 3, zero)) == 4.5

@@ -20,7 +20,9 @@ from truefit.ingest.prepare import PrepareSettings, write_table
 from truefit.ingest.synthetic import write_csv
 from truefit.model.models import Linear, ModelSettings, build_model
 from truefit.training.engines import EngineName
-from truefit.training.loop import Epoch, Outcome, TrainSettings, train
+from truefit.training.loop import train
+from truefit.training.progress import Epoch, Outcome
+from truefit.training.settings import TrainSettings
 
 ENGINES: tuple[EngineName, ...] = ("numpy", "autograd", "torch")
 
@@ -443,7 +445,7 @@ def test_the_defaults_learn_the_tutorials_line(tmp_path: Path) -> None:
     model = build_model(ModelSettings(), table, False, seed=0)
     model.load_state_dict(outcome.kept_state)
     assert isinstance(model, Linear)
-    intercept, coefficients = model.intercept_and_coefficients()
+    intercept, coefficients = model.line()
     assert intercept == pytest.approx(1.0, abs=0.05)
     assert coefficients == [pytest.approx(2.0, abs=0.05)]
     # The noise's variance is 0.01; the 100 validation losses around it have a standard deviation of 0.0014.

@@ -22,7 +22,7 @@ from truefit.evaluation.note import describe
 from truefit.model.files import state_dict_digest
 from truefit.tracking.connection import VIEW_NAME
 from truefit.tracking.run import DIGEST_TAG, NOTE_TAG
-from truefit.training.loop import TrainSettings
+from truefit.training.settings import TrainSettings
 
 # One server and one set of runs for all.
 pytestmark = pytest.mark.xdist_group("browser")

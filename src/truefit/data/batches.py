@@ -131,7 +131,7 @@ def sequential_loader(dataset: TableDataset, device: torch.device = CPU) -> Load
 
 
 class EpochChunks:
-    """The training rows, chunk by chunk, in an order of each epoch's own; the engine cuts batches of `batch_size` out of them."""
+    """The training rows, chunk by chunk, in each epoch's own order; an engine cuts batches of `batch_size` out of a chunk."""
 
     def __init__(
         self,

@@ -15,11 +15,6 @@ class LeastSquaresFit(NamedTuple):
     line: Array
     train_mse: float
 
-    def predict(self, features: Array) -> Array:
-        """Return the line's predictions [N] for features [N, F]."""
-        predictions: Array = self.line[0] + features @ self.line[1:]
-        return predictions
-
 
 def least_squares(train: TableDataset) -> LeastSquaresFit:
     """Return the line that minimises the squared error over the training rows.

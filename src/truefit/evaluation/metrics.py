@@ -1,7 +1,7 @@
 """Metrics: how far predictions are from the targets. Another one is a class and an entry in METRICS here.
 
-metrics.json, the printed table, MLflow and the comparison of two runs follow from METRICS. Sums over chunks in float64, for any
-number of rows; a figure that is undefined is None and never NaN.
+metrics.json, the printed table, MLflow and the comparison of two runs follow from METRICS. Sums over chunks in float64, for
+any number of rows; a figure that is undefined is None and never NaN.
 """
 
 import math
@@ -31,7 +31,7 @@ class Metric(Protocol):
         """Return the figure of all rows so far, at least one; None where it is undefined."""
 
 
-class MeanSquaredError:
+class MSE:
     """Σ(y - p)² / N."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class MeanSquaredError:
         return self.squares / self.rows
 
 
-class RootMeanSquaredError(MeanSquaredError):
+class RMSE(MSE):
     """√(Σ(y - p)² / N), in the target's unit."""
 
     def value(self) -> float | None:
@@ -55,7 +55,7 @@ class RootMeanSquaredError(MeanSquaredError):
         return math.sqrt(self.squares / self.rows)
 
 
-class MeanAbsoluteError:
+class MAE:
     """Σ|y - p| / N, in the target's unit."""
 
     def __init__(self) -> None:
@@ -71,8 +71,8 @@ class MeanAbsoluteError:
         return self.absolute / self.rows
 
 
-class R2(MeanSquaredError):
-    """1 - Σ(y - p)² / Σ(y - ȳ)²: the share of the targets' variation that the predictions explain; None where there is none."""
+class R2(MSE):
+    """r2 = 1 - Σ(y - p)² / Σ(y - ȳ)², the share of the targets' variation that is explained; None where there is none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +94,12 @@ class R2(MeanSquaredError):
         return 1 - self.squares / variation if variation > 0 else None
 
 
-METRICS: dict[str, type[Metric]] = {"mse": MeanSquaredError, "rmse": RootMeanSquaredError, "mae": MeanAbsoluteError, "r2": R2}
+METRICS: dict[str, type[Metric]] = {
+    "mse": MSE,
+    "rmse": RMSE,
+    "mae": MAE,
+    "r2": R2,
+}
 # Differences from 0 or 1, and so no scale for their own error.
 UNIT_SCALE = ("r2", "excess_mse")
 
@@ -119,6 +124,11 @@ def model_predictor(model: nn.Module, dtype: torch.dtype) -> Predictor:
         return prediction
 
     return predict
+
+
+def line_predictor(line: Array) -> Predictor:
+    """Return the function of the line [intercept, coefficients…]."""
+    return lambda features: line[0] + features @ line[1:]
 
 
 def float64_chunks(rows: TableDataset) -> Iterator[tuple[Array, Array]]:

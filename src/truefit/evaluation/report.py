@@ -13,7 +13,7 @@ from truefit.data.dataset import TableDataset
 from truefit.data.generating import TARGET, GenerateSettings
 from truefit.data.table import Table
 from truefit.evaluation.least_squares import LeastSquaresFit
-from truefit.evaluation.metrics import Array, Predictor, model_predictor, score
+from truefit.evaluation.metrics import Array, Predictor, line_predictor, model_predictor, score
 from truefit.model.models import Model
 
 SHOWN_COEFFICIENTS = 8
@@ -25,23 +25,23 @@ class EvaluateSettings(Settings):
     sample: int = Field(1000, ge=1)
 
 
-def compute_metrics(test: TableDataset, model: Model, fit: LeastSquaresFit, truth: GenerateSettings | None) -> dict[str, Any]:
+def compute_metrics(test: TableDataset, model: Model, line: Array, truth: GenerateSettings | None) -> dict[str, Any]:
     """Return what metrics.json holds.
 
-    `test` and `least_squares` have the scores of the model and of the least-squares fit; `excess_mse` is the model's mse over
-    that of least squares, minus 1. A line adds its `parameters`, in the data's units, and synthetic data, whose settings are
-    `truth`, the true ones.
+    `test` and `least_squares` have the scores of the model and of the least-squares `line` [F + 1]; `excess_mse` is the
+    model's mse over that of least squares, minus 1. A model that is a line adds its `parameters`, in the data's units, and synthetic
+    data, whose settings are `truth`, the true ones.
     """
     table = test.table
-    ours, best = score(test, model_predictor(model, getattr(torch, table.dtype))), score(test, fit.predict)
+    ours, best = score(test, model_predictor(model, getattr(torch, table.dtype))), score(test, line_predictor(line))
     assert ours["mse"] is not None and best["mse"] is not None
     content: dict[str, Any] = {
         "test": ours,
         "least_squares": best,
         "excess_mse": ours["mse"] / best["mse"] - 1 if best["mse"] > 0 else None,
     }
-    if (line := model.line()) is not None:
-        content["parameters"] = _line(line[0], table.features, line[1])
+    if (own := model.line()) is not None:
+        content["parameters"] = _line(own[0], table.features, own[1])
     if truth is not None:
         content["truth"] = _line(truth.intercept, truth.features, list(truth.coefficients))
         content["truth"]["noise_mse"] = truth.noise_std**2
@@ -101,7 +101,7 @@ def number(value: float | None) -> str:
 
 
 def formula(line: dict[str, Any], show: Callable[[str], str] = str) -> str:
-    """Return a line's formula, from `intercept` and `coefficients`, with as many terms as are shown, and names as `show` has them.
+    """Return a line's formula, from `intercept` and `coefficients`, with as many terms as are shown, names as `show` has them.
 
     >>> formula({"intercept": 1.0, "coefficients": {"x1": 2.0, "x2": -0.5}})
     '1 +2·x1 -0.5·x2'

@@ -64,12 +64,11 @@ def state_dict_bytes(state: Mapping[str, Tensor]) -> bytes:
 def read_state_dict(content: bytes) -> dict[str, Tensor]:
     """Return the state_dict that `content` holds, on the CPU; raises ValueError, saying why, for anything but tensors."""
     state = read_tensors(content)
-    if not isinstance(state, dict):
-        raise ValueError(f"found {type(state).__name__}, allowed: a dictionary of tensors")
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(f"found {name!r}: {type(value).__name__}, allowed: a dictionary of tensors")
-    return dict(state)
+    if isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values()):
+        return dict(state)
+    named = state.items() if isinstance(state, dict) else ()
+    strange = [f"{name!r}: {type(value).__name__}" for name, value in named if not isinstance(value, Tensor)]
+    raise ValueError(f"found {(strange or [type(state).__name__])[0]}, allowed: a dictionary of tensors")
 
 
 def read_tensors(content: bytes) -> Any:
@@ -92,7 +91,7 @@ def save_model(
     table: Table,
     training: Mapping[str, Any] | None = None,
 ) -> dict[str, bytes]:
-    """Write `folder`/model.pt, the state_dict, and `folder`/model.json, its description; return both files' contents by name."""
+    """Write model.pt, the state_dict, and model.json, its description, to `folder`; return both files' contents by name."""
     description = ModelDescription(
         model=settings,
         standardize=standardize,

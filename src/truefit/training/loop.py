@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -19,7 +19,7 @@ from truefit.training.settings import TrainSettings
 
 
 def with_engine(settings: TrainSettings, rows: int, device: torch.device) -> TrainSettings:
-    """Return the settings with the engine chosen, and say which, where they leave it to the number of steps on so many rows."""
+    """Return the settings with an engine: where they say auto, the one for so many rows, which is then told on stdout."""
     if settings.engine != "auto":
         return settings
     engine, reason = choose_engine(settings.steps(rows), device)
@@ -47,14 +47,14 @@ def epoch_chunks(train_rows: TableDataset, settings: TrainSettings, device: torc
 
 
 def train(
-    train_rows: TableDataset,
-    validation_rows: TableDataset,
+    datasets: Sequence[TableDataset],
     settings: TrainSettings,
     device: torch.device,
     on_epoch: Callable[[Epoch], None] = lambda _: None,
     checkpoints: Checkpoints | None = None,
 ) -> Outcome:
-    """Build what the settings name, and train it; see `fit`."""
+    """Build what the settings name, and train it on two datasets, the training and the validation rows; see `fit`."""
+    train_rows, validation_rows = datasets
     engine, chunks = build_engine(train_rows, settings, device), epoch_chunks(train_rows, settings, device)
     return fit(engine, chunks, sequential_loader(validation_rows, device), settings, on_epoch, checkpoints)
 

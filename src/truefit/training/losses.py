@@ -24,10 +24,10 @@ class LossSettings(Settings):
         return self
 
 
-def make_loss(settings: LossSettings) -> nn.Module:
-    """Return the function (prediction [B, 1], target [B, 1]) -> the loss summed over the rows, a scalar.
+def make_loss(settings: LossSettings, reduction: Reduction = "sum") -> nn.Module:
+    """Return the function (prediction [B, 1], target [B, 1]) -> the loss summed over the rows, or their mean, a scalar.
 
-    A step that makes the mean smaller divides by B; sums can be added up over batches of different sizes.
+    Sums can be added up over batches of different sizes, so engines tell those, whatever `settings.reduction` makes smaller.
 
     mse: the squared error. l1: the absolute error. huber: half the squared error up to `delta`, and beyond it a line of slope
     `delta`, so that single rows far away weigh less (Huber, "Robust estimation of a location parameter", 1964).
@@ -39,8 +39,8 @@ def make_loss(settings: LossSettings) -> nn.Module:
     """
     match settings.name:
         case "mse":
-            return nn.MSELoss(reduction="sum")
+            return nn.MSELoss(reduction=reduction)
         case "l1":
-            return nn.L1Loss(reduction="sum")
+            return nn.L1Loss(reduction=reduction)
         case "huber":
-            return nn.HuberLoss(reduction="sum", delta=settings.delta)
+            return nn.HuberLoss(reduction=reduction, delta=settings.delta)

@@ -10,10 +10,12 @@ from helpers_training import CPU, normal_line, same_bits, tensors, train_with, w
 
 from truefit.core.errors import TruefitError
 from truefit.model.models import ModelSettings, build_model
-from truefit.training.engines import COMPILING_PAYS, Engine, EngineName, choose_engine, compiled_engine, make_engine
+from truefit.training.engines import COMPILING_PAYS, EngineName, choose_engine, compiled_engine, make_engine
+from truefit.training.engines.base import Engine, StepSettings
 from truefit.training.engines.compiled_engine import CompileSettings, Graph
-from truefit.training.loop import TrainSettings
-from truefit.training.optimization import LossSettings, OptimizerSettings
+from truefit.training.losses import LossSettings
+from truefit.training.optimizers import OptimizerSettings
+from truefit.training.settings import TrainSettings
 
 # Making a graph takes seconds, so each of these tests many settings at once.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -112,7 +114,9 @@ def test_engines_beside_each_other_keep_to_their_own_graphs(tmp_path: Path) -> N
 
     def engine(name: EngineName, loss: Literal["mse", "l1"]) -> Engine:
         model = build_model(ModelSettings(), table, standardize=False, seed=42)
-        made = make_engine(name, model, LossSettings(name=loss), OptimizerSettings(lr=0.1), None, CPU, Graph(2, 5, True))
+        made = make_engine(
+            name, model, StepSettings(LossSettings(name=loss), OptimizerSettings(lr=0.1)), CPU, Graph(2, 5, True)
+        )
         made.begin_epoch(1, 0.1)
         return made
 

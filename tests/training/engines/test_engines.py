@@ -10,11 +10,15 @@ from helpers_training import CPU, Rows, normal_line, same_bits, tensors, train_w
 from torch import Tensor, nn
 
 from truefit.data.table import CsvSource, Dtype, Table
-from truefit.model.models import MLP, Linear, ModelSettings, Standardize, build_model
+from truefit.model.layers import Standardize
+from truefit.model.models import Linear, Model, ModelSettings, build_model
 from truefit.training.device import available_devices
-from truefit.training.engines import Engine, EngineName, make_engine, make_train_step
+from truefit.training.engines import EngineName, make_engine
 from truefit.training.engines.autograd_engine import AutogradEngine
-from truefit.training.optimization import LossSettings, OptimizerSettings
+from truefit.training.engines.base import Engine, StepSettings
+from truefit.training.engines.torch_engine import make_train_step
+from truefit.training.losses import LossSettings
+from truefit.training.optimizers import OptimizerSettings
 
 ENGINES: tuple[EngineName, ...] = ("numpy", "autograd", "torch")
 LINEAR = ModelSettings()
@@ -35,7 +39,7 @@ def describe(features: int, dtype: Dtype = "float64") -> Table:
     )
 
 
-def new_model(settings: ModelSettings = LINEAR, standardize: bool = False, dtype: Dtype = "float64") -> Linear | MLP:
+def new_model(settings: ModelSettings = LINEAR, standardize: bool = False, dtype: Dtype = "float64") -> Model:
     return build_model(settings, describe(3, dtype), standardize, seed=1)
 
 
@@ -51,7 +55,9 @@ def new_engine(
 ) -> Engine:
     """Return an engine, about to begin its first epoch, for three features in float64."""
     model = new_model(settings, standardize=standardize)
-    engine = make_engine(name, model, loss or LossSettings(), optimizer or OptimizerSettings(lr=lr), clip_norm, CPU)
+    engine = make_engine(
+        name, model, StepSettings(loss or LossSettings(), optimizer or OptimizerSettings(lr=lr), clip_norm), CPU
+    )
     engine.begin_epoch(1, lr)
     return engine
 
@@ -93,7 +99,7 @@ def test_full_batches_end_at_the_least_squares_solution(tmp_path: Path, engine: 
     model = build_model(LINEAR, table, standardize, seed=0)
     model.load_state_dict(outcome.final_state)
     assert isinstance(model, Linear)
-    intercept, coefficients = model.intercept_and_coefficients()
+    intercept, coefficients = model.line()
     design = np.column_stack([np.ones(len(rows)), rows[:, :-1]])
     expected = np.linalg.lstsq(design, rows[:, -1])[0]
     np.testing.assert_allclose([intercept, *coefficients], expected, rtol=0, atol=1e-6)
@@ -112,7 +118,7 @@ def test_the_loss_returned_is_each_batchs_sum_before_its_step(engine: EngineName
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_losses_returned_are_float64_on_the_cpu_and_without_a_graph(engine: EngineName, dtype: Dtype) -> None:
-    made = make_engine(engine, new_model(dtype=dtype), LossSettings(), OptimizerSettings(), None, CPU)
+    made = make_engine(engine, new_model(dtype=dtype), StepSettings(), CPU)
     made.begin_epoch(1, 0.1)
     losses = made.train_chunk(*tensors(rows_of_three(10), getattr(torch, dtype)), 4)
     assert (losses.shape, losses.dtype, losses.device.type) == ((3,), torch.float64, "cpu")
@@ -205,11 +211,11 @@ def test_all_engines_start_from_the_models_parameters(engine: EngineName) -> Non
 
 @pytest.mark.parametrize("standardize", [False, True])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_an_engine_given_anothers_state_goes_on_as_that_one(engine: EngineName, standardize: bool) -> None:
+def test_an_engine_given_anothers_training_state_goes_on_as_that_one(engine: EngineName, standardize: bool) -> None:
     x, y = tensors(rows_of_three())
     one, other = (new_engine(engine, standardize=standardize) for _ in range(2))
     one.train_chunk(x, y, 4)
-    other.load_state_dict(one.state_dict())
+    other.load_training_state(one.training_state())
     assert same_bits(other.state_dict(), one.state_dict())
     assert torch.equal(other.train_chunk(x, y, 4), one.train_chunk(x, y, 4))
     assert same_bits(other.state_dict(), one.state_dict())
@@ -232,10 +238,10 @@ def test_a_state_given_out_is_a_copy(engine: EngineName) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_state_taken_in_is_copied(engine: EngineName) -> None:
     trained = new_engine(engine, standardize=True)
-    taken = trained.state_dict()
-    before = {name: tensor.clone() for name, tensor in taken.items()}
-    trained.load_state_dict(taken)
-    for tensor in taken.values():
+    taken = trained.training_state()
+    before = {name: tensor.clone() for name, tensor in taken["model"].items()}
+    trained.load_training_state(taken)
+    for tensor in taken["model"].values():
         tensor.fill_(7.0)
     assert same_bits(trained.state_dict(), before)
 
@@ -258,10 +264,7 @@ def test_autograd_keeps_its_parameters_as_leaves_on_the_device(device: str) -> N
 @pytest.mark.parametrize("device", [name for name in available_devices() if name != "mps"])
 def test_the_torch_engine_takes_the_same_steps_on_every_device_there_is(device: str) -> None:
     x, y = tensors(rows_of_three())
-    engines = [
-        make_engine("torch", new_model(), LossSettings(), OptimizerSettings(), None, torch.device(name))
-        for name in ("cpu", device)
-    ]
+    engines = [make_engine("torch", new_model(), StepSettings(), torch.device(name)) for name in ("cpu", device)]
     for engine in engines:
         engine.begin_epoch(1, 0.1)
     expected, found = (engine.train_chunk(x, y, 4) for engine in engines)
@@ -326,7 +329,7 @@ def test_validation_builds_no_graph() -> None:
     seen: list[bool] = []
     model = new_model()
     model.register_forward_hook(lambda _module, _inputs, output: seen.append(output.requires_grad))
-    engine = make_engine("torch", model, LossSettings(), OptimizerSettings(), None, CPU)
+    engine = make_engine("torch", model, StepSettings(), CPU)
     engine.validation_loss(*tensors(rows_of_three()))
     assert seen == [False]
 
@@ -353,7 +356,7 @@ def tiny_step(lr: float = 0.1, clip_norm: float | None = None) -> tuple[nn.Linea
         model.weight.fill_(2.0)
         model.bias.zero_()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    return model, make_train_step(model, nn.MSELoss(), optimizer, clip_norm)
+    return model, make_train_step(model, nn.MSELoss(reduction="sum"), optimizer, clip_norm=clip_norm)
 
 
 def line(model: nn.Linear) -> list[float]:
@@ -372,13 +375,13 @@ def test_train_step_takes_the_step_worked_out_by_hand() -> None:
     assert line(model) == pytest.approx([2.3, 0.2], rel=1e-15)
 
 
-def test_train_step_returns_the_loss_before_the_step_without_a_graph() -> None:
+def test_train_step_returns_the_summed_loss_before_the_step_without_a_graph() -> None:
     _, step = tiny_step()
     loss = step(column(1, 2), column(3, 5))
-    assert float(loss) == 1.0
+    assert float(loss) == 2.0
     assert loss.shape == ()
     assert not loss.requires_grad
-    assert float(step(column(1, 2), column(3, 5))) < 1.0
+    assert float(step(column(1, 2), column(3, 5))) < 2.0
 
 
 def test_train_step_leaves_nothing_of_one_gradient_to_the_next() -> None:

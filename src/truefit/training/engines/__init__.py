@@ -32,14 +32,17 @@ def choose_engine(steps: int, device: torch.device) -> tuple[EngineName, str]:
     return "compiled", f"for {steps:,} steps compiling pays"
 
 
-def make_engine(name: EngineName, model: Model, step: StepSettings, device: torch.device, graph: Graph) -> Engine:
+def make_engine(
+    name: EngineName, model: Model, step: StepSettings, device: torch.device, graph: Graph | None = None
+) -> Engine:
     """Return the engine called `name`, starting from the parameters of `model`, on `device`.
 
-    `compiled` makes the `graph`. `numpy` and `autograd` have only the linear model, the MSE loss and plain SGD; the training's
-    settings refuse the rest.
+    `compiled` needs to know the `graph` that it is to make. `numpy` and `autograd` have only the linear model, the MSE loss
+    and plain SGD; the training's settings refuse the rest.
     """
     match name:
         case "compiled":
+            assert graph is not None
             return CompiledEngine(model, step, device, graph)
         case "torch":
             return TorchEngine(model, step, device)

@@ -78,27 +78,28 @@ def make_steps(model: nn.Module, step: StepSettings, batches: int) -> Callable[.
     buffers, model = dict(model.named_buffers()), _with_products(model)
     names = [name for name, _ in model.named_parameters()]
     keeps = [f"{name}.keep" for name, module in model.named_modules() if isinstance(module, Dropout)]
-    loss = make_loss(step.loss)
+    # The mean itself, since Inductor would make of a sum that is divided another graph, which rounds otherwise.
+    loss = make_loss(step.loss, step.loss.reduction)
 
-    def objective(parameters: list[Tensor], masks: list[Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def objective(parameters: list[Tensor], masks: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
         tensors = buffers | dict(zip(names + keeps, parameters + masks, strict=True))
-        summed: Tensor = loss(functional_call(model, tensors, (x,)), y)
-        return summed / len(y) if step.loss.reduction == "mean" else summed, summed
+        result: Tensor = loss(functional_call(model, tensors, (x,)), y)
+        return result
 
-    gradient_and_value = grad_and_value(objective, has_aux=True)
+    gradient_and_value = grad_and_value(objective)
 
     def steps(
         parameters: list[Tensor], state: OptimizerState, rate: Tensor, masks: list[Tensor], x: Tensor, y: Tensor
     ) -> Tensor:
         losses = []
         for batch, (features, target) in enumerate(zip(x.chunk(batches), y.chunk(batches), strict=True)):
-            gradients, (_, summed) = gradient_and_value(parameters, [mask[batch] for mask in masks], features, target)
+            gradients, value = gradient_and_value(parameters, [mask[batch] for mask in masks], features, target)
             if step.clip_norm is not None:
                 # As nn.utils.clip_grad_norm_ does, which wants parameters that hold their gradients.
                 norm = nn.utils.get_total_norm(gradients, foreach=False)
                 gradients = [gradient * (step.clip_norm / (norm + 1e-6)).clamp(max=1) for gradient in gradients]
             update(step.optimizer, parameters, gradients, state, rate)
-            losses.append(summed)
+            losses.append(value * len(features) if step.loss.reduction == "mean" else value)
         return torch.stack(losses)
 
     return steps
