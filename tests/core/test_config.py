@@ -39,7 +39,7 @@ DEFAULTS: dict[str, Any] = {
         "threads": 1,
         "standardize": False,
         "model": {"name": "linear", "hidden": [], "activation": "relu", "dropout": 0.0},
-        "loss": {"name": "mse", "reduction": "mean"},
+        "loss": {"name": "mse", "reduction": "mean", "delta": 1.0},
         "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0},
         "schedule": {"name": "constant"},
         "batch_size": 16,

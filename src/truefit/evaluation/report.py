@@ -29,8 +29,8 @@ def compute_metrics(test: TableDataset, model: Model, line: Array, truth: Genera
     """Return what metrics.json holds.
 
     `test` and `least_squares` have the scores of the model and of the least-squares `line` [F + 1]; `excess_mse` is the
-    model's mse over that of least squares, minus 1. A model that is a line adds its `parameters`, in the data's units, and synthetic
-    data, whose settings are `truth`, the true ones.
+    model's mse over that of least squares, minus 1. A model that is a line adds its `parameters`, in the data's units, and
+    synthetic data, whose settings are `truth`, the true ones.
     """
     table = test.table
     ours, best = score(test, model_predictor(model, getattr(torch, table.dtype))), score(test, line_predictor(line))
