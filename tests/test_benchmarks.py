@@ -33,7 +33,9 @@ SCALE = [figure("scale, prepare", "time a row at 2M rows", 0.75) | {"unit": "µs
 def root(tmp_path: Path) -> Path:
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "docs").mkdir()
-    (tmp_path / "docs/benchmarks.md").write_text("before\n<!-- bench: written by make bench -->\nold\n<!-- /bench -->\nafter\n")
+    (tmp_path / "docs/benchmarks.md").write_text(
+        "before\n<!-- bench: written by make bench -->\nold\n<!-- /bench -->\nafter\n"
+    )
     return tmp_path
 
 
