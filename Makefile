@@ -15,7 +15,7 @@ TORTURE := tests/test_torture.py tests/test_fuzz_csv.py tests/test_fuzz_settings
 	tests/test_serving.py tests/ui/test_grid.py
 STORE := $(or $(MLFLOW_TRACKING_URI),sqlite:///$(CURDIR)/mlflow.db)
 
-.PHONY: help setup repro test torture check audit ui screenshots bench bench-scale lock
+.PHONY: help setup repro test torture check docs audit ui screenshots bench bench-scale lock
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,11 @@ check: $(READY) ## check style, types, the direction of imports, and the documen
 	lint-imports
 	python tools/check_docs.py
 
+# A warning is an error: a link that leads nowhere, a page that the README's lists do not name. Links to other sites stay unasked.
+docs: $(READY) ## make the site of the documents, docs/_build/index.html
+	sphinx-build --quiet --fresh-env --nitpicky --fail-on-warning -c docs . docs/_build
+	@echo "docs/_build/index.html"
+
 # --strict: a package that the service does not know, or does not answer for, is a failure. torch is not in the list.
 audit: $(READY) ## ask the advisory database for known vulnerabilities of the packages in requirements.lock; needs the network
 	pip-audit --strict --require-hashes --disable-pip --progress-spinner off --requirement requirements.lock
@@ -72,11 +77,11 @@ ui: $(READY) ## open the MLflow UI on http://127.0.0.1:5000 (another port: make 
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \
 		--backend-store-uri "$(STORE)" --default-artifact-root "file://$(CURDIR)/mlartifacts"
 
-screenshots: $(READY) ## take the README's pictures of the MLflow UI anew; needs chromium
+screenshots: $(READY) ## take the documents' pictures of the MLflow UI anew; needs chromium
 	TRUEFIT_BROWSER=required TRUEFIT_SCREENSHOTS=$(CURDIR)/docs/images pytest tests/ui
 
 bench bench-scale: export PATH := $(CURDIR)/.venv-bench/bin:$(PATH)
-bench: $(BENCH_READY) ## time it all against the peers (half an hour on a quiet machine); writes results.json, the README's table, a picture
+bench: $(BENCH_READY) ## time it all against the peers (half an hour on a quiet machine); writes results.json, the tables of docs/benchmarks.md, a picture
 	for name in throughput loader stages pipeline outage report; do python benchmarks/$$name.py || exit 1; done
 
 bench-scale: $(BENCH_READY) ## time and memory of each stage from 0.2M to 50M rows; 10 GB of disk, elsewhere with SCALE_DIR=…

@@ -1,7 +1,7 @@
-"""From the benchmarks' figures to benchmarks/results.json, a table in the terminal, one in README.md, and a picture.
+"""From the benchmarks' figures to benchmarks/results.json, a table in the terminal, one in docs/benchmarks.md, and a picture.
 
 Reads FOLDER/NAME.json of each benchmark that ran; of the others the figures in results.json stay. Writes results.json, what
-stands between the two marks in README.md, and docs/images/bench.png.
+stands between the two marks in docs/benchmarks.md, and docs/images/bench.png.
 
 Usage: python benchmarks/report.py [--out FOLDER] [--root FOLDER]
 """
@@ -37,7 +37,7 @@ def report(out: Path, root: Path) -> None:
     if epochs := multiples(figures):
         (root / "docs/images").mkdir(parents=True, exist_ok=True)
         draw(epochs).savefig(root / "docs/images/bench.png", dpi=120)
-    write_between_marks(root / "README.md", markdown(results, figures))
+    write_between_marks(root / "docs/benchmarks.md", markdown(results, figures))
 
 
 def gather(out: Path, path: Path) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def multiples(figures: list[Figure]) -> Grid:
 
 
 def markdown(results: dict[str, Any], figures: list[Figure]) -> str:
-    """Return the README's part: the machine, an epoch against the peers, the other ratios, the scale, the bounds."""
+    """Return the page's part: the machine, an epoch against the peers, the other ratios, the scale, the bounds."""
     text = [f"Measured on {machines(results)}. Each figure is a median, with its quartiles in brackets.", ""]
     if epochs := multiples(figures):
         text += [
@@ -67,7 +67,7 @@ def markdown(results: dict[str, Any], figures: list[Figure]) -> str:
             "a row, whatever the column.",
             "",
         ]
-        text += [*table("", epochs, "batch {}"), "", "![The same figures as bars](docs/images/bench.png)", ""]
+        text += [*table("", epochs, "batch {}"), "", "![The same figures as bars](images/bench.png)", ""]
     rest = [one for one in figures if one.unit == "×" and not one.group.startswith((THROUGHPUT, SCALE))]
     if rest:
         text += ["| ratio | median | rounds | held to |", "|---|---|---|---|"]

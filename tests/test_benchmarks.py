@@ -32,35 +32,38 @@ SCALE = [figure("scale, prepare", "time a row at 2M rows", 0.75) | {"unit": "µs
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "README.md").write_text("before\n<!-- bench: written by make bench -->\nold\n<!-- /bench -->\nafter\n")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/benchmarks.md").write_text(
+        "before\n<!-- bench: written by make bench -->\nold\n<!-- /bench -->\nafter\n"
+    )
     return tmp_path
 
 
 def report(root: Path, **benchmarks: list[dict[str, Any]]) -> str:
-    """Write the benchmarks' report and return the README behind it."""
+    """Write the benchmarks' report and return the page behind it."""
     out = root / "out"
     out.mkdir(exist_ok=True)
     for name, figures in benchmarks.items():
         (out / f"{name}.json").write_text(json.dumps({"machine": MACHINE, "figures": figures}))
     write_report(out, root)
-    return (root / "README.md").read_text()
+    return (root / "docs/benchmarks.md").read_text()
 
 
-def test_the_readme_shows_the_medians_by_competitor_and_batch_size(root: Path) -> None:
-    readme = report(root, throughput=THROUGHPUT, scale=SCALE)
-    assert readme.startswith("before\n<!-- bench") and readme.endswith("<!-- /bench -->\nafter\n")
-    assert "old" not in readme
-    assert "| truefit torch | 1.75 (1.57–2.1) | 7.5 (6.75–9) |" in readme
-    assert "| truefit compiled |  | 60 (54–72) |" in readme
-    assert "| Lightning | 0.5 (0.45–0.6) |  |" in readme
-    assert "| prepare | 0.75 (0.675–0.9) |" in readme
-    assert "made up, 2 cores, Linux, torch 0" in readme
+def test_the_page_shows_the_medians_by_competitor_and_batch_size(root: Path) -> None:
+    page = report(root, throughput=THROUGHPUT, scale=SCALE)
+    assert page.startswith("before\n<!-- bench") and page.endswith("<!-- /bench -->\nafter\n")
+    assert "old" not in page
+    assert "| truefit torch | 1.75 (1.57–2.1) | 7.5 (6.75–9) |" in page
+    assert "| truefit compiled |  | 60 (54–72) |" in page
+    assert "| Lightning | 0.5 (0.45–0.6) |  |" in page
+    assert "| prepare | 0.75 (0.675–0.9) |" in page
+    assert "made up, 2 cores, Linux, torch 0" in page
 
 
 def test_a_missed_bound_is_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    readme = report(root, throughput=THROUGHPUT)
+    page = report(root, throughput=THROUGHPUT)
     printed = capsys.readouterr().out
-    assert "3 of 4 bounds are kept. Missed: throughput at batch 256: truefit torch over tutorial's loop (7.5, ≥ 8)." in readme
+    assert "3 of 4 bounds are kept. Missed: throughput at batch 256: truefit torch over tutorial's loop (7.5, ≥ 8)." in page
     assert printed.count("(met)") == 3
     assert printed.count("(MISSED)") == 1
 

@@ -1,4 +1,4 @@
-"""The documents say what is: tools/check_docs.py finds faults, and the README's commands and figures are real."""
+"""The documents say what is: check_docs.py and Sphinx find faults, and commands, figures and examples are real."""
 
 import json
 import re
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import click
 import pytest
 from dvc.cli import parse_args
 from helpers_settings import SECTIONS
@@ -18,6 +19,7 @@ from truefit.cli.main import commands as commands_of_truefit
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def check_docs(root: Path) -> tuple[int, str]:
@@ -47,10 +49,6 @@ def test_check_docs_passes_on_the_tree_without_what_a_run_writes(tree: Path) -> 
 @pytest.mark.parametrize(
     ("planted", "fault"),
     [
-        ("[a](docs/nothing.md)", "the link docs/nothing.md leads nowhere"),
-        ("![a](docs/images/nothing.png)", "the link docs/images/nothing.png leads nowhere"),
-        ("[a](#nothing)", "the link #nothing leads nowhere"),
-        ("[a](docs/architecture.md#nothing)", "the link docs/architecture.md#nothing leads nowhere"),
         ("`make nothing`", "the Makefile has no target nothing"),
         ("```sh\ngit pull && make nothing\n```", "the Makefile has no target nothing"),
         ("`src/truefit/nothing.py`", "there is no path src/truefit/nothing.py"),
@@ -66,31 +64,65 @@ def test_check_docs_names_a_fault_by_file_and_line(tree: Path, planted: str, fau
     assert check_docs(tree) == (1, f"README.md:{line}: {fault}\n")
 
 
-def test_check_docs_accepts_a_link_to_a_heading(tree: Path) -> None:
-    (tree / "README.md").write_text(f"{README}[a](#your-own-csv) [b](docs/architecture.md#the-data's-way)\n")
-    assert check_docs(tree)[1].endswith("the link docs/architecture.md#the-data's-way leads nowhere\n")
-    (tree / "README.md").write_text(f"{README}[a](#your-own-csv) [b](docs/architecture.md#the-datas-way)\n")
-    assert check_docs(tree)[0] == 0
-
-
-def test_check_docs_wants_each_stage_in_the_readme(tree: Path) -> None:
+def test_check_docs_wants_each_stage_in_the_page_of_the_pipeline(tree: Path) -> None:
     pipeline = tree / "dvc.yaml"
     pipeline.write_text(pipeline.read_text().replace("stages:\n", "stages:\n  deploy:\n    cmd: 'true'\n"))
-    assert check_docs(tree) == (1, "README.md:1: found nothing about the stage deploy\n")
+    assert check_docs(tree) == (1, "docs/pipeline.md:1: found nothing about the stage deploy\n")
 
 
-def test_check_docs_wants_the_readmes_tree_to_be_that_of_src(tree: Path) -> None:
-    (tree / "src/truefit/seeds.py").rename(tree / "src/truefit/sown.py")
-    status, output = check_docs(tree)
-    line = README[: README.index("files.py seeds.py")].count("\n") + 1
-    assert f"README.md:{line}: the tree names src/truefit/seeds.py, which is not there\n" in output
-    assert re.search(r"README\.md:\d+: the tree lacks src/truefit/sown\.py\n", output)
-    assert status == 1
+def test_check_docs_wants_each_room_in_the_architecture_and_no_module(tree: Path) -> None:
+    (tree / "src/truefit/training/nothing_new.py").write_text('"""A module of a room."""\n')
+    assert check_docs(tree)[0] == 0
+    (tree / "src/truefit/attic").mkdir()
+    (tree / "src/truefit/attic/__init__.py").write_text('"""A room."""\n')
+    assert check_docs(tree) == (1, "docs/architecture.md:1: found no row for the room attic\n")
 
 
 def test_check_docs_wants_a_docstring_in_each_module(tree: Path) -> None:
-    (tree / "src/truefit/seeds.py").write_text("import hashlib\n")
-    assert check_docs(tree) == (1, "src/truefit/seeds.py:1: found no docstring at the top\n")
+    (tree / "src/truefit/core/seeds.py").write_text("import hashlib\n")
+    assert check_docs(tree) == (1, "src/truefit/core/seeds.py:1: found no docstring at the top\n")
+
+
+def make_site(tree: Path) -> tuple[int, str]:
+    """Make the site as `make docs` does; return the exit status, and the warnings."""
+    command = re.search(r"^\t(sphinx-build .+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert command
+    done = subprocess.run([sys.executable, "-m", "sphinx", *command[1].split()[1:]], cwd=tree, capture_output=True, text=True)
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+def test_the_site_is_made_without_a_warning_and_is_whole_without_a_network(tree: Path) -> None:
+    assert make_site(tree) == (0, "")
+    site = tree / "docs/_build"
+    pages = [site / "index.html", site / "search.html", *sorted((site / "docs").glob("*.html"))]
+    assert len(pages) == 2 + len([*(tree / "docs").glob("*.md")])
+    for page in pages:
+        text = page.read_text()
+        # What a browser loads with a page: scripts, styles and pictures. A link may lead elsewhere.
+        assert not re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"(?:https?:)?//[^>]*>", text), page
+        assert "docs/resilience.html" in text or page.parent.name == "docs"
+    # The search's index, which a browser reads from the disk as well.
+    assert "rwlock" in (site / "searchindex.js").read_text()
+
+
+def test_the_site_has_no_link_that_leads_nowhere_and_no_page_outside_its_contents(tree: Path) -> None:
+    (tree / "docs/outside.md").write_text(
+        "# Outside\n\n[a](nothing.md) ![a](images/nothing.png) [a](#nothing) [a](settings.md#nothing) [a](../params.yml)\n"
+        "[b](#outside) [b](architecture.md#the-datas-way) [b](../README.md#your-own-table) [b](../params.yaml)\n"
+    )
+    status, warnings = make_site(tree)
+    assert status == 1
+    assert sorted(re.findall(r"docs/outside\.md:?3?: WARNING: .*", warnings)) == sorted(
+        [
+            "docs/outside.md: WARNING: document isn't included in any toctree [toc.not_included]",
+            "docs/outside.md:3: WARNING: 'myst' cross-reference target not found: 'nothing.md' [myst.xref_missing]",
+            "docs/outside.md:3: WARNING: image file not readable: docs/images/nothing.png [image.not_readable]",
+            "docs/outside.md:3: WARNING: 'myst' cross-reference target not found: 'nothing' [myst.xref_missing]",
+            "docs/outside.md:3: WARNING: local id not found in doc 'docs/settings': 'nothing' [myst.xref_missing]",
+            "docs/outside.md:3: WARNING: 'myst' cross-reference target not found: '../params.yml' [myst.xref_missing]",
+        ]
+    )
 
 
 def test_the_readme_shows_the_metrics_of_the_default_run() -> None:
@@ -106,24 +138,44 @@ def test_the_readme_shows_the_metrics_of_the_default_run() -> None:
         assert numbers_after(f"^{title}: ") == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_readmes_shell_commands_are_ones_that_their_programs_take() -> None:
-    commands = [
-        line for block in re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL) for line in block.splitlines()
+def shell_commands() -> list[str]:
+    """Return the lines of all shell blocks of the documents."""
+    blocks = [
+        block for page in PAGES for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     ]
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def test_the_documents_shell_commands_are_ones_that_their_programs_take() -> None:
+    commands = shell_commands()
     assert {"make repro", "dvc repro --force", "dvc metrics diff", "dvc params diff", "dvc plots show"} <= {*commands}
     for part in [part for command in commands for part in command.split(" && ")]:
         program, *arguments = shlex.split(part)
         assert program in (".", "cd", "curl", "dvc", "git", "make", "mlflow", "python", "truefit", "rm")
         if program == "truefit":
-            assert arguments[0] in commands_of_truefit.commands
+            command = commands_of_truefit.commands[arguments[0]]
+            command.make_parser(click.Context(command)).parse_args(arguments[1:])  # raises for an unknown option
         if program == "dvc":
             parse_args(arguments)  # raises for an option or a command that DVC does not have
         if program == "mlflow":
-            group, command, *options = arguments
+            group, command_of_group, *options = arguments
             assert group == "models"
-            commands_of_mlflow_models.commands[command].make_context(command, options)
+            commands_of_mlflow_models.commands[command_of_group].make_context(command_of_group, options)
         if program == "make":
             subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
+        if program == "python":
+            assert arguments[0] == "-c" or (ROOT / arguments[0]).is_file()
+
+
+def test_the_readme_is_short() -> None:
+    assert 8_000 <= len(README) <= 10_000
+
+
+def test_the_objects_of_the_structure_are_classes_of_the_library() -> None:
+    named = {*re.findall(r"`([A-Z]\w+)`", (ROOT / "docs/structure.md").read_text())}
+    sources = "".join(path.read_text() for path in (ROOT / "src/truefit").rglob("*.py"))
+    assert len(named) >= 12
+    assert named - {*re.findall(r"^class (\w+)", sources, re.MULTILINE)} == set()
 
 
 def test_the_comments_in_params_yaml_list_the_choices_that_there_are() -> None:

@@ -264,7 +264,7 @@ def test_two_repros_at_once_leave_what_one_does(repro: tuple[Workspace, Path, fl
 
 
 def drop_torn_lock(workspace: Workspace) -> None:
-    """Do what the README says of DVC itself killed while it wrote its list of locks, which it then cannot read."""
+    """Do what docs/resilience.md says of DVC itself killed while it wrote its list of locks, which it then cannot read."""
     lock = workspace.path / ".dvc/tmp/rwlock"
     if lock.exists() and not lock.read_bytes():
         lock.unlink()

@@ -103,7 +103,7 @@ def servers(runs: tuple[Workspace, dict[Dtype, Run]]) -> Iterator[dict[Dtype, Ca
 
 @contextmanager
 def serving(workspace: Workspace, run: Run) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Give the README's `mlflow models serve` and its port; it is stopped at the end."""
+    """Give the documents' `mlflow models serve` and its port; it is stopped at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])

@@ -1,6 +1,6 @@
 """The MLflow UI as a user meets it: a real browser, over `make ui`, on runs of the default pipeline and of other settings.
 
-The selectors are those of MLflow 3.17. The pictures that the tests take are the README's: TRUEFIT_SCREENSHOTS names a folder
+The selectors are those of MLflow 3.17. The pictures that the tests take are those of docs/: TRUEFIT_SCREENSHOTS names a folder
 for them.
 """
 
@@ -51,7 +51,7 @@ def address(workspace: Workspace, run: Run) -> Iterator[str]:
 
 
 def take_picture(page: Page, name: str, folder: Path) -> None:
-    """Take the README's picture, and put it where TRUEFIT_SCREENSHOTS says."""
+    """Take the documents' picture, and put it where TRUEFIT_SCREENSHOTS says."""
     picture = folder / f"{name}.png"
     page.screenshot(path=picture, animations="disabled")
     assert picture.stat().st_size < LARGEST_PICTURE

@@ -163,7 +163,11 @@ def _find_strange(content: Any) -> str | None:
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings with dotted keys: `{"train": {"lr": 1}}` becomes `{"train.lr": 1}`; lists stay whole."""
+    """Return nested settings with dotted keys; lists stay whole.
+
+    >>> flatten({"train": {"epochs": 50, "model": {"hidden": [8, 4]}}})
+    {'train.epochs': 50, 'train.model.hidden': [8, 4]}
+    """
     flat: dict[str, Any] = {}
     for key, value in params.items():
         if isinstance(value, Mapping):
