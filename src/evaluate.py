@@ -62,7 +62,8 @@ def main() -> None:
         log_evaluation(run, metrics, figures, describe(table, training, metrics))
     print(run)
     print(summary(metrics))
-    print_next(run, store, track.experiment, next(iter(figures)))
+    _, picture, _ = figures
+    print_next(run, store, track.experiment, picture)
 
 
 def log_evaluation(run: Run, metrics: dict[str, Any], figures: dict[str, bytes], note: str) -> None:

@@ -266,7 +266,7 @@ table = write_prepared(Path(sys.argv[1]), normal_line(16), normal_line(16))
 build_model(ModelSettings(name="mlp", hidden=(4,)), table, standardize=True, seed=0)
 assert not sys.modules.keys() & {"torch._dynamo", "sympy"}
 """
-    tests = Path(__file__).parent
+    tests = Path(__file__).parents[1]
     path = os.pathsep.join(map(str, (tests, tests.parent / "src")))
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, env={"PYTHONPATH": path}, capture_output=True, text=True, check=False)

@@ -29,16 +29,17 @@ def draw_figures(
     best: Predictor,
     names: list[str],
 ) -> dict[str, bytes]:
-    """Return the PNGs fit.png (one feature) or predicted.png, loss.png and residuals.png, by these names.
+    """Return the PNGs loss.png, fit.png (one feature) or predicted.png, and residuals.png, by these names.
 
     `levels` holds at most two losses to compare the curves with, by what they are; `features` [N, F] and `predictions` are the
     sampled test rows; `best` is the least-squares fit; `names` holds the features' names and the target's.
     """
+    figures = {"loss.png": _loss_curves(history, levels)}
     if features.shape[1] == 1:
-        figures = {"fit.png": _fit(features, predictions, best, names)}
+        figures["fit.png"] = _fit(features, predictions, best, names)
     else:
-        figures = {"predicted.png": _predicted_against_actual(predictions, names[-1])}
-    figures |= {"loss.png": _loss_curves(history, levels), "residuals.png": _residuals(predictions, names[-1])}
+        figures["predicted.png"] = _predicted_against_actual(predictions, names[-1])
+    figures["residuals.png"] = _residuals(predictions, names[-1])
     return {name: _as_png(figure) for name, figure in figures.items()}
 
 
