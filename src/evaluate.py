@@ -28,7 +28,8 @@ from truefit.evaluation.report import (
 )
 from truefit.model.files import load_model
 from truefit.model.models import MLP, Linear
-from truefit.tracking.run import NOTE_TAG, Run, TrackSettings
+from truefit.tracking.names import NOTE_TAG
+from truefit.tracking.run import Run, TrackSettings
 from truefit.tracking.store import Store
 from truefit.training.device import configure
 from truefit.training.loop import TrainSettings

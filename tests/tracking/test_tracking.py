@@ -24,7 +24,8 @@ from truefit.core.errors import StoppedError, TrackingError, TruefitError
 from truefit.data.table import CsvSource, Table
 from truefit.model import serving
 from truefit.tracking.journal import Journal, pending
-from truefit.tracking.run import DIGEST_TAG, Origin, Run, TrackSettings
+from truefit.tracking.names import DIGEST_TAG
+from truefit.tracking.run import Origin, Run, TrackSettings
 from truefit.tracking.store import Store
 
 TABLE = Table(

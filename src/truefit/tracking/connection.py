@@ -19,6 +19,7 @@ from truefit.core.errors import StoreAwayError, TrackingError
 from truefit.core.files import atomic_path
 from truefit.core.redaction import redacted
 from truefit.tracking.journal import now
+from truefit.tracking.names import EXCESS_MSE, TEST_PREFIX, VALIDATION_LOSS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 VIEW_TAG, VIEW_NAME = "mlflow.sharedViewState.truefit", "Settings and scores"
 VIEW_COLUMNS = (
     *(f"params.`train.{key}`" for key in ("model.name", "engine", "optimizer.name", "optimizer.lr", "batch_size")),
-    *(f"metrics.`{name}`" for name in ("validation_loss", "test_mse", "excess_mse")),
+    *(f"metrics.`{name}`" for name in (VALIDATION_LOSS, f"{TEST_PREFIX}mse", EXCESS_MSE)),
 )
 
 

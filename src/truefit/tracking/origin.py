@@ -14,8 +14,21 @@ import torch
 from truefit.core.code import code_digest, read_code
 from truefit.core.config import Params, flatten
 from truefit.data.table import Table
+from truefit.tracking.names import (
+    CODE_TAG,
+    COMMIT_TAG,
+    CSV_TAG,
+    DIRTY_TAG,
+    ENGINE_TAG,
+    OMITTED_TAG,
+    RECORD,
+    RECORDED_ENVIRONMENT,
+    RECORDED_PATCH,
+    SOURCE_COMMIT_TAG,
+    TABLE_TAG,
+)
 from truefit.tracking.provenance import read_environment, read_workspace
-from truefit.tracking.run import OMITTED_TAG, Origin
+from truefit.tracking.run import Origin
 
 RECORDED_FILES = ("params.yaml", "dvc.yaml", "dvc.lock")
 
@@ -30,16 +43,16 @@ def read_origin(
     The current folder is that of params.yaml. Uncommitted files of more than `largest` bytes are named only.
     """
     workspace, environment = read_workspace(largest), read_environment(device)
-    files = {f"record/{name}": Path(name).read_bytes() for name in RECORDED_FILES if Path(name).exists()}
-    patch = {"record/diff.patch": workspace.patch} if workspace.dirty else {}
-    commit = {"git.commit": workspace.commit, "mlflow.source.git.commit": workspace.commit}
+    files = {f"{RECORD}/{name}": Path(name).read_bytes() for name in RECORDED_FILES if Path(name).exists()}
+    patch = {RECORDED_PATCH: workspace.patch} if workspace.dirty else {}
+    commit = {COMMIT_TAG: workspace.commit, SOURCE_COMMIT_TAG: workspace.commit}
     if workspace.omitted:
         commit[OMITTED_TAG] = ", ".join(workspace.omitted)[:5000]
     code = code_digest(read_code())
-    digests = {"csv.sha256": table.csv.sha256, "table.sha256": table.digest, "code.sha256": code}
+    digests = {CSV_TAG: table.csv.sha256, TABLE_TAG: table.digest, CODE_TAG: code}
     return Origin(
         params=flatten({**params.values, "train": train}),
-        tags={"engine": engine, **digests, **commit, "git.dirty": str(workspace.dirty).lower(), **environment},
+        tags={ENGINE_TAG: engine, **digests, **commit, DIRTY_TAG: str(workspace.dirty).lower(), **environment},
         table=table,
-        artifacts={**files, **patch, "record/environment.json": json.dumps(environment, indent=2).encode()},
+        artifacts={**files, **patch, RECORDED_ENVIRONMENT: json.dumps(environment, indent=2).encode()},
     )

@@ -16,17 +16,10 @@ from truefit.core.config import Settings
 from truefit.data.table import Table
 from truefit.tracking.journal import Journal, Metrics, Values, now
 from truefit.tracking.mlflow_model import pack_model
+from truefit.tracking.names import MODELS_TAG
 
 if TYPE_CHECKING:
     import pandas as pd
-
-DIGEST_TAG = "state_dict.sha256"
-NOTE_TAG = "mlflow.note.content"  # what MLflow shows as the description, in markdown
-CHANGED_TAG = "changed"  # the files that changed while the training ran
-MODELS_TAG = "mlflow.log-model.history"  # by which MLflow knows of a model among the artifacts of a run
-RANGE_TAG = "lr_range"  # by which a range test is told from a training
-OMITTED_TAG = "git.omitted"  # uncommitted files that were too large for the record
-RERUN_TAG, RERUN_KEY_TAG = "rerun.of", "rerun.key"
 
 
 class TrackSettings(Settings):

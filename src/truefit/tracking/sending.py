@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from truefit.core.errors import TrackingError
 from truefit.tracking.connection import Connection
 from truefit.tracking.journal import Artifact, Header, Journal, Metrics, Record, Sent, Status, Values, pending
-from truefit.tracking.run import DIGEST_TAG, RERUN_KEY_TAG
+from truefit.tracking.names import DATASET_TAG, DIGEST_TAG, EXPERIMENT_TAG, FAILURE_TAG, KEY_TAG, RERUN_KEY_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
 # What the store takes at once.
 METRICS_A_BATCH, VALUES_A_BATCH = 1000, 100
-KEY_TAG = "truefit.run"
 # By these a run is told from others that ended with the same bits.
-_PURPOSE_TAGS = ("dvc.exp", RERUN_KEY_TAG)
+_PURPOSE_TAGS = (EXPERIMENT_TAG, RERUN_KEY_TAG)
 
 
 def send(store: Connection, runs: Path, journal: Journal) -> Sent:
@@ -103,13 +102,13 @@ def _apply(client: "MlflowClient", journal: Journal, sent: Sent, records: "list[
             for part in _parts(values):
                 client.log_batch(run_id, tags=[RunTag(key, value) for key, value in part])
         case [Values(kind="dataset", values=values)]:
-            client.log_inputs(run_id, [DatasetInput(Dataset(**values), [InputTag("mlflow.data.context", "training")])])
+            client.log_inputs(run_id, [DatasetInput(Dataset(**values), [InputTag(DATASET_TAG, "training")])])
         case [Artifact() as artifact]:
             client.log_artifact(run_id, str(journal.artifact(artifact)), str(Path(artifact.name).parent))
         case [Status(status="RUNNING")]:
             client.update_run(run_id, "RUNNING")
-            if "failure" in client.get_run(run_id).data.tags:
-                client.delete_tag(run_id, "failure")
+            if FAILURE_TAG in client.get_run(run_id).data.tags:
+                client.delete_tag(run_id, FAILURE_TAG)
         case [Status() as status] if not sent.joined:
             client.set_terminated(run_id, status.status, status.time)
 

@@ -16,7 +16,8 @@ from truefit.core.errors import StoppedError, StoreAwayError, TrackingError, is_
 from truefit.core.redaction import redacted
 from truefit.tracking.connection import Connection
 from truefit.tracking.journal import Header, Journal, Sent, Status, Values, now, pending
-from truefit.tracking.run import DIGEST_TAG, RANGE_TAG, Origin, Run, TrackSettings
+from truefit.tracking.names import BASELINE_TAG, DIGEST_TAG, EXPERIMENT_TAG, FAILURE_TAG, GRID_TAG, RANGE_TAG
+from truefit.tracking.run import Origin, Run, TrackSettings
 from truefit.tracking.sending import send
 
 # Seconds that records may wait before they are sent together with those that follow.
@@ -96,7 +97,7 @@ class Store(Connection):
         from mlflow.tracking.context.registry import resolve_tags
 
         tags = _experiment_tags()
-        full_name = track.run_name or (f"{name} ({tags['dvc.exp']})" if tags else name)
+        full_name = track.run_name or (f"{name} ({tags[EXPERIMENT_TAG]})" if tags else name)
         return Header(
             key=uuid4().hex,
             store=self.address,
@@ -119,7 +120,7 @@ class Store(Connection):
         except BaseException as error:
             failed = isinstance(error, Exception) and not isinstance(error, StoppedError)
             with suppress(OSError):  # a full disk must not hide its own report
-                run.set_tags({"failure": (str(error) or type(error).__name__)[:5000]})
+                run.set_tags({FAILURE_TAG: (str(error) or type(error).__name__)[:5000]})
                 # Only a training goes on later.
                 final = journal.header.fingerprint is None or is_final(error)
                 status = Status(status="FAILED" if failed else "KILLED", time=now(), final=final)
@@ -202,4 +203,4 @@ def _experiment_tags() -> dict[str, str]:
     if not name:
         return {}
     grid = re.fullmatch(r"(.+)-\d+", name)
-    return {"dvc.exp": name} | ({"dvc.baseline": baseline} if baseline else {}) | ({"dvc.grid": grid[1]} if grid else {})
+    return {EXPERIMENT_TAG: name} | ({BASELINE_TAG: baseline} if baseline else {}) | ({GRID_TAG: grid[1]} if grid else {})
