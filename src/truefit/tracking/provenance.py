@@ -8,7 +8,6 @@ secrets are usually kept.
 import os
 import platform
 import shutil
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from truefit.core.errors import TruefitError
+from truefit.tracking.git import git
 
 PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "mlflow", "dvc")
 # What `read_environment` tells.
@@ -52,19 +51,24 @@ def read_workspace(largest: int) -> Workspace:
 
     Raises TruefitError where there is no repository or no commit in it.
     """
-    commit = _git("rev-parse", "--verify", "HEAD").decode().strip()
-    top = Path(_git("rev-parse", "--show-toplevel").decode().rstrip("\n"))
+    advice = "; every run records its commit: `git init` and commit"
+    commit = git("rev-parse", "--verify", "HEAD", advice=advice).stdout.decode().strip()
+    top = _path("--show-toplevel")
     with tempfile.TemporaryDirectory() as folder:
         # A copy of the index, so that files which git does not know yet can be added to it without a trace. Not those of
         # the project's data/: a patch would grow with them, and the run has the digest of the CSV that it read.
         index = Path(folder, "index")
         # With its time: by that git knows which files, of the same size and second, it must read to see whether they changed.
-        shutil.copy2(_git("rev-parse", "--path-format=absolute", "--git-path", "index").decode().strip(), index)
+        shutil.copy2(_path("--path-format=absolute", "--git-path", "index"), index)
         omitted = _add_new_files(top, index, largest)
         omitted += [name for name, size in _changed(top, index) if size > largest]
         places = [*_RECORDED, *(f":(top,exclude,literal){name}" for name in omitted)]
-        patch = _git(*_DIFF, "--binary", "--unified=3", "HEAD", "--", *places, index=index)
+        patch = git(*_DIFF, "--binary", "--unified=3", "HEAD", "--", *places, index=index).stdout
     return Workspace(commit, patch, tuple(omitted))
+
+
+def _path(*asked: str) -> Path:
+    return Path(os.fsdecode(git("rev-parse", *asked).stdout).rstrip("\n"))
 
 
 def _add_new_files(top: Path, index: Path, largest: int) -> list[str]:
@@ -72,22 +76,22 @@ def _add_new_files(top: Path, index: Path, largest: int) -> list[str]:
 
     A repository of its own inside this one counts as too large.
     """
-    listed = _git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", *_RECORDED, ":(exclude)data", index=index)
-    names = [os.fsdecode(name) for name in listed.split(b"\0")[:-1]]
+    listed = git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", *_RECORDED, ":(exclude)data", index=index)
+    names = [os.fsdecode(name) for name in listed.stdout.split(b"\0")[:-1]]
     large = [name for name in names if name.endswith("/") or os.lstat(top / name).st_size > largest]
     small = b"".join(os.fsencode(name) + b"\0" for name in names if name not in set(large))
     adding = ("add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul")
-    _git("-C", str(top), "--literal-pathspecs", *adding, index=index, given=small)
+    git("-C", str(top), "--literal-pathspecs", *adding, index=index, given=small)
     return large
 
 
 def _changed(top: Path, index: Path) -> list[tuple[str, int]]:
     """Return the files that differ from the commit, each with its bytes, before or after: whichever are more."""
-    raw = _git(*_DIFF, "--raw", "-z", "--no-renames", "--no-abbrev", "HEAD", "--", *_RECORDED, index=index)
-    fields = os.fsdecode(raw).split("\0")[:-1]
+    raw = git(*_DIFF, "--raw", "-z", "--no-renames", "--no-abbrev", "HEAD", "--", *_RECORDED, index=index)
+    fields = os.fsdecode(raw.stdout).split("\0")[:-1]
     names, former = fields[1::2], [entry.split()[2] for entry in fields[::2]]
     asked = "".join(f"{blob}\n" for blob in former).encode()
-    sizes = _git("cat-file", "--batch-check=%(objectsize)", given=asked).decode().splitlines()
+    sizes = git("cat-file", "--batch-check=%(objectsize)", given=asked).stdout.decode().splitlines()
     before = [int(size) if size.isdigit() else 0 for size in sizes]  # a new file is `missing` there
     after = [os.lstat(top / name).st_size if os.path.lexists(top / name) else 0 for name in names]
     return list(zip(names, map(max, before, after), strict=True))
@@ -105,15 +109,3 @@ def read_environment(device: torch.device) -> dict[str, str]:
         "device": str(device),
         "device_name": name,
     }
-
-
-def _git(*arguments: str, index: Path | None = None, given: bytes = b"") -> bytes:
-    environment = os.environ | ({"GIT_INDEX_FILE": str(index)} if index else {})
-    try:
-        return subprocess.run(["git", *arguments], check=True, capture_output=True, env=environment, input=given).stdout
-    except FileNotFoundError:
-        raise TruefitError("git: not found; every run records the commit that it ran on") from None
-    except subprocess.CalledProcessError as error:
-        reason = (error.stderr.decode(errors="replace").strip() or "failed").splitlines()[0]
-        advice = ": `git init` and commit" if arguments[0] == "rev-parse" else ""
-        raise TruefitError(f"git {arguments[0]}: {reason}; every run records its commit{advice}") from None
