@@ -26,7 +26,8 @@ from truefit.model.models import Linear, ModelSettings, build_model
 from truefit.model.serving import MODEL_ROWS
 from truefit.rerun.records import find, read_model
 from truefit.tracking.names import DIGEST_TAG
-from truefit.tracking.run import Origin, TrackSettings
+from truefit.tracking.provenance import Origin
+from truefit.tracking.run import TrackSettings
 from truefit.tracking.store import Store
 
 LINEAR = ModelSettings()

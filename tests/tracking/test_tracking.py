@@ -25,7 +25,8 @@ from truefit.data.table import CsvSource, Table
 from truefit.model import serving
 from truefit.tracking.journal import Journal, pending
 from truefit.tracking.names import DIGEST_TAG
-from truefit.tracking.run import Origin, Run, TrackSettings
+from truefit.tracking.provenance import Origin
+from truefit.tracking.run import Run, TrackSettings
 from truefit.tracking.sending import Sender
 from truefit.tracking.store import Store
 
@@ -42,7 +43,8 @@ TABLE = Table(
 # A training as short as can be, in a process of its own.
 TRAINING = """
 from truefit.data.table import CsvSource, Table
-from truefit.tracking.run import Origin, TrackSettings
+from truefit.tracking.provenance import Origin
+from truefit.tracking.run import TrackSettings
 from truefit.tracking.store import Store
 split = {"train": 8, "validation": 1, "test": 1}
 table = Table(csv=CsvSource(path="a.csv", sha256="0" * 64), features=["a"], target="c", dtype="float32",

@@ -26,7 +26,7 @@ from truefit.evaluation.figures import lr_range_picture
 from truefit.ingest.prepare import PrepareSettings
 from truefit.tracking.connection import repository_root
 from truefit.tracking.names import NOTE_TAG
-from truefit.tracking.origin import read_origin
+from truefit.tracking.provenance import read_origin
 from truefit.tracking.run import Run, TrackSettings
 from truefit.tracking.store import Store
 from truefit.training.device import choose_device, configure

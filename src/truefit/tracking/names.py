@@ -40,7 +40,8 @@ RANGE_FROM, RANGE_TO, RANGE_STEPS = "lr_range.from", "lr_range.to", "lr_range.st
 
 # Folders of artifacts, and what lies in them.
 RECORD, STATE_DICT, FIGURES, MODEL, RANGE, RERUN = "record", "state_dict", "figures", "model", "lr_range", "rerun"
-RECORDED_PARAMS, RECORDED_PIPELINE, RECORDED_LOCK = (f"{RECORD}/{name}" for name in ("params.yaml", "dvc.yaml", "dvc.lock"))
+RECORDED_FILES = ("params.yaml", "dvc.yaml", "dvc.lock")  # of the project, as they are
+RECORDED_PARAMS, RECORDED_PIPELINE, RECORDED_LOCK = (f"{RECORD}/{name}" for name in RECORDED_FILES)
 RECORDED_PATCH, RECORDED_ENVIRONMENT = f"{RECORD}/diff.patch", f"{RECORD}/environment.json"
 STATES = ("best", "final")
 MODEL_DESCRIPTION = f"{STATE_DICT}/model.json"

@@ -1,21 +1,28 @@
-"""Where a result comes from: the commit, what was changed since, the code, and the environment.
+"""Where a result comes from: params, data, the commit, what was changed since, the code, and the environment.
 
-Reads the git repository of the current folder, which is the project's, and the installed packages; writes nothing there:
-neither the working tree nor the index changes. Guarantees that a patch holds no file larger than asked for, and none where
-secrets are usually kept.
+Neither the working tree nor the index changes. A patch holds no file larger than asked for, and none where secrets are usually
+kept.
 """
 
+import json
 import os
 import platform
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from truefit.core.code import code_digest, read_code
+from truefit.core.config import Params, flatten
+from truefit.data.table import Table
+from truefit.tracking import names
 from truefit.tracking.git import git
+from truefit.tracking.journal import Values
 
 PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "mlflow", "dvc")
 # What `read_environment` tells.
@@ -27,6 +34,67 @@ _DIFF = (
     *("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--no-relative", "--src-prefix=a/", "--dst-prefix=b/"),
     "--submodule=short",
 )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """All that a training starts from: params, tags, the table, and artifacts by their paths in the run."""
+
+    params: Mapping[str, Any]
+    tags: Mapping[str, str]
+    table: Table
+    artifacts: Mapping[str, bytes]
+
+    def records(self) -> list[Values]:
+        """Return it as records of a journal, but for the artifacts."""
+        params = {key: param_text(value) for key, value in self.params.items()}
+        columns = [{"type": "double", "name": name, "required": True} for name in self.table.columns]
+        dataset = {
+            "name": Path(self.table.csv.path).name,
+            "digest": self.table.csv.sha256[:36],  # as much as MLflow takes
+            "source_type": "local",
+            "source": json.dumps({"uri": self.table.csv.path}),
+            "schema": json.dumps({"mlflow_colspec": columns}),
+            "profile": json.dumps({"num_rows": sum(self.table.rows.values()), **self.table.rows}),
+        }
+        tags = Values(kind="tags", values=dict(self.tags))
+        return [Values(kind="params", values=params), Values(kind="dataset", values=dataset), tags]
+
+
+def param_text(value: Any) -> str:
+    """Return the text that MLflow has of a param: as JSON spells it, but for text, which stays.
+
+    >>> [param_text(value) for value in (0.1, True, None, [1, 2], "adam")]
+    ['0.1', 'true', 'null', '[1, 2]', 'adam']
+    """
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def read_origin(
+    params: Params, train: Mapping[str, Any], engine: str, table: Table, device: torch.device, largest: int
+) -> Origin:
+    """Return what a run starts from, in the folder of params.yaml; `train` holds the settings of that section as checked.
+
+    Uncommitted files of more than `largest` bytes are named only. Raises TruefitError where there is no commit.
+    """
+    workspace, environment = read_workspace(largest), read_environment(device)
+    artifacts = {f"{names.RECORD}/{name}": Path(name).read_bytes() for name in names.RECORDED_FILES if Path(name).exists()}
+    artifacts[names.RECORDED_ENVIRONMENT] = json.dumps(environment, indent=2).encode()
+    tags = {
+        names.ENGINE_TAG: engine,
+        names.CSV_TAG: table.csv.sha256,
+        names.TABLE_TAG: table.digest,
+        names.CODE_TAG: code_digest(read_code()),  # of the folder that this module was imported from
+        names.COMMIT_TAG: workspace.commit,
+        names.SOURCE_COMMIT_TAG: workspace.commit,
+        names.DIRTY_TAG: str(workspace.dirty).lower(),
+        **environment,
+    }
+    if workspace.dirty:
+        artifacts[names.RECORDED_PATCH] = workspace.patch
+    if workspace.omitted:
+        tags[names.OMITTED_TAG] = ", ".join(workspace.omitted)[:5000]
+    return Origin(flatten({**params.values, "train": train}), tags, table, artifacts)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from truefit.tracking.run import Run, TrackSettings
 from truefit.tracking.sending import Sender, Uploader
 
 if TYPE_CHECKING:
-    from truefit.tracking.run import Origin
+    from truefit.tracking.provenance import Origin
 
 
 class Store:
