@@ -141,7 +141,7 @@ class Journal:
     def create(cls, runs: Path, header: Header, origin: list[Values], artifacts: Mapping[str, bytes]) -> "Journal":
         """Begin a journal in a folder below `runs` with all that the run starts from, in one step."""
         folder = runs / header.key
-        lines = [header, *origin, *(_store(folder, name, content) for name, content in artifacts.items())]
+        lines = [header, *origin, *(_write_artifact(folder, name, content) for name, content in artifacts.items())]
         write_bytes(folder / JOURNAL, b"".join(map(_line, lines)))
         return cls(folder)
 
@@ -160,7 +160,7 @@ class Journal:
 
     def append_artifact(self, name: str, content: bytes) -> None:
         """Write an artifact's file, and its record."""
-        self.append(_store(self.folder, name, content))
+        self.append(_write_artifact(self.folder, name, content))
 
     def close(self) -> None:
         """Flush what was written to the disk."""
@@ -261,7 +261,7 @@ def pending(runs: Path) -> list[Journal]:
     return sorted(journals, key=lambda journal: (journal.header.start_time, journal.header.completes is not None))
 
 
-def _store(folder: Path, name: str, content: bytes) -> Artifact:
+def _write_artifact(folder: Path, name: str, content: bytes) -> Artifact:
     record = Artifact(name=name, sha256=hashlib.sha256(content).hexdigest())
     write_bytes(folder / "artifacts" / name, content)
     return record

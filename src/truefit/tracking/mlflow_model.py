@@ -1,8 +1,4 @@
-"""The MLflow model of a run: a folder that MLflow loads and serves.
-
-Reads the files of a model and the code that rebuilds it; writes nothing that stays. Guarantees that nothing in it is pickled,
-and that neither the model nor a package's index is asked for what it needs: the versions are those that are installed.
-"""
+"""The MLflow model of a run: a folder that MLflow loads and serves, with nothing in it that is pickled."""
 
 import logging
 import shutil

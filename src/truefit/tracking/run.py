@@ -58,9 +58,9 @@ class Run:
     def log_model(self, loader: ModuleType, model: Sequence[Path], example: "pd.DataFrame", dtype: str) -> None:
         """Record an MLflow model, which can be loaded and served: the files of a model, and the code that rebuilds it.
 
-        The module `loader` has the function `_load_pyfunc`, which MLflow calls with the files' folder, the names of the
-        `MODULES` beside it that it needs, its own among them, and those of the `PACKAGES`. `example` holds some rows of the
-        features, in float64; the predictions are of `dtype`.
+        The module `loader` has the function `_load_pyfunc`, which MLflow calls with the files' folder, and the names of the
+        `ROOMS` and `PACKAGES` that it needs. `example` holds some rows of the features, in float64; the predictions are of
+        `dtype`.
         """
         header = self._journal.header
         files, listed = pack_model(loader, model, example, dtype, header.key, header.start_time)

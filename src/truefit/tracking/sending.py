@@ -66,7 +66,7 @@ class Sender:
             with suppress(FileNotFoundError):
                 header = journal.header
                 earlier = header.store == self.connection.address and header.start_time <= latest
-                if earlier and header.fingerprint and journal.final and _model_digest(journal) == digest:
+                if earlier and header.fingerprint and journal.final and _tagged(journal, DIGEST_TAG, digest):
                     self._send(journal)
 
     def _send(self, journal: Journal) -> Sent:
@@ -159,13 +159,8 @@ def _completed(found: "Sequence[MlflowRun]", header: Header) -> "MlflowRun":
     return next(same, before[0])
 
 
-def _model_digest(journal: Journal) -> str | None:
-    """Return the digest of the model that a training ended with, None where it did not come so far."""
-    digest = None
-    for record, _ in journal.read():
-        if isinstance(record, Values) and record.kind == "tags":
-            digest = record.values.get(DIGEST_TAG, digest)
-    return digest
+def _tagged(journal: Journal, tag: str, value: str) -> bool:
+    return any(isinstance(record, Values) and record.values.get(tag) == value for record, _ in journal.read())
 
 
 def _batches(records: Iterable[tuple[Record, int]]) -> "Iterator[tuple[list[Metric] | Record, int]]":
