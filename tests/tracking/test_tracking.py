@@ -151,8 +151,8 @@ def test_metrics_are_sent_while_the_training_runs_and_not_one_by_one(
             time.sleep(0.05)
         before = store.sender.answered
         for step in range(1, 301):
-            run.log_metrics({"loss": 1.0}, step)
-        while stored(root, track.experiment)[0].data.metrics != {"loss": 1.0}:
+            run.log_metrics({"loss": float(step)}, step)
+        while stored(root, track.experiment)[0].data.metrics != {"loss": 300.0}:
             time.sleep(0.05)
         # One batch, or two where the uploader wakes while they are written; the origin may have been under way before.
         assert store.sender.answered <= before + 5
@@ -351,6 +351,7 @@ def test_sending_everything_again_adds_nothing(root: Path, track: TrackSettings)
 
 def test_evaluation_joins_the_latest_run_of_its_model(root: Path, track: TrackSettings) -> None:
     first, latest = complete(track, "model"), complete(track, "model")
+    ended = fetch(root, latest).info.end_time
     complete(track, "another model")
     with Store().evaluation_run(track, digest_of(track, "model")) as run:
         run.log_metrics({"test_mse": 0.25}, 0)
@@ -358,7 +359,7 @@ def test_evaluation_joins_the_latest_run_of_its_model(root: Path, track: TrackSe
     assert (run.run_id, run.name) == (latest.run_id, "model")
     found = fetch(root, run)
     assert (found.info.status, found.data.metrics) == ("FINISHED", {"test_mse": 0.25})
-    assert found.info.end_time == fetch(root, latest).info.end_time
+    assert found.info.end_time == ended
     assert (root / f"mlartifacts/{run.run_id}/artifacts/figures/loss.png").read_bytes() == b"picture"
     assert fetch(root, first).data.metrics == {}
 
@@ -434,6 +435,20 @@ def test_evaluations_made_while_the_store_was_away_join_the_trainings_before_the
     assert [run.data.metrics for run in found] == [{"test_mse": 0.25}, {"test_mse": 0.25}]
     for run_found in found:
         assert len(client(root).get_metric_history(run_found.info.run_id, "test_mse")) == 1
+
+
+def test_evaluation_sends_the_training_that_waits_and_joins_it(
+    root: Path, track: TrackSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Sender, "send", refuse)
+        complete(track, "model")
+        complete(track, "another model")
+    with Store().evaluation_run(track, digest_of(track, "model")) as run:
+        run.log_metrics({"test_mse": 0.25}, 0)
+    (found,) = stored(root, track.experiment)
+    assert (found.info.run_id, found.info.run_name, found.data.metrics) == (run.run_id, "model", {"test_mse": 0.25})
+    assert [journal.header.name for journal in waiting(root, track)] == ["another model"]
 
 
 def refuse(self: Sender, journal: Journal) -> None:
