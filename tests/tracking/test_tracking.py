@@ -158,6 +158,15 @@ def test_metrics_are_sent_while_the_training_runs_and_not_one_by_one(
         assert store.sender.answered <= before + 5
 
 
+def test_many_metrics_are_acknowledged_in_parts(track: TrackSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("truefit.tracking.sending.METRICS_A_BATCH", 10)
+    store = Store()
+    with store.training_run(track, "name", digest_of(track, "f"), origin) as run:
+        for step in range(1, 301):
+            run.log_metrics({"loss": 1.0}, step)
+    assert store.sender.answered >= 30
+
+
 def test_error_leaves_the_run_failed_with_its_reason_and_its_metrics(root: Path, track: TrackSettings) -> None:
     with pytest.raises(TruefitError), Store().training_run(track, "name", digest_of(track, "f"), origin) as run:
         run.log_metrics({"loss": 1.0}, 1)

@@ -4,7 +4,7 @@ Sending again adds nothing: a run is found by its key, and the same metric of th
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
     from mlflow.entities import Run as MlflowRun
 
-# What the store takes at once.
-METRICS_A_BATCH, VALUES_A_BATCH = 1000, 100
+# About so many metrics are sent, and acknowledged, together: an attempt that is cut off loses no more of its work.
+METRICS_A_BATCH = 1000
 # Seconds that records may wait before they are sent together with those that follow.
 FLUSH_SECONDS = 5.0
 # A store that fails is tried again after 1, 2, 4 … seconds, and at the end of the stage.
@@ -164,18 +164,17 @@ def _tagged(journal: Journal, tag: str, value: str) -> bool:
 
 
 def _batches(records: Iterable[tuple[Record, int]]) -> "Iterator[tuple[list[Metric] | Record, int]]":
-    """Put metrics together, as far as the store takes them at once; give each other record by itself."""
+    """Put metrics together that follow each other; give each other record by itself."""
     from mlflow.entities import Metric
 
     metrics: list[Metric] = []
     end = 0
     for record, offset in records:
-        values = record.values if isinstance(record, Metrics) else {}
-        if metrics and (not values or len(metrics) + len(values) > METRICS_A_BATCH):
+        if metrics and (not isinstance(record, Metrics) or len(metrics) >= METRICS_A_BATCH):
             yield metrics, end
             metrics = []
         if isinstance(record, Metrics):
-            metrics += [Metric(key, value, record.time, record.step) for key, value in values.items()]
+            metrics += [Metric(key, value, record.time, record.step) for key, value in record.values.items()]
             end = offset
         else:
             yield record, offset
@@ -184,6 +183,7 @@ def _batches(records: Iterable[tuple[Record, int]]) -> "Iterator[tuple[list[Metr
 
 
 def _log(client: "MlflowClient", journal: Journal, sent: Sent, batch: "list[Metric] | Record") -> None:
+    """Send it; MLflow's client divides what is more than the store takes at once."""
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
     run_id = str(sent.run_id)
@@ -193,11 +193,9 @@ def _log(client: "MlflowClient", journal: Journal, sent: Sent, batch: "list[Metr
         case Values(kind="dataset", values=values):
             client.log_inputs(run_id, [DatasetInput(Dataset(**values), [InputTag(DATASET_TAG, "training")])])
         case Values(kind="params", values=values):
-            for part in _parts(values):
-                client.log_batch(run_id, params=[Param(key, value) for key, value in part])
+            client.log_batch(run_id, params=[Param(key, value) for key, value in values.items()])
         case Values(values=values):
-            for part in _parts(values):
-                client.log_batch(run_id, tags=[RunTag(key, value) for key, value in part])
+            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in values.items()])
         case Artifact(name=name):
             client.log_artifact(run_id, str(journal.artifact(batch)), str(Path(name).parent))
         case Status(status="RUNNING"):
@@ -206,8 +204,3 @@ def _log(client: "MlflowClient", journal: Journal, sent: Sent, batch: "list[Metr
                 client.delete_tag(run_id, FAILURE_TAG)
         case Status(status=status, time=time) if not sent.is_anothers_run:
             client.set_terminated(run_id, status, time)
-
-
-def _parts(values: Mapping[str, str]) -> Iterator[list[tuple[str, str]]]:
-    items = list(values.items())
-    return (items[start : start + VALUES_A_BATCH] for start in range(0, len(items), VALUES_A_BATCH))
