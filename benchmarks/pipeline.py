@@ -29,7 +29,8 @@ from measure import ROOT, Figure, arguments, figure, in_own_process, make_table,
 
 from truefit.core import errors
 from truefit.data.dataset import open_verified
-from truefit.tracking.run import Origin, Run, TrackSettings
+from truefit.tracking.provenance import Origin
+from truefit.tracking.run import Run, TrackSettings
 from truefit.tracking.store import Store
 from truefit.training.device import configure
 from truefit.training.loop import train

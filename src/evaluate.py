@@ -26,7 +26,8 @@ from truefit.evaluation.report import (
     summary,
 )
 from truefit.model.files import load_model
-from truefit.tracking.run import NOTE_TAG, Run, TrackSettings
+from truefit.tracking.names import NOTE_TAG
+from truefit.tracking.run import Run, TrackSettings
 from truefit.tracking.store import Store
 from truefit.training.device import configure
 from truefit.training.settings import trained_with

@@ -19,8 +19,9 @@ from truefit.data.table import Table
 from truefit.model import serving
 from truefit.model.files import MODEL_JSON, save_model, state_dict_bytes, state_dict_digest
 from truefit.tracking.connection import repository_root
-from truefit.tracking.origin import read_origin
-from truefit.tracking.run import CHANGED_TAG, DIGEST_TAG, Run, TrackSettings
+from truefit.tracking.names import CHANGED_TAG, DIGEST_TAG
+from truefit.tracking.provenance import read_origin
+from truefit.tracking.run import Run, TrackSettings
 from truefit.tracking.store import Store
 from truefit.training.checkpoint import Checkpoints, CheckpointSettings, fingerprint
 from truefit.training.device import choose_device, configure

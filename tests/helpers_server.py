@@ -68,3 +68,8 @@ def wait_for_epochs(workspace: Workspace, process: subprocess.Popen[str], epochs
             return
         time.sleep(0.02)
     raise AssertionError("it ended before")
+
+
+def complaints(printed: str) -> list[str]:
+    """Return the lines on stderr but for those of progress, which a training shows where the machine is slow."""
+    return [line for line in printed.splitlines() if not line.startswith("epoch ")]

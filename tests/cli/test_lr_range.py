@@ -31,7 +31,7 @@ from truefit.data.dataset import TableDataset
 from truefit.rerun.records import find as find_run
 from truefit.rerun.records import require_finished
 from truefit.tracking.journal import pending
-from truefit.tracking.run import DIGEST_TAG
+from truefit.tracking.names import DIGEST_TAG
 from truefit.tracking.store import Store
 from truefit.training.loop import build_engine
 from truefit.training.lr_range import DIVERGED, MARGIN, WINDOW, Finding, find, range_test

@@ -25,7 +25,9 @@ from truefit.model.files import ModelDescription, open_model, save_model, state_
 from truefit.model.models import Linear, ModelSettings, build_model
 from truefit.model.serving import MODEL_ROWS
 from truefit.rerun.records import find, read_model
-from truefit.tracking.run import DIGEST_TAG, Origin, TrackSettings
+from truefit.tracking.names import DIGEST_TAG
+from truefit.tracking.provenance import Origin
+from truefit.tracking.run import TrackSettings
 from truefit.tracking.store import Store
 
 LINEAR = ModelSettings()

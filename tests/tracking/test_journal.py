@@ -7,7 +7,9 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,22 @@ def test_one_process_sends_a_journal_at_a_time(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(FileNotFoundError), journal.sending():
         pass
+
+
+def test_one_who_waits_for_a_journal_that_is_sent_to_the_end_meanwhile_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    journal = create(tmp_path)
+
+    def wait_and_send() -> None:
+        with journal.sending():
+            pass
+
+    with ThreadPoolExecutor() as pool:
+        with journal.sending():
+            waiting = pool.submit(wait_and_send)
+            time.sleep(0.3)
+            journal.remove()
+        assert isinstance(waiting.exception(), FileNotFoundError)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- what is refused

@@ -24,7 +24,10 @@ from truefit.core.errors import StoppedError, TrackingError, TruefitError
 from truefit.data.table import CsvSource, Table
 from truefit.model import serving
 from truefit.tracking.journal import Journal, pending
-from truefit.tracking.run import DIGEST_TAG, Origin, Run, TrackSettings
+from truefit.tracking.names import DIGEST_TAG
+from truefit.tracking.provenance import Origin
+from truefit.tracking.run import Run, TrackSettings
+from truefit.tracking.sending import Sender
 from truefit.tracking.store import Store
 
 TABLE = Table(
@@ -40,7 +43,8 @@ TABLE = Table(
 # A training as short as can be, in a process of its own.
 TRAINING = """
 from truefit.data.table import CsvSource, Table
-from truefit.tracking.run import Origin, TrackSettings
+from truefit.tracking.provenance import Origin
+from truefit.tracking.run import TrackSettings
 from truefit.tracking.store import Store
 split = {"train": 8, "validation": 1, "test": 1}
 table = Table(csv=CsvSource(path="a.csv", sha256="0" * 64), features=["a"], target="c", dtype="float32",
@@ -140,18 +144,27 @@ def test_run_ends_finished_with_all_its_metrics(root: Path, track: TrackSettings
 def test_metrics_are_sent_while_the_training_runs_and_not_one_by_one(
     root: Path, track: TrackSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("truefit.tracking.store.FLUSH_SECONDS", 0.5)
+    monkeypatch.setattr("truefit.tracking.sending.FLUSH_SECONDS", 0.5)
     store = Store()
     with store.training_run(track, "name", digest_of(track, "f"), origin) as run:
         while not (found := stored(root, track.experiment)) or found[0].info.status != "RUNNING":
             time.sleep(0.05)
-        before = store.calls
+        before = store.sender.answered
         for step in range(1, 301):
-            run.log_metrics({"loss": 1.0}, step)
-        while stored(root, track.experiment)[0].data.metrics != {"loss": 1.0}:
+            run.log_metrics({"loss": float(step)}, step)
+        while stored(root, track.experiment)[0].data.metrics != {"loss": 300.0}:
             time.sleep(0.05)
         # One batch, or two where the uploader wakes while they are written; the origin may have been under way before.
-        assert store.calls <= before + 5
+        assert store.sender.answered <= before + 5
+
+
+def test_many_metrics_are_acknowledged_in_parts(track: TrackSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("truefit.tracking.sending.METRICS_A_BATCH", 10)
+    store = Store()
+    with store.training_run(track, "name", digest_of(track, "f"), origin) as run:
+        for step in range(1, 301):
+            run.log_metrics({"loss": 1.0}, step)
+    assert store.sender.answered >= 30
 
 
 def test_error_leaves_the_run_failed_with_its_reason_and_its_metrics(root: Path, track: TrackSettings) -> None:
@@ -306,7 +319,7 @@ def test_training_begins_although_the_run_before_it_is_sent_in_this_moment(
     root: Path, track: TrackSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "send", refuse)
+        patch.setattr(Sender, "send", refuse)
         complete(track, "model")
     assert len(waiting(root, track)) == 1
 
@@ -314,7 +327,7 @@ def test_training_begins_although_the_run_before_it_is_sent_in_this_moment(
         found = pending(runs)
         for journal in found:
             if journal.header.experiment == track.experiment:
-                Store().send(journal)  # as a `truefit sync` beside it may
+                Store().sender.send(journal)  # as a `truefit sync` beside it may
         return found
 
     monkeypatch.setattr("truefit.tracking.store.pending", pending_until_now)
@@ -337,7 +350,7 @@ def test_sending_everything_again_adds_nothing(root: Path, track: TrackSettings)
     (journal,) = waiting(root, track)
     for _ in range(2):
         (journal.folder / "sent.json").unlink()
-        assert Store().send(journal).run_id == run.run_id
+        assert Store().sender.send(journal).run_id == run.run_id
     assert len(stored(root, track.experiment)) == 1
     assert fetch(root, run).to_dictionary() == before.to_dictionary()
     assert [vars(metric) for metric in client(root).get_metric_history(before.info.run_id, "loss")] == [
@@ -347,6 +360,7 @@ def test_sending_everything_again_adds_nothing(root: Path, track: TrackSettings)
 
 def test_evaluation_joins_the_latest_run_of_its_model(root: Path, track: TrackSettings) -> None:
     first, latest = complete(track, "model"), complete(track, "model")
+    ended = fetch(root, latest).info.end_time
     complete(track, "another model")
     with Store().evaluation_run(track, digest_of(track, "model")) as run:
         run.log_metrics({"test_mse": 0.25}, 0)
@@ -354,7 +368,7 @@ def test_evaluation_joins_the_latest_run_of_its_model(root: Path, track: TrackSe
     assert (run.run_id, run.name) == (latest.run_id, "model")
     found = fetch(root, run)
     assert (found.info.status, found.data.metrics) == ("FINISHED", {"test_mse": 0.25})
-    assert found.info.end_time == fetch(root, latest).info.end_time
+    assert found.info.end_time == ended
     assert (root / f"mlartifacts/{run.run_id}/artifacts/figures/loss.png").read_bytes() == b"picture"
     assert fetch(root, first).data.metrics == {}
 
@@ -419,7 +433,7 @@ def test_evaluations_made_while_the_store_was_away_join_the_trainings_before_the
 ) -> None:
     # The same model trained and evaluated twice, and nothing of it sent.
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "send", refuse)
+        patch.setattr(Sender, "send", refuse)
         for _ in range(2):
             complete(track, "model")
             with Store().evaluation_run(track, digest_of(track, "model")) as run:
@@ -432,7 +446,21 @@ def test_evaluations_made_while_the_store_was_away_join_the_trainings_before_the
         assert len(client(root).get_metric_history(run_found.info.run_id, "test_mse")) == 1
 
 
-def refuse(self: Store, journal: Journal) -> None:
+def test_evaluation_sends_the_training_that_waits_and_joins_it(
+    root: Path, track: TrackSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Sender, "send", refuse)
+        complete(track, "model")
+        complete(track, "another model")
+    with Store().evaluation_run(track, digest_of(track, "model")) as run:
+        run.log_metrics({"test_mse": 0.25}, 0)
+    (found,) = stored(root, track.experiment)
+    assert (found.info.run_id, found.info.run_name, found.data.metrics) == (run.run_id, "model", {"test_mse": 0.25})
+    assert [journal.header.name for journal in waiting(root, track)] == ["another model"]
+
+
+def refuse(self: Sender, journal: Journal) -> None:
     raise TrackingError("away")
 
 
@@ -446,7 +474,7 @@ def test_a_model_recorded_before_an_interruption_and_again_after_it_can_be_sent(
         run.log_model(serving, saved, pd.DataFrame({"a": [1.0], "b": [2.0]}), "float32")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "send", refuse)
+        patch.setattr(Sender, "send", refuse)
         with (
             pytest.raises(StoppedError),
             Store().training_run(track, "name", digest_of(track, "f"), origin) as run,
@@ -456,7 +484,7 @@ def test_a_model_recorded_before_an_interruption_and_again_after_it_can_be_sent(
         with Store().training_run(track, "name", digest_of(track, "f"), origin) as run:
             record(run)
     (journal,) = waiting(root, track)
-    sent = Store().send(journal)
+    sent = Store().sender.send(journal)
     assert sent.run_id is not None
     packed = Path(client(root).download_artifacts(sent.run_id, "model", str(tmp_path)))
     assert (packed / "data/model/model.pt").read_bytes() == b"model.pt"

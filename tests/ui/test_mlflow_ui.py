@@ -21,7 +21,7 @@ from workspace import Workspace
 from truefit.evaluation.note import describe
 from truefit.model.files import state_dict_digest
 from truefit.tracking.connection import VIEW_NAME
-from truefit.tracking.run import DIGEST_TAG, NOTE_TAG
+from truefit.tracking.names import DIGEST_TAG, NOTE_TAG
 from truefit.training.settings import TrainSettings
 
 # One server and one set of runs for all.

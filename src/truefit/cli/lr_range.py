@@ -15,8 +15,9 @@ from truefit.data.table import Table
 from truefit.evaluation.figures import lr_range_picture
 from truefit.ingest.prepare import PrepareSettings
 from truefit.tracking.connection import repository_root
-from truefit.tracking.origin import read_origin
-from truefit.tracking.run import NOTE_TAG, Run, TrackSettings
+from truefit.tracking.names import NOTE_TAG
+from truefit.tracking.provenance import read_origin
+from truefit.tracking.run import Run, TrackSettings
 from truefit.tracking.store import Store
 from truefit.training.device import choose_device, configure
 from truefit.training.lr_range import Finding, Step, find, range_test

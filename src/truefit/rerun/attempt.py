@@ -23,7 +23,8 @@ from truefit.rerun.comparison import Report, Result, Row, Verdict, compare, diff
 from truefit.rerun.records import download, publish, read_result, require_finished, require_record, search
 from truefit.rerun.worktree import Signals, Worktree, recorded_workspace
 from truefit.tracking.connection import repository_root
-from truefit.tracking.run import RERUN_KEY_TAG, RERUN_TAG, TrackSettings
+from truefit.tracking.names import RERUN_KEY_TAG, RERUN_TAG
+from truefit.tracking.run import TrackSettings
 from truefit.tracking.store import Store
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from truefit.model.files import (
 )
 from truefit.model.models import Model
 from truefit.rerun.comparison import Report, Result
-from truefit.tracking.provenance import ENVIRONMENT
-from truefit.tracking.run import CHANGED_TAG, DIGEST_TAG, OMITTED_TAG, RANGE_TAG, RERUN_TAG, param_text
+from truefit.tracking.names import CHANGED_TAG, DIGEST_TAG, OMITTED_TAG, RANGE_TAG, RERUN_TAG
+from truefit.tracking.provenance import ENVIRONMENT, param_text
 from truefit.tracking.store import Store
 
 if TYPE_CHECKING:

@@ -1,8 +1,7 @@
 """The MLflow store: where it is, opened once, and its experiments.
 
-Creates mlflow.db and the experiments' places for artifacts in the repository's root, also from DVC's temporary workspaces;
-`MLFLOW_TRACKING_URI` names another store. Guarantees that processes which open a fresh store at once do not disturb each
-other, that one killed meanwhile leaves none that cannot be opened, and that no message has a password in it.
+It is mlflow.db in the repository's root, with the artifacts beside it, also from DVC's temporary workspaces; or the one that
+`MLFLOW_TRACKING_URI` names. No message has a password in it.
 """
 
 import json
@@ -19,6 +18,7 @@ from truefit.core.errors import StoreAwayError, TrackingError
 from truefit.core.files import atomic_path
 from truefit.core.redaction import redacted
 from truefit.tracking.journal import now
+from truefit.tracking.names import EXCESS_MSE, TEST_PREFIX, VALIDATION_LOSS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 VIEW_TAG, VIEW_NAME = "mlflow.sharedViewState.truefit", "Settings and scores"
 VIEW_COLUMNS = (
     *(f"params.`train.{key}`" for key in ("model.name", "engine", "optimizer.name", "optimizer.lr", "batch_size")),
-    *(f"metrics.`{name}`" for name in ("validation_loss", "test_mse", "excess_mse")),
+    *(f"metrics.`{name}`" for name in (VALIDATION_LOSS, f"{TEST_PREFIX}mse", EXCESS_MSE)),
 )
 
 
 class Connection:
-    """The MLflow store at `uri`: the one that the environment names, at `address`, or else the repository's own."""
+    """The MLflow store at `uri`; `address` is None for the repository's own, and without a password like `redacted_uri`."""
 
     def __init__(self) -> None:
         self.root = repository_root()
@@ -43,7 +43,6 @@ class Connection:
         self.redacted_uri = redacted(self.uri)
         self._client: MlflowClient | None = None
         self._experiments: dict[str, str] = {}
-        self.calls = 0  # that the store has answered
 
     def connect(self) -> "MlflowClient":
         """Return the client, made and the repository's own store created at the first call."""
@@ -73,9 +72,15 @@ class Connection:
         return self._client
 
     def experiment(self, name: str) -> str:
-        """Return the experiment's id, creating it with its artifacts beside the store where that is a local file."""
-        if name in self._experiments:
-            return self._experiments[name]
+        """Return the experiment's id, creating it with its artifacts beside the store where that is a local file.
+
+        Raises TrackingError where it cannot take a run, StoreAwayError where the store does not answer.
+        """
+        if name not in self._experiments:
+            self._experiments[name] = self._find_or_create(name)
+        return self._experiments[name]
+
+    def _find_or_create(self, name: str) -> str:
         here = (self.root / "mlartifacts").as_uri()
         with self.errors(), FileLock(self.root / ".truefit/experiment.lock"):
             client = self.connect()
@@ -83,8 +88,7 @@ class Connection:
             if known is None:
                 # Left alone, a local store would take the current folder, which may be DVC's and soon be gone.
                 tags = {VIEW_TAG: _view()}
-                self._experiments[name] = client.create_experiment(name, here if self._is_local else None, tags)
-                return self._experiments[name]
+                return client.create_experiment(name, here if self._is_local else None, tags)
         fault = ""
         if known.lifecycle_stage == "deleted":
             fault = f"is deleted; `mlflow experiments restore --experiment-id {known.experiment_id}`"
@@ -92,8 +96,7 @@ class Connection:
             fault = f"keeps its artifacts in {known.artifact_location}; move the repository back"
         if fault:
             raise TrackingError(f"MLflow store {self.redacted_uri}: {name!r} {fault}, or change track.experiment")
-        self._experiments[name] = str(known.experiment_id)
-        return self._experiments[name]
+        return str(known.experiment_id)
 
     @property
     def _is_local(self) -> bool:
@@ -101,7 +104,7 @@ class Connection:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn MLflow's own errors into one line that names the store, and tell those of a store that is away."""
+        """Turn MLflow's errors into a TrackingError that names the store, a StoreAwayError where it does not answer."""
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 

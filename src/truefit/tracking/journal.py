@@ -1,9 +1,9 @@
-"""The journal of a run: all that is to reach MLflow, on this machine's disk first.
+"""The journal of a run: a folder on this machine's disk with all that is to reach MLflow.
 
-Reads and writes a folder for each run: journal.jsonl, a header and then a record a line, the artifacts beside it, and
-sent.json, how much of it the store has acknowledged. Guarantees that a run appears with its whole origin or not at all, that
-a record which was written survives the death of the process (and of the machine, but for the last second), that a line torn
-by a kill is dropped, and that what was planted or damaged is refused: every line is checked, and nothing in it is executed.
+journal.jsonl is a header and then a record a line; the artifacts lie beside it, and sent.json, how much of it the store has
+acknowledged. A run appears with its whole origin or not at all. What was written survives the death of the process, and of the
+machine but for the last second; a line torn by a kill is dropped. Every line is checked when it is read, since anyone may have
+planted it.
 """
 
 import hashlib
@@ -15,10 +15,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Annotated, Literal, Self, TypeVar
 
+from filelock import FileLock, Timeout
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from truefit.core.errors import TrackingError
-from truefit.core.files import lock, naming, sha256, write_bytes, write_json
+from truefit.core.files import naming, sha256, write_bytes, write_json
 
 # Records may wait so long for the disk; the operating system has them at once.
 SYNC_SECONDS = 1.0
@@ -108,11 +109,11 @@ _RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator
 
 
 class Sent(_Line):
-    """How far a journal has reached the store: the run there, whether it was another's before, the bytes acknowledged."""
+    """How far a journal has reached the store: the run there, whether another journal made it, the bytes acknowledged."""
 
     run_id: str | None = None
     name: str = ""
-    joined: bool = False
+    is_anothers_run: bool = False
     offset: Natural = 0
 
 
@@ -140,7 +141,7 @@ class Journal:
     def create(cls, runs: Path, header: Header, origin: list[Values], artifacts: Mapping[str, bytes]) -> "Journal":
         """Begin a journal in a folder below `runs` with all that the run starts from, in one step."""
         folder = runs / header.key
-        lines = [header, *origin, *(_store(folder, name, content) for name, content in artifacts.items())]
+        lines = [header, *origin, *(_write_artifact(folder, name, content) for name, content in artifacts.items())]
         write_bytes(folder / JOURNAL, b"".join(map(_line, lines)))
         return cls(folder)
 
@@ -159,7 +160,7 @@ class Journal:
 
     def append_artifact(self, name: str, content: bytes) -> None:
         """Write an artifact's file, and its record."""
-        self.append(_store(self.folder, name, content))
+        self.append(_write_artifact(self.folder, name, content))
 
     def close(self) -> None:
         """Flush what was written to the disk."""
@@ -197,21 +198,33 @@ class Journal:
 
     @contextmanager
     def sending(self) -> Iterator[Sent]:
-        """Hold the journal for sending.
+        """Hold the journal for sending, and give how far it was sent.
 
         Raises TrackingError where another process holds it for long, FileNotFoundError where one has sent it to the end.
         """
-        latest = time.monotonic() + BUSY_SECONDS
-        while True:
-            try:
-                held = lock(self.folder / "lock")
-                break
-            except BlockingIOError:
-                if time.monotonic() > latest:
-                    raise TrackingError(f"{self.folder}: being sent by another process") from None
-                time.sleep(0.1)
+        # Beside the folder, which goes when all was sent. Its file goes each time: filelock begins anew where it waited for
+        # one that is gone.
+        lock = self.folder.with_name(f".{self.folder.name}.lock")
+        try:
+            held = FileLock(lock, BUSY_SECONDS).acquire()
+        except Timeout:
+            raise TrackingError(f"{self.folder}: being sent by another process") from None
         with held:
-            yield self._sent()
+            try:
+                yield self.sent()
+            finally:
+                lock.unlink()
+
+    def sent(self) -> Sent:
+        """Return how far the journal has reached the store; raises FileNotFoundError where it was sent to the end."""
+        with self._path.open("rb") as file:
+            try:
+                sent = Sent.model_validate_json((self.folder / "sent.json").read_bytes())
+            except (FileNotFoundError, ValidationError):
+                return Sent()  # sending everything again changes nothing
+            file.seek(max(sent.offset - 1, 0))
+            ends_a_line = file.read(1) == b"\n"
+        return sent if ends_a_line or sent.offset == 0 else Sent()
 
     def save_sent(self, sent: Sent) -> None:
         """Keep how far the journal has reached the store."""
@@ -225,16 +238,6 @@ class Journal:
         gone = self.folder.with_name(f".{self.folder.name}.tmp")
         self.folder.rename(gone)
         shutil.rmtree(gone)
-
-    def _sent(self) -> Sent:
-        try:
-            sent = Sent.model_validate_json((self.folder / "sent.json").read_bytes())
-        except (FileNotFoundError, ValidationError):
-            return Sent()  # sending everything again changes nothing
-        with self._path.open("rb") as file:
-            file.seek(max(sent.offset - 1, 0))
-            ends_a_line = file.read(1) == b"\n"
-        return sent if ends_a_line or sent.offset == 0 else Sent()
 
     def _checked(self, validate: Callable[[bytes], T], line: bytes, position: int) -> T:
         try:
@@ -258,7 +261,7 @@ def pending(runs: Path) -> list[Journal]:
     return sorted(journals, key=lambda journal: (journal.header.start_time, journal.header.completes is not None))
 
 
-def _store(folder: Path, name: str, content: bytes) -> Artifact:
+def _write_artifact(folder: Path, name: str, content: bytes) -> Artifact:
     record = Artifact(name=name, sha256=hashlib.sha256(content).hexdigest())
     write_bytes(folder / "artifacts" / name, content)
     return record

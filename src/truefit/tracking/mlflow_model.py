@@ -1,8 +1,4 @@
-"""The MLflow model of a run: a folder that MLflow loads and serves.
-
-Reads the files of a model and the code that rebuilds it; writes nothing that stays. Guarantees that nothing in it is pickled,
-and that neither the model nor a package's index is asked for what it needs: the versions are those that are installed.
-"""
+"""The MLflow model of a run: a folder that MLflow loads and serves, with nothing in it that is pickled."""
 
 import logging
 import shutil
@@ -14,10 +10,10 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from truefit.tracking.names import MODEL
+
 if TYPE_CHECKING:
     import pandas as pd
-
-FOLDER = "model"  # among the run's artifacts
 
 
 def pack_model(
@@ -36,7 +32,7 @@ def pack_model(
     columns = Schema([ColSpec(DataType.double, name) for name in example.columns])
     # The run's own key and time, so that a training which was stopped here records the same bytes when it goes on.
     created = str(datetime.fromtimestamp(time / 1000, UTC).replace(tzinfo=None))
-    described = Model(artifact_path=FOLDER, model_uuid=key, utc_time_created=created)
+    described = Model(artifact_path=MODEL, model_uuid=key, utc_time_created=created)
     with TemporaryDirectory(prefix="truefit-model-") as temporary:
         code, data, packed = (Path(temporary, name) for name in (loader.__name__.partition(".")[0], "model", "packed"))
         package = Path(str(loader.__file__)).parents[1]
@@ -58,5 +54,5 @@ def pack_model(
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in loader.PACKAGES],
         )
         saved = [path for path in packed.rglob("*") if path.is_file()]
-        files = {f"{FOLDER}/{path.relative_to(packed)}": path.read_bytes() for path in saved}
+        files = {f"{MODEL}/{path.relative_to(packed)}": path.read_bytes() for path in saved}
     return files, described.get_tags_dict()

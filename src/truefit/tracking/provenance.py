@@ -1,22 +1,28 @@
-"""Where a result comes from: the commit, what was changed since, the code, and the environment.
+"""Where a result comes from: params, data, the commit, what was changed since, the code, and the environment.
 
-Reads the git repository of the current folder, which is the project's, and the installed packages; writes nothing there:
-neither the working tree nor the index changes. Guarantees that a patch holds no file larger than asked for, and none where
-secrets are usually kept.
+Neither the working tree nor the index changes. A patch holds no file larger than asked for, and none where secrets are usually
+kept.
 """
 
+import json
 import os
 import platform
 import shutil
-import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from truefit.core.errors import TruefitError
+from truefit.core.code import code_digest, read_code
+from truefit.core.config import Params, flatten
+from truefit.data.table import Table
+from truefit.tracking import names
+from truefit.tracking.git import git
+from truefit.tracking.journal import Values
 
 PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "mlflow", "dvc")
 # What `read_environment` tells.
@@ -28,6 +34,67 @@ _DIFF = (
     *("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--no-relative", "--src-prefix=a/", "--dst-prefix=b/"),
     "--submodule=short",
 )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """All that a training starts from: params, tags, the table, and artifacts by their paths in the run."""
+
+    params: Mapping[str, Any]
+    tags: Mapping[str, str]
+    table: Table
+    artifacts: Mapping[str, bytes]
+
+    def records(self) -> list[Values]:
+        """Return it as records of a journal, but for the artifacts."""
+        params = {key: param_text(value) for key, value in self.params.items()}
+        columns = [{"type": "double", "name": name, "required": True} for name in self.table.columns]
+        dataset = {
+            "name": Path(self.table.csv.path).name,
+            "digest": self.table.csv.sha256[:36],  # as much as MLflow takes
+            "source_type": "local",
+            "source": json.dumps({"uri": self.table.csv.path}),
+            "schema": json.dumps({"mlflow_colspec": columns}),
+            "profile": json.dumps({"num_rows": sum(self.table.rows.values()), **self.table.rows}),
+        }
+        tags = Values(kind="tags", values=dict(self.tags))
+        return [Values(kind="params", values=params), Values(kind="dataset", values=dataset), tags]
+
+
+def param_text(value: Any) -> str:
+    """Return the text that MLflow has of a param: as JSON spells it, but for text, which stays.
+
+    >>> [param_text(value) for value in (0.1, True, None, [1, 2], "adam")]
+    ['0.1', 'true', 'null', '[1, 2]', 'adam']
+    """
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def read_origin(
+    params: Params, train: Mapping[str, Any], engine: str, table: Table, device: torch.device, largest: int
+) -> Origin:
+    """Return what a run starts from, in the folder of params.yaml; `train` holds the settings of that section as checked.
+
+    Uncommitted files of more than `largest` bytes are named only. Raises TruefitError where there is no commit.
+    """
+    workspace, environment = read_workspace(largest), read_environment(device)
+    artifacts = {f"{names.RECORD}/{name}": Path(name).read_bytes() for name in names.RECORDED_FILES if Path(name).exists()}
+    artifacts[names.RECORDED_ENVIRONMENT] = json.dumps(environment, indent=2).encode()
+    tags = {
+        names.ENGINE_TAG: engine,
+        names.CSV_TAG: table.csv.sha256,
+        names.TABLE_TAG: table.digest,
+        names.CODE_TAG: code_digest(read_code()),  # of the folder that this module was imported from
+        names.COMMIT_TAG: workspace.commit,
+        names.SOURCE_COMMIT_TAG: workspace.commit,
+        names.DIRTY_TAG: str(workspace.dirty).lower(),
+        **environment,
+    }
+    if workspace.dirty:
+        artifacts[names.RECORDED_PATCH] = workspace.patch
+    if workspace.omitted:
+        tags[names.OMITTED_TAG] = ", ".join(workspace.omitted)[:5000]
+    return Origin(flatten({**params.values, "train": train}), tags, table, artifacts)
 
 
 @dataclass(frozen=True)
@@ -52,19 +119,24 @@ def read_workspace(largest: int) -> Workspace:
 
     Raises TruefitError where there is no repository or no commit in it.
     """
-    commit = _git("rev-parse", "--verify", "HEAD").decode().strip()
-    top = Path(_git("rev-parse", "--show-toplevel").decode().rstrip("\n"))
+    advice = "; every run records its commit: `git init` and commit"
+    commit = git("rev-parse", "--verify", "HEAD", advice=advice).stdout.decode().strip()
+    top = _path("--show-toplevel")
     with tempfile.TemporaryDirectory() as folder:
         # A copy of the index, so that files which git does not know yet can be added to it without a trace. Not those of
         # the project's data/: a patch would grow with them, and the run has the digest of the CSV that it read.
         index = Path(folder, "index")
         # With its time: by that git knows which files, of the same size and second, it must read to see whether they changed.
-        shutil.copy2(_git("rev-parse", "--path-format=absolute", "--git-path", "index").decode().strip(), index)
+        shutil.copy2(_path("--path-format=absolute", "--git-path", "index"), index)
         omitted = _add_new_files(top, index, largest)
         omitted += [name for name, size in _changed(top, index) if size > largest]
         places = [*_RECORDED, *(f":(top,exclude,literal){name}" for name in omitted)]
-        patch = _git(*_DIFF, "--binary", "--unified=3", "HEAD", "--", *places, index=index)
+        patch = git(*_DIFF, "--binary", "--unified=3", "HEAD", "--", *places, index=index).stdout
     return Workspace(commit, patch, tuple(omitted))
+
+
+def _path(*asked: str) -> Path:
+    return Path(os.fsdecode(git("rev-parse", *asked).stdout).rstrip("\n"))
 
 
 def _add_new_files(top: Path, index: Path, largest: int) -> list[str]:
@@ -72,22 +144,22 @@ def _add_new_files(top: Path, index: Path, largest: int) -> list[str]:
 
     A repository of its own inside this one counts as too large.
     """
-    listed = _git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", *_RECORDED, ":(exclude)data", index=index)
-    names = [os.fsdecode(name) for name in listed.split(b"\0")[:-1]]
+    listed = git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", *_RECORDED, ":(exclude)data", index=index)
+    names = [os.fsdecode(name) for name in listed.stdout.split(b"\0")[:-1]]
     large = [name for name in names if name.endswith("/") or os.lstat(top / name).st_size > largest]
     small = b"".join(os.fsencode(name) + b"\0" for name in names if name not in set(large))
     adding = ("add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul")
-    _git("-C", str(top), "--literal-pathspecs", *adding, index=index, given=small)
+    git("-C", str(top), "--literal-pathspecs", *adding, index=index, given=small)
     return large
 
 
 def _changed(top: Path, index: Path) -> list[tuple[str, int]]:
     """Return the files that differ from the commit, each with its bytes, before or after: whichever are more."""
-    raw = _git(*_DIFF, "--raw", "-z", "--no-renames", "--no-abbrev", "HEAD", "--", *_RECORDED, index=index)
-    fields = os.fsdecode(raw).split("\0")[:-1]
+    raw = git(*_DIFF, "--raw", "-z", "--no-renames", "--no-abbrev", "HEAD", "--", *_RECORDED, index=index)
+    fields = os.fsdecode(raw.stdout).split("\0")[:-1]
     names, former = fields[1::2], [entry.split()[2] for entry in fields[::2]]
     asked = "".join(f"{blob}\n" for blob in former).encode()
-    sizes = _git("cat-file", "--batch-check=%(objectsize)", given=asked).decode().splitlines()
+    sizes = git("cat-file", "--batch-check=%(objectsize)", given=asked).stdout.decode().splitlines()
     before = [int(size) if size.isdigit() else 0 for size in sizes]  # a new file is `missing` there
     after = [os.lstat(top / name).st_size if os.path.lexists(top / name) else 0 for name in names]
     return list(zip(names, map(max, before, after), strict=True))
@@ -105,15 +177,3 @@ def read_environment(device: torch.device) -> dict[str, str]:
         "device": str(device),
         "device_name": name,
     }
-
-
-def _git(*arguments: str, index: Path | None = None, given: bytes = b"") -> bytes:
-    environment = os.environ | ({"GIT_INDEX_FILE": str(index)} if index else {})
-    try:
-        return subprocess.run(["git", *arguments], check=True, capture_output=True, env=environment, input=given).stdout
-    except FileNotFoundError:
-        raise TruefitError("git: not found; every run records the commit that it ran on") from None
-    except subprocess.CalledProcessError as error:
-        reason = (error.stderr.decode(errors="replace").strip() or "failed").splitlines()[0]
-        advice = ": `git init` and commit" if arguments[0] == "rev-parse" else ""
-        raise TruefitError(f"git {arguments[0]}: {reason}; every run records its commit{advice}") from None

@@ -1,32 +1,19 @@
-"""A run that is being written: what it starts from, and what it records, in its journal.
-
-Writes a journal; asks no store. Guarantees that a step which an interrupted execution has recorded is not recorded again.
-"""
+"""A run that is being written: what it records, in its journal."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from truefit.core.config import Settings
-from truefit.data.table import Table
 from truefit.tracking.journal import Journal, Metrics, Values, now
 from truefit.tracking.mlflow_model import pack_model
+from truefit.tracking.names import MODELS_TAG
 
 if TYPE_CHECKING:
     import pandas as pd
-
-DIGEST_TAG = "state_dict.sha256"
-NOTE_TAG = "mlflow.note.content"  # what MLflow shows as the description, in markdown
-CHANGED_TAG = "changed"  # the files that changed while the training ran
-MODELS_TAG = "mlflow.log-model.history"  # by which MLflow knows of a model among the artifacts of a run
-RANGE_TAG = "lr_range"  # by which a range test is told from a training
-OMITTED_TAG = "git.omitted"  # uncommitted files that were too large for the record
-RERUN_TAG, RERUN_KEY_TAG = "rerun.of", "rerun.key"
 
 
 class TrackSettings(Settings):
@@ -41,36 +28,6 @@ class TrackSettings(Settings):
     def largest_file(self) -> int:
         """The bytes of the largest uncommitted file that the record holds."""
         return int(self.largest_file_mb * 1_000_000)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """All that a training starts from: params, tags, the table, and artifacts by their paths in the run."""
-
-    params: Mapping[str, Any]
-    tags: Mapping[str, str]
-    table: Table
-    artifacts: Mapping[str, bytes]
-
-    def records(self) -> list[Values]:
-        """Return it as records."""
-        params = {key: param_text(value) for key, value in self.params.items()}
-        columns = [{"type": "double", "name": name, "required": True} for name in self.table.columns]
-        dataset = {
-            "name": Path(self.table.csv.path).name,
-            "digest": self.table.csv.sha256[:36],  # as much as MLflow takes
-            "source_type": "local",
-            "source": json.dumps({"uri": self.table.csv.path}),
-            "schema": json.dumps({"mlflow_colspec": columns}),
-            "profile": json.dumps({"num_rows": sum(self.table.rows.values()), **self.table.rows}),
-        }
-        tags = Values(kind="tags", values=dict(self.tags))
-        return [Values(kind="params", values=params), Values(kind="dataset", values=dataset), tags]
-
-
-def param_text(value: Any) -> str:
-    """Return the text that MLflow has of a param: as JSON spells it, but for text, which stays."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 class Run:
@@ -100,9 +57,9 @@ class Run:
     def log_model(self, loader: ModuleType, model: Mapping[str, bytes], example: "pd.DataFrame", dtype: str) -> None:
         """Record an MLflow model, which can be loaded and served: the files of a model, and the code that rebuilds it.
 
-        The module `loader` has the function `_load_pyfunc`, which MLflow calls with the files' folder, the names of the
-        `MODULES` beside it that it needs, its own among them, and those of the `PACKAGES`. `example` holds some rows of the
-        features, in float64; the predictions are of `dtype`.
+        The module `loader` has the function `_load_pyfunc`, which MLflow calls with the files' folder, and the names of the
+        `ROOMS` and `PACKAGES` that it needs. `example` holds some rows of the features, in float64; the predictions are of
+        `dtype`.
         """
         header = self._journal.header
         files, listed = pack_model(loader, model, example, dtype, header.key, header.start_time)

@@ -1,0 +1,48 @@
+"""git, as a command."""
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from truefit.core.errors import TruefitError
+
+
+def git(
+    *arguments: str,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    index: Path | None = None,
+    given: bytes = b"",
+    check: bool = True,
+    advice: str = "",
+) -> "subprocess.CompletedProcess[bytes]":
+    """Run git to its end, with `given` on its stdin; a Ctrl-C in the terminal does not reach it.
+
+    `index` takes the place of the repository's own, and `environment` that of this process's. Raises TruefitError where git is
+    not installed, and with `check` for a status other than 0: the first line of its complaint, and the `advice`.
+
+    >>> git("check-ref-format", "main..", check=False).returncode
+    1
+    """
+    base = os.environ if environment is None else environment
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=cwd,
+            env={**base, **({"GIT_INDEX_FILE": str(index)} if index else {})},
+            input=given,
+            capture_output=True,
+            check=False,
+            start_new_session=True,
+        )
+    except FileNotFoundError:
+        raise TruefitError("git: not found; every run records the commit that it ran on") from None
+    if check and done.returncode:
+        raise TruefitError(f"git {arguments[0]}: {complaint(done)}{advice}")
+    return done
+
+
+def complaint(done: "subprocess.CompletedProcess[bytes]") -> str:
+    """Return the first line of what git wrote to its stderr."""
+    return (done.stderr.decode(errors="replace").strip() or "failed").splitlines()[0]

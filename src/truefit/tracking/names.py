@@ -1,0 +1,74 @@
+"""What a run's tags, metrics, params and artifacts are called in MLflow: each name is written here, and nowhere else."""
+
+# Tags of a training: what it started from.
+ENGINE_TAG = "engine"
+COMMIT_TAG, DIRTY_TAG = "git.commit", "git.dirty"
+OMITTED_TAG = "git.omitted"  # uncommitted files that were too large for the record
+CODE_TAG, CSV_TAG, TABLE_TAG = "code.sha256", "csv.sha256", "table.sha256"
+EXPERIMENT_TAG, BASELINE_TAG, GRID_TAG = "dvc.exp", "dvc.baseline", "dvc.grid"
+
+# Tags of a training: what came of it.
+DIGEST_TAG = "state_dict.sha256"  # of the state that the model has
+CHANGED_TAG = "changed"  # the files that changed while the training ran
+COMPILE_SECONDS_TAG = "compile_seconds"
+FAILURE_TAG = "failure"
+EVALUATED_CODE_TAG = "evaluated.code.sha256"
+
+# Tags by which a run is found, or told from others.
+KEY_TAG = "truefit.run"  # of its journal
+RANGE_TAG = "lr_range"  # a range test, and no training
+RERUN_TAG, RERUN_KEY_TAG = "rerun.of", "rerun.key"
+RERUN_VERDICT_TAG, RERUN_BY_TAG = "rerun.verdict", "rerun.by"
+
+# Tags that MLflow itself knows.
+NOTE_TAG = "mlflow.note.content"  # what it shows as the description, in markdown
+MODELS_TAG = "mlflow.log-model.history"  # by which it knows of a model among the artifacts of a run
+SOURCE_COMMIT_TAG = "mlflow.source.git.commit"
+DATASET_TAG = "mlflow.data.context"
+
+# Metrics of an epoch; CURVES are those that decide what a training is, and stand in history.csv.
+TRAIN_LOSS, VALIDATION_LOSS, LEARNING_RATE = CURVES = ("train_loss", "validation_loss", "learning_rate")
+EPOCH_SECONDS, TRAIN_ROWS_PER_SECOND = "epoch_seconds", "train_rows_per_second"
+
+# Metrics of the test rows: the prefix of each, and the mean squared error over that of least squares, less 1.
+TEST_PREFIX = "test_"
+EXCESS_MSE = "excess_mse"
+
+# Metrics and params of a range test.
+RANGE_LOSS, RANGE_SMOOTHED_LOSS, SUGGESTED_LR = "lr_range_loss", "lr_range_smoothed_loss", "suggested_lr"
+RANGE_FROM, RANGE_TO, RANGE_STEPS = "lr_range.from", "lr_range.to", "lr_range.steps"
+
+# Folders of artifacts, and what lies in them.
+RECORD, STATE_DICT, FIGURES, MODEL, RANGE, RERUN = "record", "state_dict", "figures", "model", "lr_range", "rerun"
+RECORDED_FILES = ("params.yaml", "dvc.yaml", "dvc.lock")  # of the project, as they are
+RECORDED_PARAMS, RECORDED_PIPELINE, RECORDED_LOCK = (f"{RECORD}/{name}" for name in RECORDED_FILES)
+RECORDED_PATCH, RECORDED_ENVIRONMENT = f"{RECORD}/diff.patch", f"{RECORD}/environment.json"
+STATES = ("best", "final")
+MODEL_DESCRIPTION = f"{STATE_DICT}/model.json"
+
+
+def state_path(kind: str) -> str:
+    """Return the artifact that holds a state_dict, one of STATES.
+
+    >>> state_path("best")
+    'state_dict/best.pt'
+    """
+    return f"{STATE_DICT}/{kind}.pt"
+
+
+def state_tag(kind: str) -> str:
+    """Return the tag with the digest of that artifact's bytes.
+
+    >>> state_tag("best")
+    'best.pt.sha256'
+    """
+    return f"{kind}.pt.sha256"
+
+
+def is_test_metric(name: str) -> bool:
+    """Say whether a metric is one of the test rows.
+
+    >>> [is_test_metric(name) for name in ("test_mse", "excess_mse", "train_loss")]
+    [True, True, False]
+    """
+    return name.startswith(TEST_PREFIX) or name == EXCESS_MSE
