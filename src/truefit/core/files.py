@@ -67,7 +67,7 @@ def sha256(path: Path) -> str:
 
 
 def lock(path: Path) -> IO[bytes]:
-    """Open the file, created if need be, and lock it until it is closed; raises BlockingIOError where another has locked it."""
+    """Open the file, created if need be, and lock it until it is closed; raises BlockingIOError where another has."""
     while True:
         file = path.open("ab")
         try:
