@@ -18,10 +18,9 @@ from test_torture import TRAININGS, configure, kill, start
 from workspace import Workspace
 
 from truefit.core.errors import TrackingError
-from truefit.rerun.attempt import describe
-from truefit.rerun.attempt import rerun as run_again
-from truefit.rerun.comparison import Report, Verdict, compare, different_inputs, judge
-from truefit.rerun.records import download, find, read_result, trainings
+from truefit.rerun.comparison import Report, Result, Verdict, compare, different_inputs, judge
+from truefit.rerun.records import find, read_result, trainings
+from truefit.rerun.run_again import describe, run_again
 from truefit.tracking.store import Store
 
 pytestmark = pytest.mark.xdist_group("rerun")
@@ -448,9 +447,9 @@ def test_another_number_of_threads_is_not_identical_where_it_changes_bits(worksp
         )
         workspace.run("dvc", "repro")
         run = workspace.runs("threads")[0]
-        folder = workspace.path.parent / f"threads{threads}"
-        download(store, run, folder)
-        results.append(read_result(store, run, folder))
+        result = read_result(store, run, workspace.path.parent / f"threads{threads}")
+        assert isinstance(result, Result)
+        results.append(result)
     inputs, rows = different_inputs(*results), compare(*results)
     assert inputs["environment"] == {"threads": ["1", "2"]}
     assert inputs["params"] == {"train.threads": ["1", "2"]}
