@@ -26,23 +26,20 @@ from truefit.tracking.store import Store
 pytestmark = pytest.mark.xdist_group("rerun")
 long = pytest.mark.skipif(not TORTURE, reason="minutes long: `make torture`")
 
-# A new file, and a changed line that uses it.
+# A new file, and a changed line that uses it: the seeds of a training, and not those of its data.
 NEW = "SHIFT = 1\n"
-BEFORE = "    code = code_in_use()\n    settings, track ="
-CHANGED = "    code = code_in_use()\n    from truefit.new import SHIFT\n    settings, track ="
-SEED = '    as_written, settings = settings, with_engine(settings.model_copy(update={"seed": settings.seed + SHIFT}), '
+BEFORE = "    return int(seed_sequence(seed, name, "
+CHANGED = "    from truefit.new import SHIFT\n\n    return int(seed_sequence(seed + SHIFT, name, "
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A clone in which a changed and a new source file were used, and are gone again."""
     workspace = Workspace(tmp_path_factory.mktemp("clone"))
-    stage = workspace.path / "src/train.py"
-    code = stage.read_text()
+    seeds = workspace.path / "src/truefit/core/seeds.py"
+    code = seeds.read_text()
     assert BEFORE in code
-    seeded = code.replace(BEFORE, CHANGED).replace("    as_written, settings = settings, with_engine(settings, ", SEED)
-    assert "SHIFT})" in seeded
-    stage.write_text(seeded)
+    seeds.write_text(code.replace(BEFORE, CHANGED))
     (workspace.path / "src/truefit/new.py").write_text(NEW)
     workspace.set_params(train__epochs=4)
     status = workspace.run("git", "status", "--porcelain").stdout

@@ -122,20 +122,20 @@ class _Attempt:
                 raise TrackingError(
                     f"MLflow store {store.redacted_uri}: did not take the whole run; try again when it answers"
                 )
-        runs = self._new_runs()
-        if done.returncode == 0 and runs:
+        runs, fault = self._new_runs(), "it made no run in MLflow"
+        if done.returncode:
+            fault = f"its pipeline ended with status {done.returncode}; see above"
+        elif runs:
             return None
-        fault = (
-            f"its pipeline ended with status {done.returncode}; see above" if done.returncode else "it made no run in MLflow"
-        )
-        return f"its rerun failed: {next((run.data.tags[FAILURE_TAG] for run in runs if FAILURE_TAG in run.data.tags), fault)}"
+        failures = [run.data.tags[FAILURE_TAG] for run in runs if FAILURE_TAG in run.data.tags]
+        return f"its rerun failed: {[*failures, fault][0]}"
 
     def _environment(self) -> dict[str, str]:
         return {
             # A path that is relative to this folder would be another there.
             "MLFLOW_TRACKING_URI": re.sub(r"^sqlite:///(?!/)", lambda _: f"sqlite:///{Path.cwd()}/", self._store.uri),
-            # MLflow gives these tags to each run that begins, also where the code was recorded before there were reruns, and from
-            # the start, so that in a shared store nobody takes it for a training. Nothing else that it records is unique.
+            # MLflow gives these tags to each run that begins, also by code that knows no reruns; and from the start, so that
+            # in a shared store nobody takes it for a training. Nothing else of its record is unique.
             "MLFLOW_RUN_CONTEXT": json.dumps({RERUN_TAG: self._run.info.run_id, RERUN_KEY_TAG: self._key}),
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
