@@ -66,20 +66,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def lock(path: Path) -> IO[bytes]:
-    """Open the file, created if need be, and lock it until it is closed; raises BlockingIOError where another has."""
-    while True:
-        file = path.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise
-        if _is_at(path, file):
-            return file
-        file.close()
-
-
 def _create_locked(temporary: Path, path: Path) -> IO[bytes]:
     """Create the temporary file of `path` anew and lock it until it is closed; the system unlocks it when the process dies."""
     while True:
