@@ -18,32 +18,28 @@ from test_torture import TRAININGS, configure, kill, start
 from workspace import Workspace
 
 from truefit.core.errors import TrackingError
-from truefit.rerun.attempt import describe
-from truefit.rerun.attempt import rerun as run_again
-from truefit.rerun.comparison import Report, Verdict, compare, different_inputs, judge
-from truefit.rerun.records import download, find, read_result, trainings
+from truefit.rerun.comparison import Report, Result, Verdict, compare, different_inputs, judge
+from truefit.rerun.records import find, read_result, trainings
+from truefit.rerun.run_again import describe, run_again
 from truefit.tracking.store import Store
 
 pytestmark = pytest.mark.xdist_group("rerun")
 long = pytest.mark.skipif(not TORTURE, reason="minutes long: `make torture`")
 
-# A new file, and a changed line that uses it.
+# A new file, and a changed line that uses it: the seeds of a training, and not those of its data.
 NEW = "SHIFT = 1\n"
-BEFORE = "    code = code_in_use()\n    settings, track ="
-CHANGED = "    code = code_in_use()\n    from truefit.new import SHIFT\n    settings, track ="
-SEED = '    as_written, settings = settings, with_engine(settings.model_copy(update={"seed": settings.seed + SHIFT}), '
+BEFORE = "    return int(seed_sequence(seed, name, "
+CHANGED = "    from truefit.new import SHIFT\n\n    return int(seed_sequence(seed + SHIFT, name, "
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A clone in which a changed and a new source file were used, and are gone again."""
     workspace = Workspace(tmp_path_factory.mktemp("clone"))
-    stage = workspace.path / "src/train.py"
-    code = stage.read_text()
+    seeds = workspace.path / "src/truefit/core/seeds.py"
+    code = seeds.read_text()
     assert BEFORE in code
-    seeded = code.replace(BEFORE, CHANGED).replace("    as_written, settings = settings, with_engine(settings, ", SEED)
-    assert "SHIFT})" in seeded
-    stage.write_text(seeded)
+    seeds.write_text(code.replace(BEFORE, CHANGED))
     (workspace.path / "src/truefit/new.py").write_text(NEW)
     workspace.set_params(train__epochs=4)
     status = workspace.run("git", "status", "--porcelain").stdout
@@ -448,9 +444,9 @@ def test_another_number_of_threads_is_not_identical_where_it_changes_bits(worksp
         )
         workspace.run("dvc", "repro")
         run = workspace.runs("threads")[0]
-        folder = workspace.path.parent / f"threads{threads}"
-        download(store, run, folder)
-        results.append(read_result(store, run, folder))
+        result = read_result(store, run, workspace.path.parent / f"threads{threads}")
+        assert isinstance(result, Result)
+        results.append(result)
     inputs, rows = different_inputs(*results), compare(*results)
     assert inputs["environment"] == {"threads": ["1", "2"]}
     assert inputs["params"] == {"train.threads": ["1", "2"]}

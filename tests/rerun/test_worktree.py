@@ -1,14 +1,12 @@
 """A recorded workspace built again: its CSV, from wherever it is, and what happens where it is nowhere."""
 
 import hashlib
-import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from truefit.core.errors import InconclusiveError, StoppedError
-from truefit.rerun.worktree import Signals, Worktree, recorded_workspace
+from truefit.rerun.worktree import Worktree, recorded_workspace
 
 CSV = b"x,y\n1,2\n3,4\n"
 DIGEST = hashlib.sha256(CSV).hexdigest()
@@ -46,22 +44,22 @@ def record(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def worktree(root: Path, tmp_path: Path) -> Worktree:
-    worktree = Worktree(root, tmp_path / "temporary", Signals())
+    worktree = Worktree(root, tmp_path / "temporary")
     worktree.folder.mkdir()
-    worktree.check_out(git(root, "rev-parse", "HEAD").strip())
+    assert worktree.check_out(git(root, "rev-parse", "HEAD").strip()) is None
     return worktree
 
 
 def refusal(worktree: Worktree, csv: str, record: Path) -> str:
-    with pytest.raises(InconclusiveError) as caught:
-        worktree.bring_csv(csv, DIGEST, record)
-    return str(caught.value)
+    reason = worktree.bring_csv(csv, DIGEST, record)
+    assert reason is not None
+    return reason
 
 
 def test_csv_of_the_working_tree_is_copied_where_it_has_the_digest(root: Path, worktree: Worktree, record: Path) -> None:
     (root / "data").mkdir()
     (root / "data/own.csv").write_bytes(CSV)
-    worktree.bring_csv("data/own.csv", DIGEST, record)
+    assert worktree.bring_csv("data/own.csv", DIGEST, record) is None
     assert (worktree.project / "data/own.csv").read_bytes() == CSV
 
 
@@ -79,14 +77,14 @@ def test_csv_that_is_nowhere_is_inconclusive(worktree: Worktree, record: Path) -
 def test_csv_that_a_stage_makes_is_not_brought(root: Path, worktree: Worktree, record: Path) -> None:
     (root / "data").mkdir()
     (root / "data/synthetic.csv").write_bytes(b"of other settings")
-    worktree.bring_csv("./data/synthetic.csv", DIGEST, record)
+    assert worktree.bring_csv("./data/synthetic.csv", DIGEST, record) is None
     assert not (worktree.project / "data").exists()
 
 
 def test_csv_at_an_absolute_path_is_read_where_it_is(tmp_path: Path, worktree: Worktree, record: Path) -> None:
     path = tmp_path / "elsewhere.csv"
     path.write_bytes(CSV)
-    worktree.bring_csv(str(path), DIGEST, record)
+    assert worktree.bring_csv(str(path), DIGEST, record) is None
     path.write_bytes(CSV + b"5,6\n")
     assert refusal(worktree, str(path), record).endswith("has another digest than the one that was read")
     path.unlink()
@@ -95,7 +93,7 @@ def test_csv_at_an_absolute_path_is_read_where_it_is(tmp_path: Path, worktree: W
 
 def test_csv_beside_the_repository_is_placed_beside_the_worktree(root: Path, worktree: Worktree, record: Path) -> None:
     (root.parent / "own.csv").write_bytes(CSV)
-    worktree.bring_csv("../own.csv", DIGEST, record)
+    assert worktree.bring_csv("../own.csv", DIGEST, record) is None
     assert refusal(worktree, "../../own.csv", record) == "its data cannot be placed: ../../own.csv leads out of the repository"
     assert (worktree.folder / "own.csv").read_bytes() == CSV
 
@@ -104,8 +102,9 @@ def test_workspace_of_the_commit_is_gone_after_the_block_also_when_it_fails(root
     commit = git(root, "rev-parse", "HEAD").strip()
     (root / "src/stage.py").write_text("a = 2\n")
     before = (git(root, "worktree", "list"), git(root, "status", "--porcelain"))
-    with pytest.raises(ZeroDivisionError), recorded_workspace(root, commit, Signals(), True) as worktree:
+    with pytest.raises(ZeroDivisionError), recorded_workspace(root, keep=True) as worktree:
         folder = worktree.folder
+        assert worktree.check_out(commit) is None
         assert (worktree.project / "src/stage.py").read_text() == "a = 1\n"
         assert git(root, "worktree", "list") != before[0]
         raise ZeroDivisionError
@@ -118,7 +117,9 @@ def test_no_hook_runs(root: Path) -> None:
     hook.parent.mkdir(exist_ok=True)
     hook.write_text("#!/bin/sh\ntouch sprung\n")
     hook.chmod(0o755)
-    with recorded_workspace(root, git(root, "rev-parse", "HEAD").strip(), Signals(), False) as worktree:
+    with recorded_workspace(root, keep=False) as worktree:
+        assert worktree.check_out(git(root, "rev-parse", "HEAD").strip()) is None
+        assert worktree.tree.is_dir()
         assert not (worktree.tree / "sprung").exists()
 
 
@@ -126,9 +127,8 @@ def test_commit_without_a_pipeline_is_inconclusive_and_leaves_nothing(root: Path
     git(root, "rm", "--quiet", "-r", ".dvc")
     git(root, "commit", "--quiet", "--message", "two")
     before = git(root, "worktree", "list")
-    with pytest.raises(InconclusiveError, match=r"^its commit has no pipeline in \.$"):  # noqa: SIM117
-        with recorded_workspace(root, git(root, "rev-parse", "HEAD").strip(), Signals(), False):
-            pass
+    with recorded_workspace(root, keep=False) as worktree:
+        assert worktree.check_out(git(root, "rev-parse", "HEAD").strip()) == "its commit has no pipeline in ."
     assert git(root, "worktree", "list") == before
 
 
@@ -143,9 +143,8 @@ def test_damaged_dvc_lock_is_inconclusive(worktree: Worktree, record: Path, lock
 def test_another_dvc_yaml_than_that_of_the_commit_is_not_run(root: Path, worktree: Worktree, record: Path) -> None:
     for name in ("params.yaml", "dvc.yaml"):
         (record / name).write_text("stages: {generate: {cmd: touch sprung}}\n")
-    with pytest.raises(InconclusiveError) as caught:
-        worktree.restore(record, None)
-    assert str(caught.value) == "its artifact record/dvc.yaml is not the dvc.yaml of its commit and record/diff.patch"
+    reason = worktree.restore(record, None)
+    assert reason == "its artifact record/dvc.yaml is not the dvc.yaml of its commit and record/diff.patch"
 
 
 def test_params_that_are_a_link_are_replaced_and_not_written_through(root: Path, tmp_path: Path, record: Path) -> None:
@@ -156,35 +155,8 @@ def test_params_that_are_a_link_are_replaced_and_not_written_through(root: Path,
     git(root, "commit", "--quiet", "--message", "two")
     for name in ("params.yaml", "dvc.yaml"):
         (record / name).write_text("recorded\n")
-    with recorded_workspace(root, git(root, "rev-parse", "HEAD").strip(), Signals(), False) as worktree:
-        with pytest.raises(InconclusiveError, match=r"record/dvc\.yaml"):
-            worktree.restore(record, None)
+    with recorded_workspace(root, keep=False) as worktree:
+        assert worktree.check_out(git(root, "rev-parse", "HEAD").strip()) is None
+        assert "record/dvc.yaml" in str(worktree.restore(record, None))
         assert (worktree.project / "params.yaml").read_text() == "recorded\n"
     assert shared.read_text() == "shared\n"
-
-
-def test_first_signal_stops_and_those_after_it_do_not_disturb_the_cleaning_up() -> None:
-    with Signals(), pytest.raises(StoppedError, match=r"^stopped by SIGTERM before the verdict$") as caught:
-        signal.raise_signal(signal.SIGTERM)
-    assert caught.value.status == 143
-    with Signals():
-        with pytest.raises(StoppedError):
-            signal.raise_signal(signal.SIGINT)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.raise_signal(number)
-
-
-def test_signal_waits_for_the_end_of_a_block_that_holds_it() -> None:
-    reached = False
-    with Signals() as signals, pytest.raises(StoppedError), signals.held():
-        signal.raise_signal(signal.SIGINT)
-        reached = True
-    assert reached
-
-
-def test_signals_are_what_they_were_afterwards() -> None:
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in numbers]
-    with Signals():
-        assert [signal.getsignal(number) for number in numbers] != before
-    assert [signal.getsignal(number) for number in numbers] == before

@@ -216,7 +216,7 @@ def test_due_when_a_signal_asks_for_it(tmp_path: Path, number: signal.Signals) -
     checkpoints = Checkpoints(tmp_path, NEVER)
     former = signal.getsignal(number)
     try:
-        with pytest.raises(KeyboardInterrupt), checkpoints.hold_signals():
+        with pytest.raises(KeyboardInterrupt), checkpoints.deferred_signals:
             signal.raise_signal(number)
             assert checkpoints.due()
             assert checkpoints.signal == number
@@ -226,7 +226,7 @@ def test_due_when_a_signal_asks_for_it(tmp_path: Path, number: signal.Signals) -
 
 
 def test_a_signal_that_came_too_late_for_a_checkpoint_is_not_lost(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), Checkpoints(tmp_path, NEVER).hold_signals():
+    with pytest.raises(KeyboardInterrupt), Checkpoints(tmp_path, NEVER).deferred_signals:
         signal.raise_signal(signal.SIGINT)
 
 
@@ -261,7 +261,7 @@ class StopEach(Checkpoints):
     def due(self, ended_epoch: int | None = None) -> bool:
         self.calls += 1
         # Not at the first: what a resumed training begins with is a chunk or an end of an epoch of its own.
-        self.signal = signal.SIGTERM
+        self.deferred_signals.first = signal.SIGTERM
         return True
 
 

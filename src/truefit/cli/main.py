@@ -15,6 +15,7 @@ import click
 from truefit.core import errors
 from truefit.core.config import PARAMS, Params
 from truefit.core.errors import TrackingError
+from truefit.core.signals import stoppable
 from truefit.tracking.connection import repository_root
 from truefit.tracking.run import TrackSettings
 from truefit.tracking.store import Store
@@ -79,10 +80,9 @@ def rerun_command(run: str | None, experiment: str | None, every: bool, toleranc
     environment; 1 different; 4 inconclusive, it could not be run again or not be compared.
     """
     # Here, since torch takes seconds to import, and `truefit --help` needs none of it.
-    from truefit.rerun.attempt import describe, rerun
     from truefit.rerun.comparison import Verdict
     from truefit.rerun.records import find, trainings
-    from truefit.rerun.worktree import Signals
+    from truefit.rerun.run_again import describe, run_again
 
     if math.isnan(tolerance):
         raise click.BadParameter("nan is not in the range 0<=x<=1.", param_hint="'--tolerance'")
@@ -90,9 +90,9 @@ def rerun_command(run: str | None, experiment: str | None, every: bool, toleranc
         raise click.UsageError("--all takes no RUN")
     store, where = Store(), experiment or default_experiment()
     done = []
-    with Signals() as signals:
+    with stoppable("before the verdict"):
         for recorded in trainings(store, where) if every else [find(store, run, where)]:
-            done.append(rerun(store, recorded, tolerance, keep, signals))
+            done.append(run_again(store, recorded, tolerance, keep))
             if not as_json:
                 click.echo(describe(done[-1], recorded.info.run_name) + "\n" * every)
     reports = [one.report for one in done]
@@ -176,11 +176,10 @@ def lr_range_command(start: float, end: float, steps: int, table: Path | None) -
     import numpy as np
 
     from truefit.cli.lr_range import lr_range
-    from truefit.rerun.worktree import Signals
 
     if not start < end:  # nan is not either
         raise click.UsageError("--from must be below --to")
-    with Signals("before the end of the range test"):
+    with stoppable("before the end of the range test"):
         finding, run, files = lr_range(table, np.geomspace(start, end, steps).tolist())
     click.echo(run)
     click.echo(f"curve: {', '.join(os.path.relpath(path) for path in files)}")

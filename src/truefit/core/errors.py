@@ -7,7 +7,6 @@ prints that line and exits with status 2.
     ├── SettingsError    params.yaml: a key, a value, a combination
     ├── TableError       a CSV, or the table prepared from one
     ├── ModelError       a saved model that cannot be read
-    ├── InconclusiveError  a recorded run that cannot be judged
     ├── TrackingError    an MLflow store, or a journal kept for one, that cannot be used
     │   └── StoreAwayError   … for now: a server that does not answer
     └── StoppedError     a signal that asked a training to stop
@@ -38,10 +37,6 @@ class TableError(TruefitError):
 
 class ModelError(TruefitError):
     """A saved model cannot be read: file and reason."""
-
-
-class InconclusiveError(TruefitError):
-    """A recorded run cannot be run again, or not be compared: what is missing or damaged."""
 
 
 class TrackingError(TruefitError):

@@ -1,8 +1,7 @@
 """Files that are either whole or absent, and their digests.
 
-Writes to a temporary name in the target's folder, flushes it to the disk and renames it, so that a reader meets the old
-file or the new one and never a part of either. The temporary name is the same for each writer of a file, and locked: a
-second writer is refused, and what a killed one left is replaced by the next.
+A reader meets the old file or the new one and never a part of either. The temporary name is the same for each writer of a
+file, and locked: a second writer is refused, and what a killed one left is replaced by the next.
 """
 
 import errno
@@ -26,7 +25,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.tmp")
     with naming(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _open_locked(temporary, path) as lock:
+        with _create_locked(temporary, path) as lock:
             try:
                 yield temporary
                 os.fsync(lock.fileno())
@@ -67,35 +66,21 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def lock(path: Path) -> IO[bytes]:
-    """Open the file, created if need be, and lock it until it is closed; the system unlocks it when the process dies.
-
-    Raises BlockingIOError when another process has locked it.
-    """
+def _create_locked(temporary: Path, path: Path) -> IO[bytes]:
+    """Create the temporary file of `path` anew and lock it until it is closed; the system unlocks it when the process dies."""
     while True:
-        file = path.open("ab")
+        file = temporary.open("ab")
         try:
+            # Not by filelock, which would take a file for locked that has been given its name between opening and locking.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise
-        # The one who had it may have renamed or removed the file between the opening and the locking.
-        if _is_at(path, file):
-            return file
-        file.close()
-
-
-def _open_locked(temporary: Path, path: Path) -> IO[bytes]:
-    """Create the temporary file anew and lock it."""
-    while True:
-        try:
-            file = lock(temporary)
-        except BlockingIOError:
             text = "being written by another process; try again when that has ended"
             raise BlockingIOError(errno.EWOULDBLOCK, text, str(path)) from None
-        if os.fstat(file.fileno()).st_size == 0:
-            return file
-        temporary.unlink()  # a killed writer's, which may have had another umask
+        if _is_at(temporary, file):
+            if os.fstat(file.fileno()).st_size == 0:
+                return file
+            temporary.unlink()  # a killed writer's, which may have had another umask
         file.close()
 
 

@@ -1,11 +1,10 @@
 """Two results compared bit by bit, and what follows from it.
 
-Reads and writes nothing. Guarantees that the verdict `identical` is given only where every number of both results was
-compared, and all have the same bits.
+The verdict `identical` is given only where every number of both results was compared, and all have the same bits.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -90,12 +89,12 @@ class Report:
 
 def compare(recorded: Result, again: Result) -> list[Row]:
     """Return how far two results are apart: digests of the data, curves, tensors and test metrics."""
-    digests = [_texts("data digests", recorded.inputs["data"], again.inputs["data"])]
-    names = [*recorded.history, *(name for name in again.history if name not in recorded.history)]
-    curves = [_curve(str(name), recorded.history.get(name), again.history.get(name)) for name in names]
-    kinds = [*recorded.states, *(kind for kind in again.states if kind not in recorded.states)]
-    states = [_state(f"state_dict {kind}", recorded.states.get(kind, {}), again.states.get(kind, {})) for kind in kinds]
-    return [*digests, *curves, *states, _metrics("test metrics", recorded.metrics, again.metrics)]
+    digests = _row("data digests", recorded.inputs["data"], again.inputs["data"])
+    names = dict.fromkeys([*recorded.history, *again.history])
+    curves = [_curve(str(name), recorded.history, again.history) for name in names]
+    kinds = {**recorded.states, **again.states}
+    states = [_row(f"state_dict {kind}", recorded.states.get(kind, {}), again.states.get(kind, {})) for kind in kinds]
+    return [digests, *curves, *states, _row("test metrics", recorded.metrics, again.metrics)]
 
 
 def judge(
@@ -143,68 +142,36 @@ def ulps(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.uint64]:
     return (np.maximum(*places) - np.minimum(*places)).astype(np.uint64)
 
 
-def _texts(name: str, left: Mapping[str, str], right: Mapping[str, str]) -> Row:
-    keys = sorted({*left, *right})
-    unequal = [key for key in keys if left.get(key) != right.get(key)]
-    far = float("inf") if unequal else 0.0
-    return Row(name, len(keys), len(keys) - len(unequal), relative=far, where=unequal[0] if unequal else None)
+def _curve(name: str, recorded: pd.DataFrame, again: pd.DataFrame) -> Row:
+    curves = [history[name].dropna().to_dict() if name in history else {} for history in (recorded, again)]
+    row = _row(name, *curves)
+    return row if row.where is None else replace(row, where=f"epoch {row.where}", first_epoch=int(row.where))
 
 
-def _curve(name: str, left: "pd.Series[float] | None", right: "pd.Series[float] | None") -> Row:
-    empty: pd.Series[float] = pd.Series(dtype=np.float64)
-    before, after = (empty if curve is None else curve.dropna() for curve in (left, right))
-    epochs = before.index.union(after.index)
-    common = before.index.intersection(after.index)
-    x, y = (np.asarray(curve.loc[common], np.float64) for curve in (before, after))
-    unequal = common[x.view(np.uint64) != y.view(np.uint64)].union(epochs.difference(common))
-    first = int(unequal.min()) if len(unequal) else None
-    missing = len(epochs) > len(common)
-    return Row(
-        name,
-        compared=len(epochs),
-        equal=len(epochs) - len(unequal),
-        ulps=int(ulps(x, y).max(initial=0)),
-        relative=float("inf") if missing else _relative(x, y, np.maximum(abs(x), abs(y))),
-        where=None if first is None else f"epoch {first}",
-        first_epoch=first,
-    )
-
-
-def _state(name: str, left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Row:
+def _row(name: str, left: Mapping[Any, Any], right: Mapping[Any, Any]) -> Row:
+    """Compare numbers, tensors or texts by their keys; what has no counterpart of its type and shape is infinitely far."""
     compared = equal = most = 0
     far, where = 0.0, None
-    for key in [*left, *(key for key in right if key not in left)]:
-        x, y = left.get(key), right.get(key)
-        if x is None or y is None or x.dtype != y.dtype or x.shape != y.shape:
-            compared += max(tensor.numel() for tensor in (x, y) if tensor is not None)
-            far, where = float("inf"), where or key
-            continue
-        a, b = (np.ascontiguousarray(tensor.detach().cpu().reshape(-1).numpy()) for tensor in (x, y))
-        distance = ulps(a, b)
-        compared, equal = compared + len(a), equal + int((distance == 0).sum())
-        if distance.any():
-            most, where = max(most, int(distance.max())), where or key
-            largest = max(float(abs(a).max()), float(abs(b).max()))
-            far = max(far, _relative(a.astype(np.float64), b.astype(np.float64), np.full(len(a), largest)))
+    for key in {**left, **right}:
+        x, y = (np.asarray(side[key]) if key in side else None for side in (left, right))
+        compared += max(array.size for array in (x, y) if array is not None)
+        if x is None or y is None or x.dtype != y.dtype or x.shape != y.shape or (x.dtype.kind == "U" and x != y):
+            far, where = np.inf, where or str(key)
+        elif x.dtype.kind == "U":
+            equal += 1
+        else:
+            distance = ulps(x.reshape(-1), y.reshape(-1))
+            equal += int((distance == 0).sum())
+            if distance.any():
+                most, where = max(most, int(distance.max())), where or str(key)
+                far = max(far, _relative(x, y, 1.0 if key in _UNIT_SCALE else 0.0))
     return Row(name, compared, equal, most, far, where)
 
 
-def _metrics(name: str, left: Mapping[str, float], right: Mapping[str, float]) -> Row:
-    keys = [*left, *(key for key in right if key not in left)]
-    common = [key for key in keys if key in left and key in right]
-    x: NDArray[np.float64] = np.array([left[key] for key in common], np.float64)
-    y: NDArray[np.float64] = np.array([right[key] for key in common], np.float64)
-    distance = ulps(x, y)
-    unequal = [key for key in keys if key not in common or distance[common.index(key)]]
-    least = np.array([1.0 if key in _UNIT_SCALE else 0.0 for key in common])
-    far = float("inf") if len(common) < len(keys) else _relative(x, y, np.maximum(least, np.maximum(abs(x), abs(y))))
-    where = unequal[0] if unequal else None
-    return Row(name, len(keys), len(keys) - len(unequal), int(distance.max(initial=0)), far, where)
-
-
-def _relative(left: NDArray[np.float64], right: NDArray[np.float64], scale: NDArray[np.float64]) -> float:
-    """Return the largest difference over its scale, infinite where a number is not finite."""
+def _relative(left: NDArray[Any], right: NDArray[Any], least: float) -> float:
+    """Return the largest difference over the largest number or `least`, infinite where what differs is not finite."""
+    x, y = left.astype(np.float64), right.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
-        difference = np.where(left.view(np.uint64) == right.view(np.uint64), 0.0, abs(left - right))
-        relative = np.divide(difference, scale, out=np.zeros_like(difference), where=difference != 0)
+        difference = abs(x - y)[(ulps(left, right) != 0) & (x != y)]
+        relative = difference / max(abs(x).max(), abs(y).max(), least)
     return float(np.nan_to_num(relative, nan=np.inf, posinf=np.inf).max(initial=0.0))

@@ -1,7 +1,6 @@
 """Recorded runs: found in the MLflow store, read back, and told the verdict on them.
 
-Reads runs and their artifacts; writes reports and tags. Guarantees that what is read is what was recorded, as far as digests
-and the record's own parts can tell, and otherwise an InconclusiveError that names what is missing or damaged.
+What is read is what was recorded, as far as digests and the record's own parts can tell.
 """
 
 import hashlib
@@ -9,16 +8,15 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from truefit.core.config import Params, flatten
-from truefit.core.errors import InconclusiveError, ModelError, SettingsError, TrackingError
+from truefit.core.errors import ModelError, SettingsError, TrackingError
 from truefit.model.files import (
-    MODEL_JSON,
     ModelDescription,
     read_description,
     read_state_dict,
@@ -27,18 +25,16 @@ from truefit.model.files import (
 )
 from truefit.model.models import Model
 from truefit.rerun.comparison import Report, Result
-from truefit.tracking.names import CHANGED_TAG, DIGEST_TAG, OMITTED_TAG, RANGE_TAG, RERUN_TAG
+from truefit.tracking import names
 from truefit.tracking.provenance import ENVIRONMENT, param_text
 from truefit.tracking.store import Store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
+    from torch import Tensor
 
-CURVES = ("train_loss", "validation_loss", "learning_rate")
-STATES = ("best", "final")
-VERDICT_TAG, BY_TAG = "rerun.verdict", "rerun.by"
 _LONGEST_PARAM = 6000
-_TRAININGS = f"tags.`git.commit` IS NOT NULL and tags.`{RERUN_TAG}` IS NULL and tags.`{RANGE_TAG}` IS NULL"
+_TRAININGS = f"tags.`{names.COMMIT_TAG}` IS NOT NULL and tags.`{names.RERUN_TAG}` IS NULL and tags.`{names.RANGE_TAG}` IS NULL"
 
 
 def find(store: Store, reference: str | None, experiment: str) -> "MlflowRun":
@@ -83,8 +79,8 @@ def search(store: Store, experiment: str, where: str) -> "Iterator[MlflowRun]":
         client = store.connect()
         known = client.get_experiment_by_name(experiment)
         if known is None:
-            names = ", ".join(repr(other.name) for other in client.search_experiments())
-            raise TrackingError(f"experiment {experiment!r}: not found, allowed: {names}")
+            allowed = ", ".join(repr(other.name) for other in client.search_experiments())
+            raise TrackingError(f"experiment {experiment!r}: not found, allowed: {allowed}")
     token = None
     while token != "":
         with store.errors():
@@ -93,53 +89,85 @@ def search(store: Store, experiment: str, where: str) -> "Iterator[MlflowRun]":
         token = page.token or ""
 
 
-def download(store: Store, run: "MlflowRun", folder: Path) -> None:
-    """Download the run's record and states to `folder`; raises InconclusiveError where one is missing."""
+def read_result(store: Store, run: "MlflowRun", folder: Path) -> Result | str:
+    """Download a run to `folder`; return what it started from and ended with, or the first reason why nobody can tell."""
+    needed = [names.RECORDED_PARAMS, names.RECORDED_PIPELINE, names.RECORDED_LOCK, *map(names.state_path, names.STATES)]
+    needed += [names.RECORDED_PATCH] if run.data.tags.get(names.DIRTY_TAG) == "true" else []
+    if reason := unfit(run):
+        return reason
+    if missing := _download(store, run, folder, needed):
+        return f"its artifact {missing} is missing"
+    if reason := _unlike_params(run, folder / names.RECORDED_PARAMS):
+        return reason
+    tags, states, curves = run.data.tags, {}, {}
+    for kind in names.STATES:
+        state = _read_state((folder / names.state_path(kind)).read_bytes(), kind, tags)
+        if isinstance(state, str):
+            return state
+        states[kind] = state
+    if tags[names.DIGEST_TAG] not in map(state_dict_digest, states.values()):
+        return f"neither of its states has the digest in its tag {names.DIGEST_TAG}"
+    for name in names.CURVES:
+        curve = _read_curve(store, run.info.run_id, name)
+        if isinstance(curve, str):
+            return curve
+        curves[name] = curve
+    metrics = {name: value for name, value in run.data.metrics.items() if names.is_test_metric(name)}
+    if not metrics:
+        return "it has no test metrics: stage evaluate did not end"
+    inputs: dict[str, dict[str, str]] = {
+        "code": {tag: tags[tag] for tag in (names.COMMIT_TAG, names.CODE_TAG, names.EVALUATED_CODE_TAG) if tag in tags},
+        "params": dict(run.data.params),
+        "data": {tag: tags[tag] for tag in (names.CSV_TAG, names.TABLE_TAG)},
+        "environment": {tag: tags[tag] for tag in ENVIRONMENT if tag in tags},
+    }
+    return Result(inputs, pd.DataFrame(curves), states, metrics)
+
+
+def unfit(run: "MlflowRun") -> str | None:
+    """Return why a run cannot be run again, as far as its status and its tags say, or None."""
+    tags = run.data.tags
+    if names.RANGE_TAG in tags:
+        return "it is a learning-rate range test, which trains no model"
+    if run.info.status != "FINISHED":
+        return f"it did not finish: its status is {run.info.status}"
+    for tag in (names.COMMIT_TAG, names.DIRTY_TAG, names.CSV_TAG, names.TABLE_TAG, names.DIGEST_TAG):
+        if tag not in tags:
+            return f"it has no tag {tag}, which every training sets"
+    if names.CHANGED_TAG in tags:
+        return f"these files changed while it ran: {tags[names.CHANGED_TAG]}"
+    if names.OMITTED_TAG in tags:
+        return f"uncommitted files were too large for its record: {tags[names.OMITTED_TAG]}"
+    return None
+
+
+def _download(store: Store, run: "MlflowRun", folder: Path, needed: Sequence[str]) -> str | None:
+    """Download the folders of the needed artifacts to `folder`; return the first that is missing, or None."""
     # Its bars would stand between the lines of the report.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     client, run_id = store.connect(), run.info.run_id
-    needed = ["record/params.yaml", "record/dvc.yaml", "record/dvc.lock", *(f"state_dict/{kind}.pt" for kind in STATES)]
-    needed += ["record/diff.patch"] if run.data.tags.get("git.dirty") == "true" else []
+    places = {name.partition("/")[0] for name in needed}
     with store.errors():
-        there = {item.path for place in ("record", "state_dict") for item in client.list_artifacts(run_id, place)}
-        for name in needed:
-            if name not in there:
-                raise InconclusiveError(f"its artifact {name} is missing")
-        folder.mkdir()
-        for place in ("record", "state_dict"):
-            client.download_artifacts(run_id, place, str(folder))
+        there = {item.path for place in places for item in client.list_artifacts(run_id, place)}
+        missing = next((name for name in needed if name not in there), None)
+        if missing is None:
+            folder.mkdir(exist_ok=True)
+            for place in places:
+                client.download_artifacts(run_id, place, str(folder))
+    return missing
 
 
-def require_finished(run: "MlflowRun") -> None:
-    """Raise InconclusiveError where the run did not end, or is not a training's."""
-    tags = run.data.tags
-    if RANGE_TAG in tags:
-        raise InconclusiveError("it is a learning-rate range test, which trains no model")
-    if run.info.status != "FINISHED":
-        raise InconclusiveError(f"it did not finish: its status is {run.info.status}")
-    for tag in ("git.commit", "git.dirty", "csv.sha256", "table.sha256", DIGEST_TAG):
-        if tag not in tags:
-            raise InconclusiveError(f"it has no tag {tag}, which every training sets")
-    if CHANGED_TAG in tags:
-        raise InconclusiveError(f"these files changed while it ran: {tags[CHANGED_TAG]}")
-    if OMITTED_TAG in tags:
-        raise InconclusiveError(f"uncommitted files were too large for its record: {tags[OMITTED_TAG]}")
-
-
-def require_record(run: "MlflowRun", folder: Path) -> None:
-    """Raise InconclusiveError where the record of the run, downloaded to `folder`, is not whole."""
+def _unlike_params(run: "MlflowRun", path: Path) -> str | None:
+    """Return how the recorded params.yaml differs from the run's params, or None."""
     try:
-        written = flatten(Params(folder / "record/params.yaml").values)
+        written = flatten(Params(path).values)
     except SettingsError as error:
-        raise InconclusiveError(f"its artifact record/params.yaml is damaged: {error}") from None
+        return f"its artifact {names.RECORDED_PARAMS} is damaged: {error}"
     for key, value in written.items():
         found = run.data.params.get(key)
         if found is None or not _is_param_text(value, found):
-            raise InconclusiveError(
-                f"its artifact record/params.yaml has {key} {param_text(value)}, and its params have {found}"
-            )
-    if "prepare.csv" not in written:
-        raise InconclusiveError("its artifact record/params.yaml has no prepare.csv")
+            return f"its artifact {names.RECORDED_PARAMS} has {key} {param_text(value)}, and its params have {found}"
+    return None if "prepare.csv" in written else f"its artifact {names.RECORDED_PARAMS} has no prepare.csv"
 
 
 def _is_param_text(value: object, text: str) -> bool:
@@ -153,32 +181,26 @@ def _is_param_text(value: object, text: str) -> bool:
         return False
 
 
-def read_result(store: Store, run: "MlflowRun", folder: Path) -> Result:
-    """Return what the run, downloaded to `folder`, started from and ended with; raises InconclusiveError for a damaged one."""
-    states = {}
-    for kind in STATES:
-        content = (folder / f"state_dict/{kind}.pt").read_bytes()
-        if run.data.tags.get(f"{kind}.pt.sha256", digest := hashlib.sha256(content).hexdigest()) != digest:
-            raise InconclusiveError(f"its artifact state_dict/{kind}.pt is damaged: its digest is not that of its tag")
-        try:
-            states[kind] = read_state_dict(content)
-        except ValueError as error:
-            raise InconclusiveError(f"its artifact state_dict/{kind}.pt is {error}") from None
-    if run.data.tags[DIGEST_TAG] not in map(state_dict_digest, states.values()):
-        raise InconclusiveError("neither of its states has the digest in its tag state_dict.sha256")
+def _read_state(content: bytes, kind: str, tags: Mapping[str, str]) -> "dict[str, Tensor] | str":
+    """Return a state_dict, or how it is damaged."""
+    digest = hashlib.sha256(content).hexdigest()
+    if tags.get(names.state_tag(kind), digest) != digest:
+        return f"its artifact {names.state_path(kind)} is damaged: its digest is not that of its tag"
+    try:
+        return read_state_dict(content)
+    except ValueError as error:
+        return f"its artifact {names.state_path(kind)} is {error}"
+
+
+def _read_curve(store: Store, run_id: str, name: str) -> "pd.Series[float] | str":
+    """Return a metric by epoch, or which epoch is missing or has two values."""
     with store.errors():
-        curves = {name: _curve(store, run.info.run_id, name) for name in CURVES}
-    metrics = {name: value for name, value in run.data.metrics.items() if name.startswith("test_") or name == "excess_mse"}
-    if not metrics:
-        raise InconclusiveError("it has no test metrics: stage evaluate did not end")
-    tags = run.data.tags
-    inputs: dict[str, dict[str, str]] = {
-        "code": {tag: tags[tag] for tag in ("git.commit", "code.sha256", "evaluated.code.sha256") if tag in tags},
-        "params": dict(run.data.params),
-        "data": {tag: tags[tag] for tag in ("csv.sha256", "table.sha256")},
-        "environment": {tag: tags[tag] for tag in ENVIRONMENT if tag in tags},
-    }
-    return Result(inputs, pd.DataFrame(curves), states, metrics)
+        logged = {(metric.step, metric.value) for metric in store.connect().get_metric_history(run_id, name)}
+    for expected, (step, _) in enumerate(sorted(logged), 1):
+        if step != expected:
+            fault = f"no value at epoch {expected}" if step > expected else f"two values at epoch {step}"
+            return f"its metric {name} has {fault}"
+    return pd.Series(dict(sorted(logged)), name=name, dtype="float64")
 
 
 def read_model(store: Store, run: "MlflowRun") -> tuple[Model, ModelDescription]:
@@ -186,41 +208,24 @@ def read_model(store: Store, run: "MlflowRun") -> tuple[Model, ModelDescription]
 
     Raises ModelError where the run has none, or where one of its artifacts is missing or damaged.
     """
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    client, run_id, tags = store.connect(), run.info.run_id, run.data.tags
-    where = f"run {run_id}: "
-    if DIGEST_TAG not in tags:
-        raise ModelError(f"{where}it has no tag {DIGEST_TAG}: no training ended in it")
-    with tempfile.TemporaryDirectory(prefix="truefit-model-") as folder, store.errors():
-        there = {item.path for item in client.list_artifacts(run_id, "state_dict")}
-
-        def read(name: str) -> bytes:
-            if f"state_dict/{name}" not in there:
-                raise ModelError(
-                    f"{where}its artifact state_dict/{name} is missing, without which its model cannot be rebuilt"
-                )
-            return Path(client.download_artifacts(run_id, f"state_dict/{name}", folder)).read_bytes()
-
-        name = MODEL_JSON
-        try:
-            description = read_description(read(name))
-            for name in (f"{kind}.pt" for kind in STATES):
-                state = read_state_dict(read(name))
-                if state_dict_digest(state) == tags[DIGEST_TAG]:
-                    return rebuild_model(description, state), description
-        except ValueError as error:
-            raise ModelError(f"{where}its artifact state_dict/{name}: {error}") from None
-    raise ModelError(f"{where}neither of its states has the digest in its tag {DIGEST_TAG}")
-
-
-def _curve(store: Store, run_id: str, name: str) -> "pd.Series[float]":
-    """Return a metric by epoch; raises InconclusiveError where an epoch is missing or has two values."""
-    logged = {(metric.step, metric.value) for metric in store.connect().get_metric_history(run_id, name)}
-    for expected, (step, _) in enumerate(sorted(logged), 1):
-        if step != expected:
-            fault = f"no value at epoch {expected}" if step > expected else f"two values at epoch {step}"
-            raise InconclusiveError(f"its metric {name} has {fault}")
-    return pd.Series(dict(sorted(logged)), name=name, dtype="float64")
+    where, digest = f"run {run.info.run_id}: ", run.data.tags.get(names.DIGEST_TAG)
+    if digest is None:
+        raise ModelError(f"{where}it has no tag {names.DIGEST_TAG}: no training ended in it")
+    needed = [names.MODEL_DESCRIPTION, *map(names.state_path, names.STATES)]
+    with tempfile.TemporaryDirectory(prefix="truefit-model-") as folder:
+        if missing := _download(store, run, Path(folder), needed):
+            raise ModelError(f"{where}its artifact {missing} is missing, without which its model cannot be rebuilt")
+        contents = {name: Path(folder, name).read_bytes() for name in needed}
+    name = names.MODEL_DESCRIPTION
+    try:
+        description = read_description(contents[name])
+        for name in map(names.state_path, names.STATES):
+            state = read_state_dict(contents[name])
+            if state_dict_digest(state) == digest:
+                return rebuild_model(description, state), description
+    except ValueError as error:
+        raise ModelError(f"{where}its artifact {name}: {error}") from None
+    raise ModelError(f"{where}neither of its states has the digest in its tag {names.DIGEST_TAG}")
 
 
 def publish(store: Store, report: Report, run_name: str, picture: bytes | None) -> str:
@@ -230,8 +235,8 @@ def publish(store: Store, report: Report, run_name: str, picture: bytes | None) 
     tag of the run that judged it before.
     """
     client = store.connect()
-    name = f"rerun/{report.again or report.recorded}"
-    tags = {VERDICT_TAG: str(report.verdict)} | ({BY_TAG: report.again} if report.again else {})
+    name = f"{names.RERUN}/{report.again or report.recorded}"
+    tags = {names.RERUN_VERDICT_TAG: str(report.verdict)} | ({names.RERUN_BY_TAG: report.again} if report.again else {})
     with tempfile.TemporaryDirectory() as folder, store.errors():
         path = Path(folder, name)
         path.parent.mkdir()
@@ -245,6 +250,6 @@ def publish(store: Store, report: Report, run_name: str, picture: bytes | None) 
             client.log_artifacts(run_id, folder)
         for run_id in runs:  # the recorded run's tags last: they are the verdict
             store.tag(run_id, tags)
-        if BY_TAG not in tags and BY_TAG in client.get_run(report.recorded).data.tags:
-            client.delete_tag(report.recorded, BY_TAG)
+        if names.RERUN_BY_TAG not in tags and names.RERUN_BY_TAG in client.get_run(report.recorded).data.tags:
+            client.delete_tag(report.recorded, names.RERUN_BY_TAG)
     return name

@@ -1,9 +1,7 @@
 """Checkpoints: everything that a training needs to go on after it was killed, as if it had not been.
 
-Reads and writes a folder for each training, named by the fingerprint of what decides its result, so that a changed setting,
-table or line of code never goes on from a stranger's state. Guarantees that a checkpoint is whole or absent, that it holds
-tensors and plain values alone (nothing is unpickled), that the one before is kept as well, for the case that the last is
-damaged, and that one process at a time trains with a fingerprint.
+Each training has a folder, named by the fingerprint of what decides its result, so that a changed setting, table or line of
+code never goes on from a stranger's state. A checkpoint is whole or absent, and nothing in it is unpickled.
 """
 
 import hashlib
@@ -14,20 +12,20 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from pydantic import Field
 
 from truefit.core.code import decisive, read_code
 from truefit.core.config import Settings
 from truefit.core.errors import TruefitError, is_final
-from truefit.core.files import lock, write_bytes
+from truefit.core.files import write_bytes
+from truefit.core.signals import Deferred
 from truefit.model.files import read_tensors
 
 State = dict[str, Any]
@@ -55,20 +53,22 @@ class Checkpoints:
     """The latest two checkpoints of one training, and the signals that ask it to save another and stop.
 
     As a context it holds the folder against other processes, and removes it when the training is over: see
-    `errors.is_final`. Raises TruefitError where another process trains with the same fingerprint.
+    `errors.is_final`. Raises TruefitError where another process trains with the same fingerprint. Inside the context
+    `deferred_signals` no step is torn by SIGINT or SIGTERM, of which `due` tells; the second ends the training at once.
     """
 
     def __init__(self, folder: Path, settings: CheckpointSettings) -> None:
         self._folder = folder
         self._settings = settings
         self._saved = time.monotonic()
-        self.signal: int | None = None
+        self._lock = FileLock(folder / "lock", timeout=0)
+        self.deferred_signals = Deferred((signal.SIGINT, signal.SIGTERM), second_ends=True)
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock = lock(self._folder / "lock")
-        except BlockingIOError:
+            self._lock.acquire()
+        except Timeout:
             raise TruefitError(
                 f"{self._folder}: a training with the same settings, table and code is running; wait until it has ended"
             ) from None
@@ -81,25 +81,12 @@ class Checkpoints:
             shutil.rmtree(over, ignore_errors=True)
             self._folder.rename(over)
             shutil.rmtree(over)
-        self._lock.close()
+        self._lock.release()
 
-    @contextmanager
-    def hold_signals(self) -> Iterator[None]:
-        """Hold SIGTERM and SIGINT back, so that a step is never torn; `due` tells of them. The second ends at once."""
-
-        def keep(number: int, _: FrameType | None) -> None:
-            if self.signal is not None:
-                raise KeyboardInterrupt
-            self.signal = number
-
-        former = {number: signal.signal(number, keep) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
-        if self.signal is not None:  # which came too late for another checkpoint
-            signal.raise_signal(self.signal)
+    @property
+    def signal(self) -> int | None:
+        """The signal that asks the training to stop, or None."""
+        return self.deferred_signals.first
 
     def due(self, ended_epoch: int | None = None) -> bool:
         """Say whether it is time for a checkpoint: after `ended_epoch`, or inside an epoch."""

@@ -88,7 +88,7 @@ def fit(
                 where = f"after {len(progress.epochs)} of {settings.epochs} epochs; the next run goes on from there"
                 raise StoppedError(checkpoints.signal, where)
 
-    with checkpoints.hold_signals() if checkpoints is not None else nullcontext():
+    with checkpoints.deferred_signals if checkpoints is not None else nullcontext():
         while len(progress.epochs) < settings.epochs and not progress.stopped_early:
             number = len(progress.epochs) + 1
             if not progress.position.rows:

@@ -1,0 +1,97 @@
+"""Signals that ask to stop: an error at once, or after a block that is not to be interrupted."""
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from truefit.core.errors import StoppedError
+from truefit.core.signals import STOPPING, Deferred, stoppable
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """Whatever the shell has made of them, and as they were afterwards."""
+    former = {number: signal.signal(number, signal.SIG_DFL) for number in STOPPING}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in former.items():
+        signal.signal(number, handler)
+
+
+def handlers() -> list[object]:
+    return [signal.getsignal(number) for number in STOPPING]
+
+
+def test_first_signal_stops_and_those_after_it_do_not_disturb_the_cleaning_up() -> None:
+    with (
+        stoppable("before the verdict"),
+        pytest.raises(StoppedError, match=r"^stopped by SIGTERM before the verdict$") as caught,
+    ):
+        signal.raise_signal(signal.SIGTERM)
+    assert caught.value.status == 143
+    with stoppable("here"):
+        with pytest.raises(StoppedError):
+            signal.raise_signal(signal.SIGINT)
+        for number in STOPPING:
+            signal.raise_signal(number)
+        with Deferred():
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_signal_waits_for_the_end_of_a_block_that_defers_it() -> None:
+    reached = False
+    with stoppable("here"), pytest.raises(StoppedError, match="SIGINT"), Deferred():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        reached = True
+    assert reached
+
+
+def test_signal_waits_for_the_end_of_the_outermost_block() -> None:
+    reached = False
+    with stoppable("here"), pytest.raises(StoppedError), Deferred():
+        with Deferred():
+            signal.raise_signal(signal.SIGINT)
+        reached = True
+    assert reached
+
+
+def test_second_signal_ends_a_block_that_allows_it_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), Deferred(second_ends=True) as deferred:
+        signal.raise_signal(signal.SIGTERM)
+        assert deferred.first == signal.SIGTERM
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("the block must have ended")
+
+
+def test_deferred_signal_is_not_lost_where_nothing_else_handles_it() -> None:
+    with pytest.raises(KeyboardInterrupt), Deferred():
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_block_that_fails_ends_with_its_own_error() -> None:
+    with stoppable("here"), pytest.raises(ZeroDivisionError), Deferred():
+        signal.raise_signal(signal.SIGINT)
+        raise ZeroDivisionError
+
+
+def test_hangup_that_is_ignored_as_under_nohup_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stoppable("here"):
+        signal.raise_signal(signal.SIGHUP)
+        with Deferred():
+            signal.raise_signal(signal.SIGHUP)
+
+
+def test_signals_are_what_they_were_afterwards() -> None:
+    before = handlers()
+    with stoppable("here"):
+        assert all(now != former for now, former in zip(handlers(), before, strict=True))
+        inside = handlers()
+        with Deferred():
+            assert all(now != former for now, former in zip(handlers(), inside, strict=True))
+        assert handlers() == inside
+        with pytest.raises(StoppedError):
+            signal.raise_signal(signal.SIGINT)
+    assert handlers() == before
