@@ -1,16 +1,16 @@
 """The CSV file, read cell by cell: slowly, but knowing what stands where.
 
-Reads with Python's own reader: the header always, and the rows when csv_batches.py's fast reader has met something it may not
-take. Guarantees that a fault is named by its line of the file (line breaks inside quotes counted) and its column, that no
-quote swallows the rows after it, and that all passes over the file see the same bytes.
+A fault is named by its line of the file, line breaks inside quotes counted. All passes over the file see the same bytes.
 """
 
 import csv
+import hashlib
 import io
+import operator
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -33,24 +33,29 @@ _NUMBER = re.compile(r"[ \t]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?[ 
 _INTEGER = re.compile(r"[ \t]*[+-]?0*([0-9]+)[ \t]*")
 _NOT_FINITE = re.compile(r"[ \t]*[+-]?(nan|inf|infinity)[ \t]*", re.IGNORECASE)
 _QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
+# Of a file's status, what tells another content.
+_version = operator.attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns")
 
-See = Callable[[bytes], object]
+OnBytes = Callable[[bytes], object]
 
 
-def ignore(content: bytes) -> None:
-    """See nothing."""
+def _ignore(content: bytes) -> None:
+    pass
 
 
 class CsvFile:
     """A CSV, plain or compressed by gzip or zstd, for as many passes as it takes.
 
+    `setting` is where the separator is set. With `hashed`, `sha256` is the digest of the file as the last whole pass read it.
     Used as a context, it raises TableError at the end when the file has changed since the beginning.
     """
 
-    def __init__(self, path: Path, separator: Separator, setting: str = "prepare.separator") -> None:
+    def __init__(self, path: Path, separator: Separator, setting: str = "prepare.separator", *, hashed: bool = False) -> None:
         self.path = path
         self.separator = separator
-        self.setting = setting  # where the separator is set
+        self.setting = setting
+        self.hashed = hashed
+        self.sha256 = ""
         self.header: list[str] = []
         self.header_line = 1
         try:
@@ -59,7 +64,7 @@ class CsvFile:
             raise _unreadable(path, error) from None
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             raise TableError(f"{path}: found a pipe or a device, allowed: a file, which can be read twice")
-        self._before = status
+        self._version = _version(status)
         self.size = status.st_size
 
     def __enter__(self) -> Self:
@@ -68,37 +73,38 @@ class CsvFile:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         # What was found wrong in a file that changes may never have been in it.
         if kind is None or issubclass(kind, TableError):
-            try:
-                self._compare(self.path.stat())
-            except OSError:
-                raise self._changed() from None
+            self._require_version(self.path.stat() if self.path.exists() else None)
 
     @contextmanager
-    def content(self, see_file: See = ignore, see_text: See = ignore) -> Iterator[io.RawIOBase]:
-        """Give the CSV's bytes, uncompressed; `see_file` and `see_text` are shown what is read, before and after that."""
+    def content(self, on_bytes: OnBytes = _ignore) -> Iterator["_Stream"]:
+        """Give the CSV's bytes, uncompressed; `on_bytes` is called with what is read of the file itself."""
+        digest = hashlib.sha256()
+        update = digest.update if self.hashed else _ignore
         try:
             file = self.path.open("rb")
         except OSError as error:
             raise _unreadable(self.path, error) from None
         with file:
-            self._compare(os.fstat(file.fileno()))
-            start = _Stream(self.path, file, ignore).read(4)
+            self._require_version(os.fstat(file.fileno()))
+            start = _Stream(self.path, file).read(4)
             file.seek(0)
+            stream = _Stream(self.path, file, lambda content: (on_bytes(content), update(content)))
             compression = next((name for magic, name in _COMPRESSIONS.items() if start.startswith(magic)), None)
-            if compression is None:
-                yield _Stream(self.path, file, lambda content: (see_file(content), see_text(content)))
-            else:
-                compressed = pa.PythonFile(_Stream(self.path, file, see_file), "r")
-                yield _Stream(self.path, pa.CompressedInputStream(compressed, compression), see_text, compression)
+            if compression:
+                inner = pa.CompressedInputStream(pa.PythonFile(stream, "r"), compression)
+                stream = _Stream(self.path, inner, compression=compression)
+            yield stream
+        self.sha256 = digest.hexdigest()
 
-    def rows(self, see_file: See = ignore, see_line: Callable[[str], object] | None = None) -> Iterator[tuple[int, list[str]]]:
+    def rows(
+        self, on_bytes: OnBytes = _ignore, on_line: Callable[[str], str] | None = None
+    ) -> Iterator[tuple[int, list[str]]]:
         """Give the rows, the header first and blank lines left out, each with the line that it begins on.
 
-        `see_line` is shown each line as it is taken, and none beyond the row that is given.
+        `on_line` is called with each line as it is taken, and none beyond the row that is given, and returns it.
         """
-        with self._text(see_file) as lines:
-            shown = lines if see_line is None else _showing(lines, see_line)
-            reader = csv.reader(shown, delimiter=self.separator, strict=True)
+        with self._text(on_bytes) as lines:
+            reader = csv.reader(map(on_line, lines) if on_line else lines, delimiter=self.separator, strict=True)
             line = 1
             try:
                 for row in reader:
@@ -114,9 +120,9 @@ class CsvFile:
         return f" (is {self.setting} {others[0]!r}?)" if others and len(row) == 1 else ""
 
     @contextmanager
-    def _text(self, see_file: See = ignore) -> Iterator[io.TextIOWrapper]:
+    def _text(self, on_bytes: OnBytes = _ignore) -> Iterator[io.TextIOWrapper]:
         with (
-            self.content(see_file) as stream,
+            self.content(on_bytes) as stream,
             io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8-sig", errors="surrogateescape", newline="") as lines,
         ):
             yield lines
@@ -141,23 +147,20 @@ class CsvFile:
         name = repr(self.header[column - 1]) if column <= len(self.header) else column
         return TableError(f"{self.path}: line {first}, column {name}: {fault}")
 
-    def _compare(self, now: os.stat_result) -> None:
-        for key in ("st_dev", "st_ino", "st_size", "st_mtime_ns"):
-            if getattr(now, key) != getattr(self._before, key):
-                raise self._changed()
-
-    def _changed(self) -> TableError:
-        return TableError(f"{self.path}: changed while it was read; run again")
+    def _require_version(self, status: os.stat_result | None) -> None:
+        if status is None or _version(status) != self._version:
+            raise TableError(f"{self.path}: changed while it was read; run again")
 
 
 class _Stream(io.RawIOBase):
-    """Bytes read front to back and shown to `see`; a failure to read them is a TableError that names the file."""
+    """Bytes read front to back; a failure to read them is a TableError that names the file."""
 
-    def __init__(self, path: Path, source: Any, see: See, compression: str | None = None) -> None:
+    def __init__(self, path: Path, source: Any, on_bytes: OnBytes = _ignore, compression: str | None = None) -> None:
         super().__init__()
+        self.has_quotes = False  # in what has been read
         self._path = path
         self._source = source
-        self._see = see
+        self._on_bytes = on_bytes
         self._compression = compression
 
     def readable(self) -> bool:
@@ -172,19 +175,14 @@ class _Stream(io.RawIOBase):
                 raise _unreadable(self._path, error) from None
             found = f"damaged {self._compression} data ({error})"
             raise TableError(f"{self._path}: found {found}, allowed: a whole {self._compression} file") from None
-        self._see(content)
+        self.has_quotes = self.has_quotes or b'"' in content
+        self._on_bytes(content)
         return content
 
     def readinto(self, buffer: Any) -> int:
         content = self.read(len(buffer))
         buffer[: len(content)] = content
         return len(content)
-
-
-def _showing(lines: Iterable[str], see: Callable[[str], object]) -> Iterator[str]:
-    for line in lines:
-        see(line)
-        yield line
 
 
 def read_header(source: CsvFile) -> list[str]:
@@ -198,7 +196,7 @@ def read_header(source: CsvFile) -> list[str]:
         raise TableError(f"{where}: found an empty file, allowed: a header with column names, then rows")
     for number, name in enumerate(header, 1):
         if not _is_utf8(name) or "\0" in name:
-            raise TableError(f"{where}, column {number}: found {_shown(name)}, allowed: text in UTF-8")
+            raise TableError(f"{where}, column {number}: found {_cell_text(name)}, allowed: text in UTF-8")
         if not name.strip():
             raise TableError(f"{where}, column {number}: found no name, allowed: a name for each column")
         if header.index(name) != number - 1:
@@ -219,7 +217,7 @@ def shown_names(header: list[str]) -> str:
 
 
 def checked_rows(
-    source: CsvFile, columns: list[str], dtype: Dtype, split_column: str | None, see_file: See = ignore
+    source: CsvFile, columns: list[str], dtype: Dtype, split_column: str | None, on_bytes: OnBytes = _ignore
 ) -> Iterator[tuple[list[float], str]]:
     """Give each row's numbers, in the order of `columns`, and its split, empty without a split column.
 
@@ -232,7 +230,7 @@ def checked_rows(
     checks = sorted([*numeric, *([] if split is None else [split])])
     faults: list[str] = []
     count, empty = 0, True
-    rows = source.rows(see_file)
+    rows = source.rows(on_bytes)
     next(rows)
     for line, row in rows:
         empty = False
@@ -240,7 +238,7 @@ def checked_rows(
             found = [f": found {len(row)} cells, allowed: {len(header)}, as in the header{source.other_separator(row)}"]
         else:
             found = [
-                f", column {header[index]!r}: found {_shown(row[index])}, allowed: {allowed}"
+                f", column {header[index]!r}: found {_cell_text(row[index])}, allowed: {allowed}"
                 for index in checks
                 if (allowed := _split_fault(row[index]) if index == split else _number_fault(row[index], dtype))
             ]
@@ -276,7 +274,7 @@ def _number_fault(cell: str, dtype: Dtype) -> str | None:
     return None
 
 
-def _shown(cell: str) -> str:
+def _cell_text(cell: str) -> str:
     if not cell.strip():
         return "an empty cell"
     return repr(cell[:40] if _is_utf8(cell) else cell.encode(errors="surrogateescape")[:40])

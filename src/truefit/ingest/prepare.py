@@ -1,12 +1,9 @@
 """CSV -> validated, split table.
 
-Reads the CSV at `prepare.csv`; writes the arrays and the description that table.py defines. Guarantees that every value is
-the finite number that the CSV says, that each split keeps the CSV's row order, the same bytes for the same CSV and settings,
-and memory bounded by a chunk of rows: the rows wait in a staging file until their number, and with it the size of each
-split, is known. csv_batches.py reads the CSV.
+Each split keeps the CSV's row order. Memory is bounded by a chunk of rows: they wait in a staging file until their number,
+and with it the size of each split, is known.
 """
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,11 +19,11 @@ from truefit.core.errors import TableError
 from truefit.core.files import atomic_path, write_json
 from truefit.core.seeds import numpy_generator
 from truefit.data.table import SPLITS, TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table
-from truefit.ingest.csv_batches import Read, read_batches
+from truefit.ingest.csv_batches import read_batches
 from truefit.ingest.csv_check import CsvFile, Separator, missing_column, read_header, shown_names
 
 # Part of the split's definition: another length draws other rows from the same seed.
-CHUNK_ROWS = 65_536
+SPLIT_CHUNK_ROWS = 65_536
 
 
 class SplitSettings(Settings):
@@ -79,15 +76,19 @@ def write_table(settings: PrepareSettings, folder: Path) -> Table:
     path = Path(settings.csv)
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryFile(dir=folder) as rows, TemporaryFile(dir=folder) as labels:
-        with CsvFile(path, settings.separator) as source:
+        with CsvFile(path, settings.separator, hashed=True) as source:
             features, target = choose_columns(source, read_header(source), settings)
             columns = [*features, target]
-            digest, total = _stage(source, columns, settings, rows, labels)
+            total = 0
+            for values, codes in read_batches(source, columns, settings.dtype, settings.split.column, "prepare"):
+                rows.write(values.data)
+                labels.write(codes.data)
+                total += len(values)
         sizes = _split_sizes(path, total, labels, settings.split)
         chunks = _labelled(rows, labels, sizes, len(columns), settings)
         mean, std, digests = _write_splits(path, folder, chunks, sizes, columns, settings.dtype)
     table = Table(
-        csv=CsvSource(path=settings.csv, sha256=digest),
+        csv=CsvSource(path=settings.csv, sha256=source.sha256),
         features=features,
         target=target,
         dtype=settings.dtype,
@@ -128,28 +129,6 @@ def choose_columns(source: CsvFile, header: list[str], settings: PrepareSettings
     return features, target
 
 
-def _stage(
-    source: CsvFile, columns: list[str], settings: PrepareSettings, rows: IO[bytes], labels: IO[bytes]
-) -> tuple[str, int]:
-    """Write the CSV's values to `rows` and each row's position in SPLITS, where a column says it, to `labels`, as bytes.
-
-    Return the CSV's digest and its number of rows.
-    """
-
-    def write(read: Read) -> tuple[str, int]:
-        for staged in (rows, labels):
-            staged.seek(0)
-            staged.truncate()
-        digest, total = hashlib.sha256(), 0
-        for values, codes in read(digest.update):
-            rows.write(values.data)
-            labels.write(codes.data)
-            total += len(values)
-        return digest.hexdigest(), total
-
-    return read_batches(source, columns, settings.dtype, settings.split.column, "prepare", write)
-
-
 def _split_sizes(path: Path, total: int, labels: IO[bytes], split: SplitSettings) -> dict[Split, int]:
     """Return the number of rows of each split: counted in `labels`, or the fractions of `total` by largest remainder.
 
@@ -174,7 +153,7 @@ def _count(labels: IO[bytes]) -> NDArray[np.int64]:
     """Return how often each split stands in `labels`."""
     sizes = np.zeros(len(SPLITS), np.int64)
     labels.seek(0)
-    while chunk := labels.read(CHUNK_ROWS):
+    while chunk := labels.read(SPLIT_CHUNK_ROWS):
         sizes += np.bincount(np.frombuffer(chunk, np.uint8), minlength=len(SPLITS))
     return sizes
 
@@ -193,10 +172,10 @@ def _labelled(
     rows.seek(0)
     labels.seek(0)
     chunk = 0
-    while content := rows.read(CHUNK_ROWS * width * dtype.itemsize):
+    while content := rows.read(SPLIT_CHUNK_ROWS * width * dtype.itemsize):
         values = np.frombuffer(content, dtype).reshape(-1, width)
         if settings.split.column is not None:
-            codes = np.frombuffer(labels.read(CHUNK_ROWS), np.uint8)
+            codes = np.frombuffer(labels.read(SPLIT_CHUNK_ROWS), np.uint8)
         else:
             generator = numpy_generator(settings.split.seed, "split", chunk)
             taken = generator.multivariate_hypergeometric(left, len(values), method="marginals")

@@ -21,17 +21,17 @@ from truefit.core.seeds import numpy_generator
 from truefit.data.generating import TARGET, GenerateSettings
 
 # Part of the data's definition: another length draws other rows from the same seed.
-CHUNK_ROWS = 65_536
+DRAWN_ROWS = 65_536
 # What one core puts into digits at a time.
 PIECE_ROWS = 4_096
 
 
 def draw_chunk(settings: GenerateSettings, chunk: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the features [C, F] and target [C] of rows chunk·CHUNK_ROWS onwards, C at most CHUNK_ROWS.
+    """Return the features [C, F] and target [C] of rows chunk·DRAWN_ROWS onwards, C at most DRAWN_ROWS.
 
     Features are uniform on [low, high); the noise is normal with standard deviation noise_std.
     """
-    rows = min(CHUNK_ROWS, settings.rows - chunk * CHUNK_ROWS)
+    rows = min(DRAWN_ROWS, settings.rows - chunk * DRAWN_ROWS)
     generator = numpy_generator(settings.seed, "generate", chunk)
     features = generator.uniform(settings.low, settings.high, (rows, len(settings.coefficients)))  # [C, F]
     target = np.full(rows, settings.intercept)  # [C]
@@ -46,7 +46,7 @@ def write_csv(settings: GenerateSettings, path: Path) -> None:
     """Draw the data and write it to `path`, atomically, with a progress bar where stderr is a terminal."""
     names = [*settings.features, TARGET]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    chunks = range(-(-settings.rows // CHUNK_ROWS))
+    chunks = range(-(-settings.rows // DRAWN_ROWS))
     # To put numbers into digits takes most of the time, and happens outside Python's lock.
     with atomic_path(path) as temporary, temporary.open("wb") as file, ThreadPoolExecutor(cores) as pool:
         texts: deque[Future[pa.Buffer]] = deque()
