@@ -129,7 +129,7 @@ def predict_command(
     """
     # Here, as in rerun.
     from truefit.cli.prediction import predict
-    from truefit.ingest.csv_check import Separator
+    from truefit.ingest.csv_file import Separator
     from truefit.model.files import open_model
     from truefit.rerun.records import find, read_model
     from truefit.training.device import configure

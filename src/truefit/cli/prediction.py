@@ -18,7 +18,8 @@ from truefit.core.errors import TableError
 from truefit.core.files import atomic_path
 from truefit.data.batches import read_ahead
 from truefit.ingest.csv_batches import read_batches
-from truefit.ingest.csv_check import CsvFile, Separator, missing_column, read_header
+from truefit.ingest.csv_check import missing_column, read_header
+from truefit.ingest.csv_file import CsvFile, Separator
 from truefit.ingest.csv_text import BYTES, LineBreakError, LineTexts, RowTexts
 from truefit.model.files import ModelDescription
 from truefit.model.serving import Array, predictions

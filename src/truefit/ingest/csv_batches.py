@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from truefit.data.table import SPLITS, Dtype
-from truefit.ingest.csv_check import EXACT, CsvFile, OnBytes, checked_rows
+from truefit.ingest.csv_check import EXACT, checked_rows
+from truefit.ingest.csv_file import CsvFile, OnBytes
 
 # What pyarrow parses at a time; a row that is longer is left to csv_check.py.
 BLOCK_BYTES = 1 << 20

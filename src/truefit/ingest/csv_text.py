@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from truefit.core.errors import TableError
-from truefit.ingest.csv_check import CsvFile
+from truefit.ingest.csv_file import CsvFile
 
 TEXT_BYTES = 1 << 20
 BYTES = pa.large_binary()

@@ -20,7 +20,8 @@ from truefit.core.files import atomic_path, write_json
 from truefit.core.seeds import numpy_generator
 from truefit.data.table import SPLITS, TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table
 from truefit.ingest.csv_batches import read_batches
-from truefit.ingest.csv_check import CsvFile, Separator, missing_column, read_header, shown_names
+from truefit.ingest.csv_check import missing_column, read_header, shown_names
+from truefit.ingest.csv_file import CsvFile, Separator
 
 # Part of the split's definition: another length draws other rows from the same seed.
 SPLIT_CHUNK_ROWS = 65_536
@@ -86,15 +87,15 @@ def write_table(settings: PrepareSettings, folder: Path) -> Table:
                 total += len(values)
         sizes = _split_sizes(path, total, labels, settings.split)
         chunks = _labelled(rows, labels, sizes, len(columns), settings)
-        mean, std, digests = _write_splits(path, folder, chunks, sizes, columns, settings.dtype)
+        moments, digests = _write_splits(path, folder, chunks, sizes, columns, settings.dtype)
     table = Table(
         csv=CsvSource(path=settings.csv, sha256=source.sha256),
         features=features,
         target=target,
         dtype=settings.dtype,
         rows=sizes,
-        mean=mean,
-        std=std,
+        mean=moments.mean.tolist(),
+        std=moments.std.tolist(),
         sha256=digests,
     )
     write_json(folder / TABLE_JSON, table.model_dump())
@@ -185,6 +186,41 @@ def _labelled(
         chunk += 1
 
 
+class _Moments:
+    """Mean and standard deviation (population) of rows [C, width] that come chunk by chunk.
+
+    Two samples' moments are joined without a sum of large squares: Chan, Golub and LeVeque (1979).
+    """
+
+    def __init__(self, width: int) -> None:
+        self._count = 0
+        # Counted from the first row: a constant column's deviation is exactly 0, and an offset costs no digits.
+        self._origin, self._mean, self._squares = np.zeros(width), np.zeros(width), np.zeros(width)
+
+    def add(self, chunk: NDArray[Any]) -> None:
+        if not len(chunk):
+            return
+        rows = chunk.astype(np.float64)
+        if not self._count:
+            self._origin = rows[0].copy()
+        rows -= self._origin
+        self._count += len(rows)
+        middle = rows.mean(axis=0)
+        delta = middle - self._mean
+        rows -= middle
+        joined = delta**2 * len(rows) * (self._count - len(rows)) / self._count
+        self._squares += np.square(rows, out=rows).sum(axis=0) + joined
+        self._mean += delta * len(rows) / self._count
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        return self._origin + self._mean
+
+    @property
+    def std(self) -> NDArray[np.float64]:
+        return np.sqrt(self._squares / self._count)
+
+
 def _write_splits(
     path: Path,
     folder: Path,
@@ -192,16 +228,15 @@ def _write_splits(
     sizes: dict[Split, int],
     columns: list[str],
     dtype: Dtype,
-) -> tuple[list[float], list[float], dict[Split, str]]:
-    """Write each split's array; return the training rows' mean and standard deviation [columns], and the arrays' digests.
+) -> tuple[_Moments, dict[Split, str]]:
+    """Write each split's array; return the training rows' moments, and the arrays' digests.
 
     Raises TableError, before an array gets its name, when a column's deviation is beyond float64.
     """
-    width = len(columns)
-    count, origin, mean, squares = 0, np.zeros(width), np.zeros(width), np.zeros(width)
+    moments = _Moments(len(columns))
     with ExitStack() as stack:
         paths = {name: stack.enter_context(atomic_path(folder / f"{name}.npy")) for name in sizes}
-        writers = {name: stack.enter_context(ArrayWriter(paths[name], sizes[name], width, dtype)) for name in sizes}
+        writers = {name: stack.enter_context(ArrayWriter(paths[name], sizes[name], len(columns), dtype)) for name in sizes}
         stack.enter_context(np.errstate(over="ignore", invalid="ignore"))
         for values, codes in chunks:
             # Sorted by their splits, whose rows stay in order: one gather takes less time than a mask for each.
@@ -210,20 +245,9 @@ def _write_splits(
             parts = np.split(ordered, counts.cumsum()[:-1])
             for part, writer in zip(parts, writers.values(), strict=True):
                 writer.write(part)
-            if len(train := parts[0].astype(np.float64)):
-                # Counted from the first row: a constant column's deviation is exactly 0, and an offset costs no digits.
-                origin = origin if count else train[0].copy()
-                train -= origin
-                # Chan, Golub and LeVeque (1979): the moments of two samples joined, without a sum of large squares.
-                count += len(train)
-                middle = train.mean(axis=0)
-                delta = middle - mean
-                train -= middle
-                squares += np.square(train, out=train).sum(axis=0) + delta**2 * len(train) * (count - len(train)) / count
-                mean += delta * len(train) / count
-        for name, sum_of_squares in zip(columns, squares, strict=True):
-            if not np.isfinite(sum_of_squares):
+            moments.add(parts[0])
+        for name, std in zip(columns, moments.std, strict=True):
+            if not np.isfinite(std):
                 found = "found training rows whose standard deviation is beyond float64"
                 raise TableError(f"{path}: column {name!r}: {found}, allowed: numbers between -1e150 and 1e150")
-        digests = {name: writer.sha256 for name, writer in writers.items()}
-    return (origin + mean).tolist(), np.sqrt(squares / count).tolist(), digests
+        return moments, {name: writer.sha256 for name, writer in writers.items()}
