@@ -1,7 +1,4 @@
-"""`truefit`: commands beside the pipeline's stages.
-
-Reads and writes what the called module says.
-"""
+"""`truefit`: commands beside the pipeline's stages."""
 
 import json
 import math
@@ -94,7 +91,9 @@ def rerun_command(run: str | None, experiment: str | None, every: bool, toleranc
         for recorded in trainings(store, where) if every else [find(store, run, where)]:
             done.append(rerun(store, recorded, tolerance, keep, signals))
             if not as_json:
-                click.echo(describe(done[-1], recorded.info.run_name) + "\n" * every)
+                click.echo(describe(done[-1], recorded.info.run_name))
+                if every:
+                    click.echo()
     reports = [one.report for one in done]
     if as_json:
         found = [report.as_json() for report in reports]

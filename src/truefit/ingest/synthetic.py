@@ -1,9 +1,4 @@
-"""Synthetic regression data, y = a + b·x + noise, drawn in seeded chunks.
-
-Writes one CSV with the columns x1 … xF and y. Guarantees the same bytes for the same settings: each chunk has a generator
-of its own, every number is written with the digits that read back exactly, and memory holds one chunk of numbers and a few
-small pieces of text for each core, whatever the rows.
-"""
+"""Synthetic regression data, y = a + b·x + noise, drawn in seeded chunks."""
 
 import os
 from collections import deque
@@ -43,7 +38,11 @@ def draw_chunk(settings: GenerateSettings, chunk: int) -> tuple[NDArray[np.float
 
 
 def write_csv(settings: GenerateSettings, path: Path) -> None:
-    """Draw the data and write it to `path`, atomically, with a progress bar where stderr is a terminal."""
+    """Draw the data and write it to `path`, atomically, as a CSV with the columns x1 … xF and y.
+
+    Each number is written with the digits that read back exactly. Memory holds one chunk of numbers and a few small pieces of
+    text for each core, whatever the rows. A progress bar is shown where stderr is a terminal.
+    """
     names = [*settings.features, TARGET]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     chunks = range(-(-settings.rows // DRAWN_ROWS))
