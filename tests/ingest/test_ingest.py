@@ -418,6 +418,21 @@ def test_numbers_that_are_looked_at_twice_are_the_csvs(last: str, tmp_path: Path
     assert rows[np.argsort(rows[:, 0]), 1].tolist() == [float(cell) for cell in cells]
 
 
+@pytest.mark.parametrize("last", ["1e20", "9007199254740992"], ids=["text", "slow"])
+def test_a_slower_reader_goes_on_where_a_faster_one_ended(last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_batches, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(csv_batches, "SLOW_ROWS", 7)
+    cells = [*map(str, range(300)), last]
+    splits = [SPLITS[row * row % 3] if row > 2 else SPLITS[row] for row in range(301)]
+    content = "x,y,s\n" + "".join(f"{row},{cell},{splits[row]}\n" for row, cell in enumerate(cells))
+
+    table = prepare(tmp_path, content, dtype="float64", split={"column": "s"})
+
+    assert table.csv.sha256 == hashlib.sha256(content.encode()).hexdigest()
+    for split, rows in read_splits(tmp_path).items():
+        assert rows.tolist() == [[row, float(cell)] for row, cell in enumerate(cells) if splits[row] == split]
+
+
 def test_a_row_longer_than_a_block_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = prepare(tmp_path, NUMBERED)
     monkeypatch.setattr(csv_batches, "BLOCK_BYTES", 8)
