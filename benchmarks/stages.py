@@ -19,8 +19,8 @@ from measure import arguments, figure, in_own_process, make_table, over, save, s
 from truefit.cli.prediction import predict
 from truefit.data.generating import TARGET
 from truefit.data.table import Dtype, read_table
-from truefit.ingest.prepare import CHUNK_ROWS, PrepareSettings, write_table
-from truefit.ingest.synthetic import draw_chunk, write_csv
+from truefit.ingest.prepare import SPLIT_CHUNK_ROWS, PrepareSettings, write_table
+from truefit.ingest.synthetic import DRAWN_ROWS, draw_chunk, write_csv
 from truefit.model.files import open_model, save_model
 from truefit.model.models import ModelSettings, build_model
 from truefit.training.device import configure
@@ -36,7 +36,7 @@ def generate(folder: Path, rows: int) -> float:
 def to_csv(folder: Path, rows: int) -> float:
     """Return the seconds a row of writing the same columns with pandas."""
     settings = synthetic(rows)
-    chunks = [np.column_stack(draw_chunk(settings, chunk)) for chunk in range(-(-rows // CHUNK_ROWS))]
+    chunks = [np.column_stack(draw_chunk(settings, chunk)) for chunk in range(-(-rows // DRAWN_ROWS))]
     frame = pd.DataFrame(np.concatenate(chunks), columns=[*settings.features, TARGET])
     started = time.perf_counter()
     frame.to_csv(folder / "pandas.csv", index=False)
@@ -55,7 +55,7 @@ def prepare(folder: Path, rows: int) -> float:
 def read_csv(folder: Path, rows: int) -> float:
     """Return the seconds a row of reading the CSV with pandas in chunks of as many rows as prepare's."""
     started = time.perf_counter()
-    with pd.read_csv(folder / "data.csv", chunksize=CHUNK_ROWS) as chunks:
+    with pd.read_csv(folder / "data.csv", chunksize=SPLIT_CHUNK_ROWS) as chunks:
         read = sum(len(chunk) for chunk in chunks)
     seconds = time.perf_counter() - started
     assert read == rows

@@ -166,7 +166,8 @@ def test_numbers_between_two_float32_read_back_by_way_of_float64_too(text: str) 
     near = np.float32(text)
     numbers = np.array([near, np.nextafter(near, np.float32(0)), np.nextafter(near, np.float32(1))])
     assert (
-        np.array([float(cell) for cell in prediction._spell(numbers).to_pylist()]).astype("f4").tobytes() == numbers.tobytes()
+        np.array([float(cell) for cell in prediction._number_texts(numbers).to_pylist()]).astype("f4").tobytes()
+        == numbers.tobytes()
     )
 
 
@@ -245,13 +246,13 @@ def test_a_missing_csv_is_refused() -> None:
 
 
 def test_a_csv_that_changes_while_it_is_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    spell = prediction._spell
+    texts = prediction._number_texts
 
-    def spell_and_change(numbers: Any) -> Any:
+    def write_and_change(numbers: Any) -> Any:
         os.utime("in.csv", (0, 0))
-        return spell(numbers)
+        return texts(numbers)
 
-    monkeypatch.setattr(prediction, "_spell", spell_and_change)
+    monkeypatch.setattr(prediction, "_number_texts", write_and_change)
     assert refusal(NUMBERED) == "in.csv: changed while it was read; run again"
 
 

@@ -5,7 +5,8 @@ import pytest
 
 from truefit.core.errors import TableError
 from truefit.data.table import Dtype
-from truefit.ingest.csv_check import CsvFile, Separator, checked_rows, read_header
+from truefit.ingest.csv_check import checked_rows, read_header
+from truefit.ingest.csv_file import CsvFile, Separator
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(ingest, "SPLIT_CHUNK_ROWS", 7)
 
 
 def refusal(content: str | bytes, **settings: Any) -> str:
@@ -418,6 +418,21 @@ def test_numbers_that_are_looked_at_twice_are_the_csvs(last: str, tmp_path: Path
     assert rows[np.argsort(rows[:, 0]), 1].tolist() == [float(cell) for cell in cells]
 
 
+@pytest.mark.parametrize("last", ["1e20", "9007199254740992"], ids=["text", "slow"])
+def test_a_slower_reader_goes_on_where_a_faster_one_ended(last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_batches, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(csv_batches, "SLOW_ROWS", 7)
+    cells = [*map(str, range(300)), last]
+    splits = [SPLITS[row * row % 3] if row > 2 else SPLITS[row] for row in range(301)]
+    content = "x,y,s\n" + "".join(f"{row},{cell},{splits[row]}\n" for row, cell in enumerate(cells))
+
+    table = prepare(tmp_path, content, dtype="float64", split={"column": "s"})
+
+    assert table.csv.sha256 == hashlib.sha256(content.encode()).hexdigest()
+    for split, rows in read_splits(tmp_path).items():
+        assert rows.tolist() == [[row, float(cell)] for row, cell in enumerate(cells) if splits[row] == split]
+
+
 def test_a_row_longer_than_a_block_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = prepare(tmp_path, NUMBERED)
     monkeypatch.setattr(csv_batches, "BLOCK_BYTES", 8)
@@ -505,7 +520,7 @@ def test_sizes_are_exact_fractions_by_largest_remainder(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ingest, "CHUNK_ROWS", chunk)
+    monkeypatch.setattr(ingest, "SPLIT_CHUNK_ROWS", chunk)
     table = prepare(tmp_path, numbered_csv(rows), split=dict(zip(SPLITS, fractions, strict=True)))
 
     assert tuple(table.rows.values()) == sizes
@@ -516,7 +531,7 @@ def test_sizes_are_exact_fractions_by_largest_remainder(
 def test_every_row_is_in_one_split_and_each_split_keeps_the_csvs_order(
     chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest, "CHUNK_ROWS", chunk)
+    monkeypatch.setattr(ingest, "SPLIT_CHUNK_ROWS", chunk)
     prepare(tmp_path, numbered_csv(100, features=2))
     splits = read_splits(tmp_path)
 
@@ -551,7 +566,7 @@ def test_the_split_depends_on_the_number_of_rows_and_not_on_their_values(tmp_pat
 
 @pytest.mark.parametrize("chunk", [65_536, 5])
 def test_every_row_is_equally_likely_in_each_split(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "CHUNK_ROWS", chunk)
+    monkeypatch.setattr(ingest, "SPLIT_CHUNK_ROWS", chunk)
     seeds, rows = 120, 20
     chosen = {split: np.zeros((seeds, rows)) for split in SPLITS}
     for seed in range(seeds):
@@ -569,7 +584,7 @@ def test_every_row_is_equally_likely_in_each_split(chunk: int, tmp_path: Path, m
 
 @pytest.mark.parametrize("chunk", [65_536, 7])
 def test_a_split_column_decides_where_each_row_goes(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "CHUNK_ROWS", chunk)
+    monkeypatch.setattr(ingest, "SPLIT_CHUNK_ROWS", chunk)
     names = [SPLITS[row * row % 3 if row % 4 else 2] for row in range(100)]
     content = "s,x,y\n" + "".join(f'"{name}",{row},{row + 0.25}\n' for row, name in enumerate(names))
 
@@ -582,7 +597,7 @@ def test_a_split_column_decides_where_each_row_goes(chunk: int, tmp_path: Path, 
 
 
 def test_a_table_of_several_real_chunks_is_complete_and_in_order(tmp_path: Path) -> None:
-    rows = 2 * ingest.CHUNK_ROWS + 1000
+    rows = 2 * ingest.SPLIT_CHUNK_ROWS + 1000
     prepare(tmp_path, "x,y\n" + "".join(f"{row},{2 * row}\n" for row in range(rows)), dtype="float64")
     splits = read_splits(tmp_path)
 
@@ -629,7 +644,7 @@ def test_float32_holds_the_nearest_number(tmp_path: Path) -> None:
 def test_mean_and_std_are_those_of_the_training_rows(
     offset: float, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest, "CHUNK_ROWS", 100)
+    monkeypatch.setattr(ingest, "SPLIT_CHUNK_ROWS", 100)
     values = np.random.default_rng(1).normal(offset, (1.0, 1000.0, 0.01), (2000, 3))
     content = "a,b,y\n" + "".join(f"{a!r},{b!r},{y!r}\n" for a, b, y in values.tolist())
 

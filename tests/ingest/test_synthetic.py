@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from truefit.data.generating import GenerateSettings
 from truefit.ingest import synthetic
-from truefit.ingest.synthetic import CHUNK_ROWS, draw_chunk, write_csv
+from truefit.ingest.synthetic import DRAWN_ROWS, draw_chunk, write_csv
 
 Array = NDArray[np.float64]
 
@@ -34,7 +34,7 @@ def test_the_same_settings_give_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cores", [1, 5])
 def test_the_number_of_cores_changes_no_byte(cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = GenerateSettings(rows=2 * CHUNK_ROWS + 5)
+    settings = GenerateSettings(rows=2 * DRAWN_ROWS + 5)
     write_csv(settings, tmp_path / "a.csv")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setattr(synthetic, "PIECE_ROWS", 1000)
@@ -89,12 +89,12 @@ def test_rows_that_span_two_chunks_are_those_of_each_chunk_in_order(tmp_path: Pa
     _, values = read_csv(tmp_path / "data.csv")
     assert np.array_equal(values, drawn(settings, 2))
     assert len(values) == 70_000
-    assert np.array_equal(values[:CHUNK_ROWS], np.column_stack(draw_chunk(settings, 0)))
+    assert np.array_equal(values[:DRAWN_ROWS], np.column_stack(draw_chunk(settings, 0)))
 
 
 @pytest.mark.parametrize("rows", [1, 9, 10, 11, 35])
 def test_any_number_of_rows_is_written_whole(rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthetic, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(synthetic, "DRAWN_ROWS", 10)
     settings = GenerateSettings(rows=rows)
     write_csv(settings, tmp_path / "data.csv")
 
@@ -136,7 +136,7 @@ def test_without_noise_the_target_is_exactly_on_the_line() -> None:
 
 
 def test_features_are_uniform_from_low_to_high() -> None:
-    settings = GenerateSettings(rows=CHUNK_ROWS, coefficients=(1.0, 1.0), low=-3.0, high=5.0)
+    settings = GenerateSettings(rows=DRAWN_ROWS, coefficients=(1.0, 1.0), low=-3.0, high=5.0)
     features, _ = draw_chunk(settings, 0)
     rows = len(features)
 
@@ -150,7 +150,7 @@ def test_features_are_uniform_from_low_to_high() -> None:
 
 
 def test_the_noise_is_normal_with_the_standard_deviation_asked_for() -> None:
-    settings = GenerateSettings(rows=CHUNK_ROWS, intercept=1.0, coefficients=(2.0,), noise_std=0.1)
+    settings = GenerateSettings(rows=DRAWN_ROWS, intercept=1.0, coefficients=(2.0,), noise_std=0.1)
     features, target = draw_chunk(settings, 0)
     noise = (target - 1.0 - 2.0 * features[:, 0]) / 0.1
     rows = len(noise)
@@ -164,7 +164,7 @@ def test_the_noise_is_normal_with_the_standard_deviation_asked_for() -> None:
 
 
 def test_least_squares_finds_the_intercept_and_the_coefficients() -> None:
-    settings = GenerateSettings(rows=CHUNK_ROWS, intercept=-4.0, coefficients=(2.0, 0.0, -7.5), noise_std=0.5)
+    settings = GenerateSettings(rows=DRAWN_ROWS, intercept=-4.0, coefficients=(2.0, 0.0, -7.5), noise_std=0.5)
     features, target = draw_chunk(settings, 0)
 
     design = np.column_stack([np.ones(len(features)), features])

@@ -1,7 +1,4 @@
-"""`truefit`: commands beside the pipeline's stages.
-
-Reads and writes what the called module says.
-"""
+"""`truefit`: commands beside the pipeline's stages."""
 
 import json
 import math
@@ -94,7 +91,9 @@ def rerun_command(run: str | None, experiment: str | None, every: bool, toleranc
         for recorded in trainings(store, where) if every else [find(store, run, where)]:
             done.append(run_again(store, recorded, tolerance, keep))
             if not as_json:
-                click.echo(describe(done[-1], recorded.info.run_name) + "\n" * every)
+                click.echo(describe(done[-1], recorded.info.run_name))
+                if every:
+                    click.echo()
     reports = [one.report for one in done]
     if as_json:
         found = [report.as_json() for report in reports]
@@ -129,7 +128,7 @@ def predict_command(
     """
     # Here, as in rerun.
     from truefit.cli.prediction import predict
-    from truefit.ingest.csv_check import Separator
+    from truefit.ingest.csv_file import Separator
     from truefit.model.files import open_model
     from truefit.rerun.records import find, read_model
     from truefit.training.device import configure

@@ -1,13 +1,10 @@
 """`truefit predict`: a CSV -> the same CSV with one more column, the model's predictions.
 
-Reads a CSV; writes another. Guarantees that the text of the first stands in the second as it was, byte for byte, that a
-prediction reads back as the same bits, the same bytes for the same CSV and model, and memory bounded by a block of rows.
 The numbers are read as stage prepare reads them. The text is read beside them, cut where rows end, and never taken apart.
 """
 
 import errno
 import os
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -20,8 +17,9 @@ from torch import nn
 from truefit.core.errors import TableError
 from truefit.core.files import atomic_path
 from truefit.data.batches import read_ahead
-from truefit.ingest.csv_batches import Read, read_batches
-from truefit.ingest.csv_check import CsvFile, Separator, ignore, missing_column, read_header
+from truefit.ingest.csv_batches import read_batches
+from truefit.ingest.csv_check import missing_column, read_header
+from truefit.ingest.csv_file import CsvFile, Separator
 from truefit.ingest.csv_text import BYTES, LineBreakError, LineTexts, RowTexts
 from truefit.model.files import ModelDescription
 from truefit.model.serving import Array, predictions
@@ -44,15 +42,12 @@ def predict(model: nn.Module, description: ModelDescription, source: Path, targe
         _check_columns(csv, read_header(csv), description)
     # Compared with what it was before the file gets its name.
     with atomic_path(target) as temporary, csv, temporary.open("wb") as file:
-
-        def write(texts: type[LineTexts] | type[RowTexts]) -> int:
-            take = partial(_write, csv, texts, model, file)
-            return read_batches(csv, description.features, description.dtype, None, "predict", take)
-
         try:
-            return write(LineTexts)
+            return _write(csv, LineTexts, model, description, file)
         except LineBreakError:
-            return write(RowTexts)
+            file.seek(0)
+            file.truncate()
+            return _write(csv, RowTexts, model, description, file)
 
 
 def _check_columns(csv: CsvFile, header: list[str], description: ModelDescription) -> None:
@@ -65,21 +60,22 @@ def _check_columns(csv: CsvFile, header: list[str], description: ModelDescriptio
         raise TableError(f"{where}: found the name of the column to be written, allowed: another name")
 
 
-def _write(csv: CsvFile, texts: type[LineTexts] | type[RowTexts], model: nn.Module, file: IO[bytes], read: Read) -> int:
+def _write(
+    csv: CsvFile, texts: type[LineTexts] | type[RowTexts], model: nn.Module, description: ModelDescription, file: IO[bytes]
+) -> int:
     """Write the whole of the CSV with its predictions to `file`, and return the number of rows."""
-    file.seek(0)
-    file.truncate()
+    batches = read_batches(csv, description.features, description.dtype, None, "predict")
     separator = pa.scalar(csv.separator.encode(), BYTES)
     count, not_finite = 0, None
     with csv.content() as stream:
         text = texts(csv, stream)
         file.write(text.mark)
         _append(file, text.take(1), pa.array([PREDICTION.encode()], BYTES), separator)
-        for predicted in read_ahead(predictions(model, (values for values, _ in read(ignore)))):
+        for predicted in read_ahead(predictions(model, (values for values, _ in batches))):
             if not_finite is None and not np.isfinite(predicted).all():
                 index = int(np.argmin(np.isfinite(predicted)))
                 not_finite = count + index, predicted[index]
-            _append(file, text.take(len(predicted)), _spell(predicted), separator)
+            _append(file, text.take(len(predicted)), _number_texts(predicted), separator)
             count += len(predicted)
         file.write(text.rest())
     if not_finite:  # told when there are no faults
@@ -98,7 +94,7 @@ def _append(file: IO[bytes], rows: pa.Array, cells: pa.Array, separator: pa.Scal
     file.write(memoryview(text)[: np.frombuffer(offsets, np.int64)[len(joined)]])
 
 
-def _spell(numbers: Array) -> pa.Array:
+def _number_texts(numbers: Array) -> pa.Array:
     """Return the shortest texts [C] that read back as the numbers [C], by way of float64 too, as prepare reads float32."""
     array = pa.Array.from_buffers(pa.from_numpy_dtype(numbers.dtype), len(numbers), [None, pa.py_buffer(numbers)])
     texts = array.cast(pa.string())

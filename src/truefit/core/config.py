@@ -1,8 +1,6 @@
-"""The base for settings: a section of params.yaml becomes a frozen, checked object.
+"""Sections of params.yaml as frozen, checked objects.
 
-Reads params.yaml with the YAML 1.2 reader that DVC uses, so that both see the same values (`1e-3` is a number). Guarantees
-that a section that loads is complete and possible, and that all others are data that JSON could hold; everything else is a
-SettingsError that names file, key, what was found and what is allowed.
+The YAML 1.2 reader is DVC's, so that both see the same values: `1e-3` is a number.
 """
 
 import difflib
@@ -11,11 +9,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.reader import ReaderError
 
 from truefit.core.errors import SettingsError
@@ -26,20 +24,21 @@ PARAMS = Path("params.yaml")
 MOST_VALUES, DEEPEST = 10_000, 20
 # As much of a value as an error shows.
 LONGEST = 200
+# What is allowed, by pydantic's type of the error, where its own message does not say it in YAML's words.
+_ALLOWED = {
+    "model_type": "keys and values",
+    "tuple_type": "a valid list",
+    "too_short": "at least {min_length} item",
+    "string_too_short": "at least {min_length} character",
+    "value_error": "{error}",
+}
+_UNKNOWN_KEY = ("extra_forbidden", "invalid_key")  # pydantic's types, the latter for a key that is no text
 
 
 class Settings(BaseModel):
     """A section of params.yaml, or a part of one: frozen, no unknown keys, no conversions between types."""
 
-    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_unknown_keys(cls, values: Any) -> Any:
-        for key in values if isinstance(values, dict) else ():
-            if key not in cls.model_fields:
-                raise _error(_unknown(key, cls.model_fields))
-        return values
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -47,10 +46,7 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 def invalid_value(key: str, found: object, allowed: str) -> PydanticCustomError:
     """Return the error for a value that other keys rule out; `key` is relative to the settings that are checked."""
-    return _error(f"{key}: found {_shown(found)}, allowed: {allowed}")
-
-
-def _error(text: str) -> PydanticCustomError:
+    text = f"{key}: found {_cut(found)}, allowed: {allowed}"
     return PydanticCustomError("invalid_value", "{text}", {"text": text})
 
 
@@ -85,42 +81,41 @@ class Params:
             return model.model_validate(self.values[name])
         except ValidationError as error:
             details = error.errors(include_url=False)
+            # A key that is not known comes first: what else is wrong may come of it.
+            first, *others = [detail for detail in details if detail["type"] in _UNKNOWN_KEY] or details
             # A list whose items are refused counts as too short as well.
-            others = sum(detail["type"] != "too_short" for detail in details[1:])
-            more = f" (and {others} more)" if others else ""
-            raise SettingsError(f"{self.path}: {_explain(name, details[0])}{more}") from None
+            count = sum(detail["type"] != "too_short" for detail in others)
+            more = f" (and {count} more)" if count else ""
+            raise SettingsError(f"{self.path}: {_explain(name, first, model)}{more}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = _Constructor
     try:
-        raw = path.read_bytes()
-        text = raw.decode()
+        # A byte that is not UTF-8 becomes a surrogate, which the reader refuses as it does control characters.
+        text = path.read_bytes().decode(errors="surrogateescape")
         content = yaml.load(text)
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        place = _place(raw[: error.start].decode())
-        raise SettingsError(f"{path}: {place}: found the byte {raw[error.start]:#04x}, allowed: text in UTF-8") from None
     except ReaderError as error:
-        place = _place(text[: error.position])
-        raise SettingsError(f"{path}: {place}: found the character {error.character:#04x}, allowed: printable text") from None
+        before, code = text[: error.position], error.character
+        place = f"line {before.count(chr(10)) + 1}, column {len(before) - before.rfind(chr(10))}"
+        if 0xDC80 <= code <= 0xDCFF:
+            raise SettingsError(f"{path}: {place}: found the byte {code - 0xDC00:#04x}, allowed: text in UTF-8") from None
+        raise SettingsError(f"{path}: {place}: found the character {code:#04x}, allowed: printable text") from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise SettingsError(f"{path}: {where}{' '.join(str(error.problem).split())}") from None
+        place = f"line {mark.line + 1}, column {mark.column + 1}"
+        raise SettingsError(f"{path}: {place}: {' '.join(str(error.problem).split())}") from None
     except RecursionError:
         raise SettingsError(f"{path}: found values nested too deeply to be read, allowed: {DEEPEST} levels") from None
-    except YAMLError as error:
-        raise SettingsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise SettingsError(f"{path}: found {_shown(content)}, allowed: the sections {', '.join(SECTIONS)}")
+        raise SettingsError(f"{path}: found {_cut(content)}, allowed: the sections {', '.join(SECTIONS)}")
     for section in content:
         if section not in SECTIONS:
             raise SettingsError(f"{path}: {_unknown(section, SECTIONS)}")
-    if fault := _find_strange(content):
-        raise SettingsError(f"{path}: {fault}")
+    _require_plain(path, content)
     return content
 
 
@@ -132,34 +127,28 @@ class _Constructor(SafeConstructor):
             return super().construct_object(node, deep)
         except (ValueError, LookupError):
             kind = node.tag.rpartition(":")[-1]
-            raise ConstructorError(None, None, f"found {_shown(node.value)}, which is no {kind}", node.start_mark) from None
+            raise ConstructorError(None, None, f"found {_cut(node.value)}, which is no {kind}", node.start_mark) from None
 
 
-def _place(before: str) -> str:
-    """Return the line and column that come after the text `before`."""
-    return f"line {before.count(chr(10)) + 1}, column {len(before) - before.rfind(chr(10))}"
-
-
-def _find_strange(content: Any) -> str | None:
-    """Return what is wrong with the first value that JSON, or a path or a name, cannot hold; None where all are plain."""
+def _require_plain(path: Path, content: dict[str, Any]) -> None:
+    """Raise SettingsError for the first value that JSON, or a path or a name, cannot hold."""
     values: list[tuple[tuple[str, ...], Any]] = [((), content)]
     for place, value in values:  # to which those inside are added meanwhile
-        path = ".".join(place)
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        values += [((*place, _name(key)), item) for key, item in inner]
         if len(place) > DEEPEST:
-            return f"{'.'.join(place[:3])}: found values nested too deeply, allowed: {DEEPEST} levels"
-        if isinstance(value, dict):
-            values += [((*place, _name(key)), inner) for key, inner in value.items()]
-        elif isinstance(value, list):
-            values += [((*place, str(index)), inner) for index, inner in enumerate(value)]
+            place, fault = place[:3], f"values nested too deeply, allowed: {DEEPEST} levels"
+        elif len(values) > MOST_VALUES:
+            place, fault = place[:1], f"more than {MOST_VALUES} values, allowed: so many at most"
         elif isinstance(value, int) and value.bit_length() > 63:
-            return f"{path}: found an integer of {value.bit_length()} bits, allowed: 63 at most"
+            fault = f"an integer of {value.bit_length()} bits, allowed: 63 at most"
         elif isinstance(value, str) and (strange := re.search("[\0\ud800-\udfff]", value)):
-            return f"{path}: found the character {ord(strange[0]):#04x}, allowed: printable text"
-        elif not isinstance(value, str | int | float | None):
-            return f"{path}: found {_shown(value)}, allowed: text, numbers, true, false, null, lists, keys and values"
-        if len(values) > MOST_VALUES:
-            return f"{place[0]}: found more than {MOST_VALUES} values, allowed: so many at most"
-    return None
+            fault = f"the character {ord(strange[0]):#04x}, allowed: printable text"
+        elif not isinstance(value, dict | list | str | int | float | None):
+            fault = f"{_cut(value)}, allowed: text, numbers, true, false, null, lists, keys and values"
+        else:
+            continue
+        raise SettingsError(f"{path}: {'.'.join(place)}: found {fault}")
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -177,32 +166,30 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _explain(path: str, detail: ErrorDetails) -> str:
-    """Return one validation error as `path: found …, allowed: …`; `path` names the section."""
-    path = ".".join([path, *map(str, detail["loc"])])
-    if detail["type"] == "invalid_value":
+def _explain(section: str, detail: ErrorDetails, model: Any) -> str:
+    """Return one error of a section as `path: found …, allowed: …`; `model` is the section's."""
+    kind, place = detail["type"], detail["loc"]
+    if kind in _UNKNOWN_KEY:
+        for key in place[:-1]:
+            model = model.model_fields[key].annotation
+        unknown = detail["input"] if kind == "invalid_key" else place[-1]
+        return ".".join([section, *map(str, place[:-1]), _unknown(unknown, model.model_fields)])
+    path = ".".join([section, *map(str, place)])
+    if kind == "invalid_value":
         return f"{path}.{detail['msg']}"
-    if detail["type"] == "model_type":
-        allowed = "keys and values"
-    elif detail["type"] == "tuple_type":
-        allowed = "a valid list"
-    elif detail["type"] in ("too_short", "string_too_short"):
-        least, unit = detail["ctx"]["min_length"], "item" if detail["type"] == "too_short" else "character"
-        allowed = f"at least {least} {unit}"
-    elif detail["type"] == "value_error":
-        allowed = str(detail["ctx"]["error"])
-    else:
-        allowed = detail["msg"].removeprefix("Input should be ")
-    return f"{path}: found {_shown(detail['input'])}, allowed: {allowed}"
+    allowed = (
+        _ALLOWED[kind].format(**detail.get("ctx", {})) if kind in _ALLOWED else detail["msg"].removeprefix("Input should be ")
+    )
+    return f"{path}: found {_cut(detail['input'])}, allowed: {allowed}"
 
 
-def _shown(value: object) -> str:
+def _cut(value: object) -> str:
     text = repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _name(key: object) -> str:
-    return key if isinstance(key, str) and key.isprintable() and len(key) <= LONGEST else _shown(key)
+    return key if isinstance(key, str) and key.isprintable() and len(key) <= LONGEST else _cut(key)
 
 
 def _unknown(key: object, known: Iterable[str]) -> str:

@@ -1,7 +1,6 @@
-"""What a user can cause to go wrong, each as one line of text.
+"""What a user can cause to go wrong, each as one line of text, with which `run` ends a stage.
 
-Reads and writes nothing; `run` also sets the process's garbage collector. Guarantees that a stage ended by a TruefitError
-prints that line and exits with status 2.
+The tree:
 
     TruefitError
     ├── SettingsError    params.yaml: a key, a value, a combination
@@ -17,7 +16,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-# A stage's process looks for garbage after so many new objects.
+# New objects between two collections of garbage in a stage's process; Python's own threshold is 700.
 GARBAGE_AFTER = 100_000
 
 
@@ -69,8 +68,8 @@ def run(main: Callable[[], None]) -> int:
     The status is 2 for a TruefitError, and for a file or folder that the operating system refuses to read or write; 128 and
     the signal's number for a signal that was caught: 130 for Ctrl-C, 143 for SIGTERM.
     """
-    # A stage imports a great deal that stays to the end. Looking for garbage in it, at Python's threshold of 700 new objects
-    # and once more when the process ends, would take a fifth of a short stage's time.
+    # A stage imports a great deal that stays to the end. To go through it at Python's threshold, and once more as the process
+    # ends, would take a quarter of a short stage's CPU time.
     gc.set_threshold(GARBAGE_AFTER)
     status = _status(main)
     gc.freeze()

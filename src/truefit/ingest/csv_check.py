@@ -1,190 +1,22 @@
-"""The CSV file, read cell by cell: slowly, but knowing what stands where.
+"""A CSV checked cell by cell: slowly, but naming each fault by its line of the file and its column."""
 
-Reads with Python's own reader: the header always, and the rows when csv_batches.py's fast reader has met something it may not
-take. Guarantees that a fault is named by its line of the file (line breaks inside quotes counted) and its column, that no
-quote swallows the rows after it, and that all passes over the file see the same bytes.
-"""
-
-import csv
-import io
-import os
 import re
-import stat
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from itertools import islice
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from collections.abc import Iterator
 
 import numpy as np
-import pyarrow as pa
 
 from truefit.core.errors import TableError
 from truefit.data.table import SPLITS, Dtype
+from truefit.ingest.csv_file import CsvFile, OnBytes, ignore
 
-Separator = Literal[",", ";", "\t", "|", " "]
 # Up to here float64 holds every integer. Beyond, it does not tell 2^53 from 2^53 + 1.
 EXACT = 2**53
+# As many as an error names.
+MOST_FAULTS = 10
 
-_SHOWN_FAULTS = 10
-_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _NUMBER = re.compile(r"[ \t]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?[ \t]*")
 _INTEGER = re.compile(r"[ \t]*[+-]?0*([0-9]+)[ \t]*")
 _NOT_FINITE = re.compile(r"[ \t]*[+-]?(nan|inf|infinity)[ \t]*", re.IGNORECASE)
-_QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
-
-See = Callable[[bytes], object]
-
-
-def ignore(content: bytes) -> None:
-    """See nothing."""
-
-
-class CsvFile:
-    """A CSV, plain or compressed by gzip or zstd, for as many passes as it takes.
-
-    Used as a context, it raises TableError at the end when the file has changed since the beginning.
-    """
-
-    def __init__(self, path: Path, separator: Separator, setting: str = "prepare.separator") -> None:
-        self.path = path
-        self.separator = separator
-        self.setting = setting  # where the separator is set
-        self.header: list[str] = []
-        self.header_line = 1
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise _unreadable(path, error) from None
-        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-            raise TableError(f"{path}: found a pipe or a device, allowed: a file, which can be read twice")
-        self._before = status
-        self.size = status.st_size
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        # What was found wrong in a file that changes may never have been in it.
-        if kind is None or issubclass(kind, TableError):
-            try:
-                self._compare(self.path.stat())
-            except OSError:
-                raise self._changed() from None
-
-    @contextmanager
-    def content(self, see_file: See = ignore, see_text: See = ignore) -> Iterator[io.RawIOBase]:
-        """Give the CSV's bytes, uncompressed; `see_file` and `see_text` are shown what is read, before and after that."""
-        try:
-            file = self.path.open("rb")
-        except OSError as error:
-            raise _unreadable(self.path, error) from None
-        with file:
-            self._compare(os.fstat(file.fileno()))
-            start = _Stream(self.path, file, ignore).read(4)
-            file.seek(0)
-            compression = next((name for magic, name in _COMPRESSIONS.items() if start.startswith(magic)), None)
-            if compression is None:
-                yield _Stream(self.path, file, lambda content: (see_file(content), see_text(content)))
-            else:
-                compressed = pa.PythonFile(_Stream(self.path, file, see_file), "r")
-                yield _Stream(self.path, pa.CompressedInputStream(compressed, compression), see_text, compression)
-
-    def rows(self, see_file: See = ignore, see_line: Callable[[str], object] | None = None) -> Iterator[tuple[int, list[str]]]:
-        """Give the rows, the header first and blank lines left out, each with the line that it begins on.
-
-        `see_line` is shown each line as it is taken, and none beyond the row that is given.
-        """
-        with self._text(see_file) as lines:
-            shown = lines if see_line is None else _showing(lines, see_line)
-            reader = csv.reader(shown, delimiter=self.separator, strict=True)
-            line = 1
-            try:
-                for row in reader:
-                    if row:
-                        yield line, row
-                    line = reader.line_num + 1
-            except csv.Error:
-                raise self._broken_row(line, reader.line_num) from None
-
-    def other_separator(self, row: list[str]) -> str:
-        """Return a remark when the row is one cell and looks separated by something else, or an empty string."""
-        others = [other for other in (";", "\t", "|", ",", " ") if other in row[0].strip() and other != self.separator]
-        return f" (is {self.setting} {others[0]!r}?)" if others and len(row) == 1 else ""
-
-    @contextmanager
-    def _text(self, see_file: See = ignore) -> Iterator[io.TextIOWrapper]:
-        with (
-            self.content(see_file) as stream,
-            io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8-sig", errors="surrogateescape", newline="") as lines,
-        ):
-            yield lines
-
-    def _broken_row(self, first: int, last: int) -> TableError:
-        """Return the error for the row that begins on line `first` and that cannot be read beyond line `last`."""
-        with self._text() as lines:
-            text = "".join(islice(lines, first - 1, last))
-            ended = not next(lines, "")
-        separator, limit = re.escape(self.separator), csv.field_size_limit()
-        whole_cell = re.compile(rf'({_QUOTED.pattern}|(?!")[^{separator}]*){separator}')
-        column, begin = 1, 0
-        while (cell := whole_cell.match(text, begin)) and len(cell[1].replace('""', '"')) <= limit + 2:
-            column, begin = column + 1, cell.end()
-        closed = _QUOTED.match(text, begin)
-        if closed and text[closed.end() : closed.end() + 1] not in ("", self.separator, "\r", "\n"):
-            fault = f"found text after a closing quote, allowed: {self.separator!r} or the end of the row there"
-        elif text.startswith('"', begin) and not closed and ended:
-            fault = "found a quote that is not closed, allowed: a closing quote"
-        else:
-            fault = f"found a cell of more than {limit} characters, allowed: shorter cells (is a quote left open?)"
-        name = repr(self.header[column - 1]) if column <= len(self.header) else column
-        return TableError(f"{self.path}: line {first}, column {name}: {fault}")
-
-    def _compare(self, now: os.stat_result) -> None:
-        for key in ("st_dev", "st_ino", "st_size", "st_mtime_ns"):
-            if getattr(now, key) != getattr(self._before, key):
-                raise self._changed()
-
-    def _changed(self) -> TableError:
-        return TableError(f"{self.path}: changed while it was read; run again")
-
-
-class _Stream(io.RawIOBase):
-    """Bytes read front to back and shown to `see`; a failure to read them is a TableError that names the file."""
-
-    def __init__(self, path: Path, source: Any, see: See, compression: str | None = None) -> None:
-        super().__init__()
-        self._path = path
-        self._source = source
-        self._see = see
-        self._compression = compression
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Return up to `size` bytes. Without this, RawIOBase reads into a buffer that it clears before and copies after."""
-        try:
-            content: bytes = self._source.read(size)
-        except OSError as error:
-            if self._compression is None:
-                raise _unreadable(self._path, error) from None
-            found = f"damaged {self._compression} data ({error})"
-            raise TableError(f"{self._path}: found {found}, allowed: a whole {self._compression} file") from None
-        self._see(content)
-        return content
-
-    def readinto(self, buffer: Any) -> int:
-        content = self.read(len(buffer))
-        buffer[: len(content)] = content
-        return len(content)
-
-
-def _showing(lines: Iterable[str], see: Callable[[str], object]) -> Iterator[str]:
-    for line in lines:
-        see(line)
-        yield line
 
 
 def read_header(source: CsvFile) -> list[str]:
@@ -198,7 +30,7 @@ def read_header(source: CsvFile) -> list[str]:
         raise TableError(f"{where}: found an empty file, allowed: a header with column names, then rows")
     for number, name in enumerate(header, 1):
         if not _is_utf8(name) or "\0" in name:
-            raise TableError(f"{where}, column {number}: found {_shown(name)}, allowed: text in UTF-8")
+            raise TableError(f"{where}, column {number}: found {_cell_text(name)}, allowed: text in UTF-8")
         if not name.strip():
             raise TableError(f"{where}, column {number}: found no name, allowed: a name for each column")
         if header.index(name) != number - 1:
@@ -219,7 +51,7 @@ def shown_names(header: list[str]) -> str:
 
 
 def checked_rows(
-    source: CsvFile, columns: list[str], dtype: Dtype, split_column: str | None, see_file: See = ignore
+    source: CsvFile, columns: list[str], dtype: Dtype, split_column: str | None, on_bytes: OnBytes = ignore
 ) -> Iterator[tuple[list[float], str]]:
     """Give each row's numbers, in the order of `columns`, and its split, empty without a split column.
 
@@ -232,7 +64,7 @@ def checked_rows(
     checks = sorted([*numeric, *([] if split is None else [split])])
     faults: list[str] = []
     count, empty = 0, True
-    rows = source.rows(see_file)
+    rows = source.rows(on_bytes)
     next(rows)
     for line, row in rows:
         empty = False
@@ -240,12 +72,12 @@ def checked_rows(
             found = [f": found {len(row)} cells, allowed: {len(header)}, as in the header{source.other_separator(row)}"]
         else:
             found = [
-                f", column {header[index]!r}: found {_shown(row[index])}, allowed: {allowed}"
+                f", column {header[index]!r}: found {_cell_text(row[index])}, allowed: {allowed}"
                 for index in checks
                 if (allowed := _split_fault(row[index]) if index == split else _number_fault(row[index], dtype))
             ]
         if found:
-            faults += [f"line {line}{fault}" for fault in found[: _SHOWN_FAULTS - len(faults)]]
+            faults += [f"line {line}{fault}" for fault in found[: MOST_FAULTS - len(faults)]]
             count += len(found)
         else:
             yield [float(row[index]) for index in numeric], "" if split is None else row[split]
@@ -276,7 +108,7 @@ def _number_fault(cell: str, dtype: Dtype) -> str | None:
     return None
 
 
-def _shown(cell: str) -> str:
+def _cell_text(cell: str) -> str:
     if not cell.strip():
         return "an empty cell"
     return repr(cell[:40] if _is_utf8(cell) else cell.encode(errors="surrogateescape")[:40])
@@ -285,7 +117,3 @@ def _shown(cell: str) -> str:
 def _is_utf8(text: str) -> bool:
     """Return whether the file's bytes were UTF-8; those that were not stand in the text as surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _unreadable(path: Path, error: OSError) -> TableError:
-    return TableError(f"{path}: cannot be read: {error.strerror or error}")

@@ -1,8 +1,4 @@
-"""The text of a CSV's rows, as it stands in the file.
-
-Reads a CSV that csv_check.py has open; writes nothing. Guarantees that the byte order mark, the rows' texts and the rest
-together are the file's bytes, and memory bounded by a block of its text and the rows asked for.
-"""
+"""The text of a CSV's rows, as it stands in the file: its mark, the rows' texts and the rest are together its bytes."""
 
 from io import RawIOBase
 from itertools import islice
@@ -11,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from truefit.core.errors import TableError
-from truefit.ingest.csv_check import CsvFile
+from truefit.ingest.csv_file import CsvFile
 
 TEXT_BYTES = 1 << 20
 BYTES = pa.large_binary()
@@ -89,7 +85,7 @@ class RowTexts:
         self.mark = _BOM if stream.read(len(_BOM)) == _BOM else b""
         self._csv = csv
         self._lines: list[str] = []  # those of the row that was read last
-        self._rows = csv.rows(see_line=self._lines.append)
+        self._rows = csv.rows(on_line=self._keep)
         self._break = ""  # behind the row before
 
     def take(self, rows: int) -> pa.Array:
@@ -104,6 +100,10 @@ class RowTexts:
         if next(self._rows, None):
             raise TableError(f"{self._csv.path}: found more rows when it was read again; run again")
         return _encode(self._break + "".join(self._lines))
+
+    def _keep(self, line: str) -> str:
+        self._lines.append(line)
+        return line
 
     def _row(self) -> bytes:
         """Return the text of the row that was just read."""

@@ -1,12 +1,9 @@
 """CSV -> validated, split table.
 
-Reads the CSV at `prepare.csv`; writes the arrays and the description that table.py defines. Guarantees that every value is
-the finite number that the CSV says, that each split keeps the CSV's row order, the same bytes for the same CSV and settings,
-and memory bounded by a chunk of rows: the rows wait in a staging file until their number, and with it the size of each
-split, is known. csv_batches.py reads the CSV.
+Each split keeps the CSV's row order. Memory is bounded by a chunk of rows: they wait in a staging file until their number,
+and with it the size of each split, is known.
 """
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,11 +19,12 @@ from truefit.core.errors import TableError
 from truefit.core.files import atomic_path, write_json
 from truefit.core.seeds import numpy_generator
 from truefit.data.table import SPLITS, TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table
-from truefit.ingest.csv_batches import Read, read_batches
-from truefit.ingest.csv_check import CsvFile, Separator, missing_column, read_header, shown_names
+from truefit.ingest.csv_batches import read_batches
+from truefit.ingest.csv_check import missing_column, read_header, shown_names
+from truefit.ingest.csv_file import CsvFile, Separator
 
 # Part of the split's definition: another length draws other rows from the same seed.
-CHUNK_ROWS = 65_536
+SPLIT_CHUNK_ROWS = 65_536
 
 
 class SplitSettings(Settings):
@@ -79,21 +77,25 @@ def write_table(settings: PrepareSettings, folder: Path) -> Table:
     path = Path(settings.csv)
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryFile(dir=folder) as rows, TemporaryFile(dir=folder) as labels:
-        with CsvFile(path, settings.separator) as source:
+        with CsvFile(path, settings.separator, hashed=True) as source:
             features, target = choose_columns(source, read_header(source), settings)
             columns = [*features, target]
-            digest, total = _stage(source, columns, settings, rows, labels)
+            total = 0
+            for values, codes in read_batches(source, columns, settings.dtype, settings.split.column, "prepare"):
+                rows.write(values.data)
+                labels.write(codes.data)
+                total += len(values)
         sizes = _split_sizes(path, total, labels, settings.split)
         chunks = _labelled(rows, labels, sizes, len(columns), settings)
-        mean, std, digests = _write_splits(path, folder, chunks, sizes, columns, settings.dtype)
+        moments, digests = _write_splits(path, folder, chunks, sizes, columns, settings.dtype)
     table = Table(
-        csv=CsvSource(path=settings.csv, sha256=digest),
+        csv=CsvSource(path=settings.csv, sha256=source.sha256),
         features=features,
         target=target,
         dtype=settings.dtype,
         rows=sizes,
-        mean=mean,
-        std=std,
+        mean=moments.mean.tolist(),
+        std=moments.std.tolist(),
         sha256=digests,
     )
     write_json(folder / TABLE_JSON, table.model_dump())
@@ -128,28 +130,6 @@ def choose_columns(source: CsvFile, header: list[str], settings: PrepareSettings
     return features, target
 
 
-def _stage(
-    source: CsvFile, columns: list[str], settings: PrepareSettings, rows: IO[bytes], labels: IO[bytes]
-) -> tuple[str, int]:
-    """Write the CSV's values to `rows` and each row's position in SPLITS, where a column says it, to `labels`, as bytes.
-
-    Return the CSV's digest and its number of rows.
-    """
-
-    def write(read: Read) -> tuple[str, int]:
-        for staged in (rows, labels):
-            staged.seek(0)
-            staged.truncate()
-        digest, total = hashlib.sha256(), 0
-        for values, codes in read(digest.update):
-            rows.write(values.data)
-            labels.write(codes.data)
-            total += len(values)
-        return digest.hexdigest(), total
-
-    return read_batches(source, columns, settings.dtype, settings.split.column, "prepare", write)
-
-
 def _split_sizes(path: Path, total: int, labels: IO[bytes], split: SplitSettings) -> dict[Split, int]:
     """Return the number of rows of each split: counted in `labels`, or the fractions of `total` by largest remainder.
 
@@ -174,7 +154,7 @@ def _count(labels: IO[bytes]) -> NDArray[np.int64]:
     """Return how often each split stands in `labels`."""
     sizes = np.zeros(len(SPLITS), np.int64)
     labels.seek(0)
-    while chunk := labels.read(CHUNK_ROWS):
+    while chunk := labels.read(SPLIT_CHUNK_ROWS):
         sizes += np.bincount(np.frombuffer(chunk, np.uint8), minlength=len(SPLITS))
     return sizes
 
@@ -193,10 +173,10 @@ def _labelled(
     rows.seek(0)
     labels.seek(0)
     chunk = 0
-    while content := rows.read(CHUNK_ROWS * width * dtype.itemsize):
+    while content := rows.read(SPLIT_CHUNK_ROWS * width * dtype.itemsize):
         values = np.frombuffer(content, dtype).reshape(-1, width)
         if settings.split.column is not None:
-            codes = np.frombuffer(labels.read(CHUNK_ROWS), np.uint8)
+            codes = np.frombuffer(labels.read(SPLIT_CHUNK_ROWS), np.uint8)
         else:
             generator = numpy_generator(settings.split.seed, "split", chunk)
             taken = generator.multivariate_hypergeometric(left, len(values), method="marginals")
@@ -206,6 +186,41 @@ def _labelled(
         chunk += 1
 
 
+class _Moments:
+    """Mean and standard deviation (population) of rows [C, width] that come chunk by chunk.
+
+    Two samples' moments are joined without a sum of large squares: Chan, Golub and LeVeque (1979).
+    """
+
+    def __init__(self, width: int) -> None:
+        self._count = 0
+        # Counted from the first row: a constant column's deviation is exactly 0, and an offset costs no digits.
+        self._origin, self._mean, self._squares = np.zeros(width), np.zeros(width), np.zeros(width)
+
+    def add(self, chunk: NDArray[Any]) -> None:
+        if not len(chunk):
+            return
+        rows = chunk.astype(np.float64)
+        if not self._count:
+            self._origin = rows[0].copy()
+        rows -= self._origin
+        self._count += len(rows)
+        middle = rows.mean(axis=0)
+        delta = middle - self._mean
+        rows -= middle
+        joined = delta**2 * len(rows) * (self._count - len(rows)) / self._count
+        self._squares += np.square(rows, out=rows).sum(axis=0) + joined
+        self._mean += delta * len(rows) / self._count
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        return self._origin + self._mean
+
+    @property
+    def std(self) -> NDArray[np.float64]:
+        return np.sqrt(self._squares / self._count)
+
+
 def _write_splits(
     path: Path,
     folder: Path,
@@ -213,16 +228,15 @@ def _write_splits(
     sizes: dict[Split, int],
     columns: list[str],
     dtype: Dtype,
-) -> tuple[list[float], list[float], dict[Split, str]]:
-    """Write each split's array; return the training rows' mean and standard deviation [columns], and the arrays' digests.
+) -> tuple[_Moments, dict[Split, str]]:
+    """Write each split's array; return the training rows' moments, and the arrays' digests.
 
     Raises TableError, before an array gets its name, when a column's deviation is beyond float64.
     """
-    width = len(columns)
-    count, origin, mean, squares = 0, np.zeros(width), np.zeros(width), np.zeros(width)
+    moments = _Moments(len(columns))
     with ExitStack() as stack:
         paths = {name: stack.enter_context(atomic_path(folder / f"{name}.npy")) for name in sizes}
-        writers = {name: stack.enter_context(ArrayWriter(paths[name], sizes[name], width, dtype)) for name in sizes}
+        writers = {name: stack.enter_context(ArrayWriter(paths[name], sizes[name], len(columns), dtype)) for name in sizes}
         stack.enter_context(np.errstate(over="ignore", invalid="ignore"))
         for values, codes in chunks:
             # Sorted by their splits, whose rows stay in order: one gather takes less time than a mask for each.
@@ -231,20 +245,9 @@ def _write_splits(
             parts = np.split(ordered, counts.cumsum()[:-1])
             for part, writer in zip(parts, writers.values(), strict=True):
                 writer.write(part)
-            if len(train := parts[0].astype(np.float64)):
-                # Counted from the first row: a constant column's deviation is exactly 0, and an offset costs no digits.
-                origin = origin if count else train[0].copy()
-                train -= origin
-                # Chan, Golub and LeVeque (1979): the moments of two samples joined, without a sum of large squares.
-                count += len(train)
-                middle = train.mean(axis=0)
-                delta = middle - mean
-                train -= middle
-                squares += np.square(train, out=train).sum(axis=0) + delta**2 * len(train) * (count - len(train)) / count
-                mean += delta * len(train) / count
-        for name, sum_of_squares in zip(columns, squares, strict=True):
-            if not np.isfinite(sum_of_squares):
+            moments.add(parts[0])
+        for name, std in zip(columns, moments.std, strict=True):
+            if not np.isfinite(std):
                 found = "found training rows whose standard deviation is beyond float64"
                 raise TableError(f"{path}: column {name!r}: {found}, allowed: numbers between -1e150 and 1e150")
-        digests = {name: writer.sha256 for name, writer in writers.items()}
-    return (origin + mean).tolist(), np.sqrt(squares / count).tolist(), digests
+        return moments, {name: writer.sha256 for name, writer in writers.items()}

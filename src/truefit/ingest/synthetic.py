@@ -1,9 +1,4 @@
-"""Synthetic regression data, y = a + b·x + noise, drawn in seeded chunks.
-
-Writes one CSV with the columns x1 … xF and y. Guarantees the same bytes for the same settings: each chunk has a generator
-of its own, every number is written with the digits that read back exactly, and memory holds one chunk of numbers and a few
-small pieces of text for each core, whatever the rows.
-"""
+"""Synthetic regression data, y = a + b·x + noise, drawn in seeded chunks."""
 
 import os
 from collections import deque
@@ -21,17 +16,17 @@ from truefit.core.seeds import numpy_generator
 from truefit.data.generating import TARGET, GenerateSettings
 
 # Part of the data's definition: another length draws other rows from the same seed.
-CHUNK_ROWS = 65_536
+DRAWN_ROWS = 65_536
 # What one core puts into digits at a time.
 PIECE_ROWS = 4_096
 
 
 def draw_chunk(settings: GenerateSettings, chunk: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the features [C, F] and target [C] of rows chunk·CHUNK_ROWS onwards, C at most CHUNK_ROWS.
+    """Return the features [C, F] and target [C] of rows chunk·DRAWN_ROWS onwards, C at most DRAWN_ROWS.
 
     Features are uniform on [low, high); the noise is normal with standard deviation noise_std.
     """
-    rows = min(CHUNK_ROWS, settings.rows - chunk * CHUNK_ROWS)
+    rows = min(DRAWN_ROWS, settings.rows - chunk * DRAWN_ROWS)
     generator = numpy_generator(settings.seed, "generate", chunk)
     features = generator.uniform(settings.low, settings.high, (rows, len(settings.coefficients)))  # [C, F]
     target = np.full(rows, settings.intercept)  # [C]
@@ -43,10 +38,14 @@ def draw_chunk(settings: GenerateSettings, chunk: int) -> tuple[NDArray[np.float
 
 
 def write_csv(settings: GenerateSettings, path: Path) -> None:
-    """Draw the data and write it to `path`, atomically, with a progress bar where stderr is a terminal."""
+    """Draw the data and write it to `path`, atomically, as a CSV with the columns x1 … xF and y.
+
+    Each number is written with the digits that read back exactly. Memory holds one chunk of numbers and a few small pieces of
+    text for each core, whatever the rows. A progress bar is shown where stderr is a terminal.
+    """
     names = [*settings.features, TARGET]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    chunks = range(-(-settings.rows // CHUNK_ROWS))
+    chunks = range(-(-settings.rows // DRAWN_ROWS))
     # To put numbers into digits takes most of the time, and happens outside Python's lock.
     with atomic_path(path) as temporary, temporary.open("wb") as file, ThreadPoolExecutor(cores) as pool:
         texts: deque[Future[pa.Buffer]] = deque()

@@ -1,0 +1,178 @@
+"""A CSV file: its bytes, and its rows as Python's reader finds them. All passes over it see the same bytes."""
+
+import csv
+import hashlib
+import io
+import operator
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import pyarrow as pa
+
+from truefit.core.errors import TableError
+
+Separator = Literal[",", ";", "\t", "|", " "]
+
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
+# Of a file's status, what tells another content.
+_version = operator.attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns")
+
+OnBytes = Callable[[bytes], object]
+
+
+def ignore(content: bytes) -> None:
+    """Do nothing with what is read."""
+
+
+class CsvFile:
+    """A CSV, plain or compressed by gzip or zstd, for as many passes as it takes.
+
+    `setting` is where the separator is set. With `hashed`, `sha256` is the digest of the file as the last whole pass read it.
+    Used as a context, it raises TableError at the end when the file has changed since the beginning.
+    """
+
+    def __init__(self, path: Path, separator: Separator, setting: str = "prepare.separator", *, hashed: bool = False) -> None:
+        self.path = path
+        self.separator = separator
+        self.setting = setting
+        self.hashed = hashed
+        self.sha256 = ""
+        self.header: list[str] = []
+        self.header_line = 1
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise TableError(f"{path}: found a pipe or a device, allowed: a file, which can be read twice")
+        self._version = _version(status)
+        self.size = status.st_size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        # What was found wrong in a file that changes may never have been in it.
+        if kind is None or issubclass(kind, TableError):
+            self._require_unchanged(self.path.stat)
+
+    @contextmanager
+    def content(self, on_bytes: OnBytes = ignore) -> Iterator["_Stream"]:
+        """Give the CSV's bytes, uncompressed; `on_bytes` is called with what is read of the file itself."""
+        digest = hashlib.sha256()
+        update = digest.update if self.hashed else ignore
+        try:
+            file = self.path.open("rb")
+        except OSError as error:
+            raise _unreadable(self.path, error) from None
+        with file:
+            self._require_unchanged(lambda: os.fstat(file.fileno()))
+            start = _Stream(self.path, file).read(4)
+            file.seek(0)
+            stream = _Stream(self.path, file, lambda content: (on_bytes(content), update(content)))
+            compression = next((name for magic, name in _COMPRESSIONS.items() if start.startswith(magic)), None)
+            if compression:
+                inner = pa.CompressedInputStream(pa.PythonFile(stream, "r"), compression)
+                stream = _Stream(self.path, inner, compression=compression)
+            yield stream
+        self.sha256 = digest.hexdigest()
+
+    def rows(self, on_bytes: OnBytes = ignore, on_line: Callable[[str], str] | None = None) -> Iterator[tuple[int, list[str]]]:
+        """Give the rows, the header first and blank lines left out, each with the line that it begins on.
+
+        `on_line` is called with each line as it is taken, and none beyond the row that is given, and returns it.
+        """
+        with self._text(on_bytes) as lines:
+            reader = csv.reader(map(on_line, lines) if on_line else lines, delimiter=self.separator, strict=True)
+            line = 1
+            try:
+                for row in reader:
+                    if row:
+                        yield line, row
+                    line = reader.line_num + 1
+            except csv.Error:
+                raise self._broken_row(line, reader.line_num) from None
+
+    def other_separator(self, row: list[str]) -> str:
+        """Return a remark when the row is one cell and looks separated by something else, or an empty string."""
+        others = [other for other in (";", "\t", "|", ",", " ") if other in row[0].strip() and other != self.separator]
+        return f" (is {self.setting} {others[0]!r}?)" if others and len(row) == 1 else ""
+
+    @contextmanager
+    def _text(self, on_bytes: OnBytes = ignore) -> Iterator[io.TextIOWrapper]:
+        with (
+            self.content(on_bytes) as stream,
+            io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8-sig", errors="surrogateescape", newline="") as lines,
+        ):
+            yield lines
+
+    def _broken_row(self, first: int, last: int) -> TableError:
+        """Return the error for the row that begins on line `first` and that cannot be read beyond line `last`."""
+        with self._text() as lines:
+            text = "".join(islice(lines, first - 1, last))
+            ended = not next(lines, "")
+        separator, limit = re.escape(self.separator), csv.field_size_limit()
+        whole_cell = re.compile(rf'({_QUOTED.pattern}|(?!")[^{separator}]*){separator}')
+        column, begin = 1, 0
+        while (cell := whole_cell.match(text, begin)) and len(cell[1].replace('""', '"')) <= limit + 2:
+            column, begin = column + 1, cell.end()
+        closed = _QUOTED.match(text, begin)
+        if closed and text[closed.end() : closed.end() + 1] not in ("", self.separator, "\r", "\n"):
+            fault = f"found text after a closing quote, allowed: {self.separator!r} or the end of the row there"
+        elif text.startswith('"', begin) and not closed and ended:
+            fault = "found a quote that is not closed, allowed: a closing quote"
+        else:
+            fault = f"found a cell of more than {limit} characters, allowed: shorter cells (is a quote left open?)"
+        name = repr(self.header[column - 1]) if column <= len(self.header) else column
+        return TableError(f"{self.path}: line {first}, column {name}: {fault}")
+
+    def _require_unchanged(self, status: Callable[[], os.stat_result]) -> None:
+        with suppress(OSError):
+            if _version(status()) == self._version:
+                return
+        raise TableError(f"{self.path}: changed while it was read; run again")
+
+
+class _Stream(io.RawIOBase):
+    """Bytes read front to back; a failure to read them is a TableError that names the file."""
+
+    def __init__(self, path: Path, source: Any, on_bytes: OnBytes = ignore, compression: str | None = None) -> None:
+        super().__init__()
+        self.has_quotes = False  # in what has been read
+        self._path = path
+        self._source = source
+        self._on_bytes = on_bytes
+        self._compression = compression
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return up to `size` bytes. Without this, RawIOBase reads into a buffer that it clears before and copies after."""
+        try:
+            content: bytes = self._source.read(size)
+        except OSError as error:
+            if self._compression is None:
+                raise _unreadable(self._path, error) from None
+            found = f"damaged {self._compression} data ({error})"
+            raise TableError(f"{self._path}: found {found}, allowed: a whole {self._compression} file") from None
+        self.has_quotes = self.has_quotes or b'"' in content
+        self._on_bytes(content)
+        return content
+
+    def readinto(self, buffer: Any) -> int:
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+
+def _unreadable(path: Path, error: OSError) -> TableError:
+    return TableError(f"{path}: cannot be read: {error.strerror or error}")
