@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from ruamel.yaml import YAML
 from sklearn.datasets import load_diabetes
-from workspace import ROOT, Workspace
+from workspace import Workspace
 
 from truefit.core.config import flatten
 from truefit.data.dataset import TableDataset
@@ -326,42 +325,3 @@ def test_tracking_uri_of_the_environment_wins(workspace: Workspace, tmp_path: Pa
     assert experiment is not None
     assert len(client.search_runs([experiment.experiment_id])) == 1
     assert len(workspace.runs()) == before
-
-
-def imports(stage: str) -> tuple[set[str], str]:
-    """Return the files below src that importing a stage loads, and whether it loads torch and mlflow."""
-    code = f"""
-import importlib, sys
-importlib.import_module({stage!r})
-print("torch" in sys.modules, "mlflow" in sys.modules)
-print(*sorted(m.__file__ for m in sys.modules.values() if getattr(m, "__file__", None)), sep="\\n")
-"""
-    command = [sys.executable, "-c", code]
-    heavy, *files = subprocess.run(command, cwd=ROOT / "src", check=True, capture_output=True, text=True).stdout.splitlines()
-    source = str(ROOT / "src")
-    return {str(Path(file).relative_to(ROOT)) for file in files if file.startswith(source)}, heavy
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_stage_depends_on_the_rooms_that_it_imports(stage: str) -> None:
-    imported, heavy = imports(stage)
-    if stage == "evaluate":
-        # It completes the run of each training, so it runs again with it, also where the model's bits stay the same.
-        imported |= imports("train")[0]
-    named = {name for name in YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"][stage]["deps"] if name.startswith("src/")}
-    needed = {re.sub(r"(?<=src/truefit/)(\w+)/.*", r"\1", name) for name in imported}
-    # What remembers numbers decides none, and the package's own file holds a docstring alone.
-    assert named == needed - {"src/truefit/tracking", "src/truefit/__init__.py"}
-    # The first two stages start without the heavy imports, and importing a stage opens no store.
-    assert heavy == f"{stage in ('train', 'evaluate')} False"
-
-
-def test_generate_and_prepare_import_no_torch_mlflow_or_pandas(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
-    for stage, output in [("generate", "data/synthetic.csv"), ("prepare", "data/prepared")]:
-        command = [sys.executable, "-X", "importtime", str(ROOT / f"src/{stage}.py"), output]
-        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
-        assert (tmp_path / output).exists(), run.stderr
-        assert f"truefit.{'synthetic' if stage == 'generate' else 'ingest'}" in imported
-        assert not imported & {"torch", "mlflow", "pandas"}
