@@ -115,6 +115,17 @@ def test_second_repro_runs_no_stage_and_adds_no_run(workspace: Workspace) -> Non
 
 
 @shared_clone
+def test_only_code_that_decides_numbers_makes_a_stage_stale(workspace: Workspace) -> None:
+    workspace.add_comment("tracking", "rerun", "cli")
+    bytecode = workspace.path / "src/truefit/core/__pycache__/added.pyc"
+    bytecode.parent.mkdir(exist_ok=True)
+    bytecode.write_bytes(b"of a module that a later stage was the first to import")
+    assert json.loads(workspace.run("dvc", "status", "--json").stdout) == {}
+    workspace.add_comment("training")
+    assert list(json.loads(workspace.run("dvc", "status", "--json").stdout)) == ["train", "evaluate"]
+
+
+@shared_clone
 def test_forced_repro_gives_the_same_bits_and_adds_one_run(workspace: Workspace) -> None:
     before = workspace.runs()
     printed = workspace.run("dvc", "repro", "--force").stdout

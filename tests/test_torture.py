@@ -189,7 +189,7 @@ STOPS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 
 @pytest.mark.parametrize(("number", "status"), STOPS if TORTURE else STOPS[:1])
 @pytest.mark.xdist_group("torture")
-def test_stopped_training_saves_where_it_is_and_goes_on_in_the_same_run(
+def test_stopped_training_saves_where_it_is_and_goes_on_in_the_same_run_unless_what_decides_numbers_has_changed(
     prepared: Workspace, number: signal.Signals, status: int
 ) -> None:
     workspace, train, name = prepared, ("python", "src/train.py", "data/prepared", "results"), number.name
@@ -208,12 +208,23 @@ def test_stopped_training_saves_where_it_is_and_goes_on_in_the_same_run(
     done_epochs = int(complaint.split()[5])
     assert len(list(workspace.path.glob(".truefit/checkpoints/*/*.checkpoint"))) == 1
 
+    workspace.add_comment("training")
     workspace.run(*train)
-    (resumed,) = workspace.runs(name)
-    assert resumed.info.run_id == run.info.run_id
+    workspace.run("git", "checkout", "--quiet", "HEAD", "--", "src")
+    anew, run = workspace.runs(name)
+    assert (anew.info.status, run.info.status) == ("FINISHED", "KILLED")
+    expected = results(workspace)
+
+    workspace.add_comment("tracking", "rerun", "cli")
+    workspace.run(*train)
+    workspace.run("git", "checkout", "--quiet", "HEAD", "--", "src")
+    resumed = workspace.client.get_run(run.info.run_id)
+    assert len(workspace.runs(name)) == 2
+    assert results(workspace) == expected
     assert resumed.info.status == "FINISHED"
     assert "failure" not in resumed.data.tags
-    assert [step for step, _ in histories(workspace, resumed)["train_loss"]] == list(range(1, 13))
+    for one in (anew, resumed):
+        assert [step for step, _ in histories(workspace, one)["train_loss"]] == list(range(1, 13))
     assert done_epochs < 12
 
 
