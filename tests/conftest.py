@@ -1,10 +1,13 @@
-"""Keeps the tests of an xdist group on one worker, so that what they share is made once.
+"""What all tests share, and that the tests of an xdist group stay on one worker, so that what they share is made once.
 
 pytest-xdist 3.8 names the group in the test's `_nodeid`, which pytest 9.2 does not read: there, it keeps no group together.
 """
 
+from collections.abc import Iterator
+
 import pytest
 from _pytest.nodeid import coerce_node_id
+from helpers_stages import Stages
 
 
 @pytest.hookimpl(trylast=True)
@@ -13,3 +16,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         mark = item.get_closest_marker("xdist_group")
         if mark and getattr(config.option, "loadgroup", False) and "@" not in item.nodeid.rpartition("]")[2]:
             item._id = coerce_node_id(f"{item.nodeid}@{mark.args[0]}")
+
+
+@pytest.fixture(scope="session")
+def stages() -> Iterator[Stages]:
+    """One process of each worker has imported what stages need."""
+    with Stages() as stages:
+        yield stages
