@@ -51,12 +51,15 @@ def restore(workspace: Workspace) -> None:
 
 @pytest.fixture(scope="module")
 def experiments(reproduced: tuple[Workspace, str]) -> dict[str, Run]:
-    """The runs of two experiments, by their names: one in the clone, and one in a workspace that is gone when it ends."""
+    """The runs of two experiments, by their names: one in the clone, and one in a workspace that is gone when it ends.
+
+    The second has the bits of the default settings.
+    """
     workspace = reproduced[0]
     before = len(workspace.runs())
     workspace.run("dvc", "exp", "run", "--set-param", "train.optimizer.lr=0.05", "--name", "slow")
     restore(workspace)
-    workspace.run("dvc", "exp", "run", "--temp", "--set-param", "train.optimizer.lr=0.3", "--name", "temporary")
+    workspace.run("dvc", "exp", "run", "--temp", "--set-param", "train.threads=2", "--name", "temporary")
     return {run.data.tags["dvc.exp"]: run for run in workspace.runs()[:-before]}
 
 
@@ -217,14 +220,12 @@ def test_run_names_the_digests_of_what_it_read_and_wrote(workspace: Workspace) -
 
 
 @shared_clone
-def test_training_with_the_same_bits_is_evaluated_again(workspace: Workspace) -> None:
-    before = workspace.runs()
-    workspace.set_params(train__threads=2)
-    workspace.run("dvc", "repro")
-    after = workspace.runs()
-    assert len(after) == len(before) + 1
-    assert after[0].data.tags["state_dict.sha256"] == before[-1].data.tags["state_dict.sha256"]
-    assert after[0].data.metrics["test_mse"] == before[-1].data.metrics["test_mse"]
+def test_training_with_the_same_bits_is_evaluated_again(workspace: Workspace, experiments: dict[str, Run]) -> None:
+    first, again = workspace.runs()[-1], experiments["temporary"]
+    assert again.info.run_id != first.info.run_id
+    assert (first.data.params["train.threads"], again.data.params["train.threads"]) == ("1", "2")
+    assert again.data.tags["state_dict.sha256"] == first.data.tags["state_dict.sha256"]
+    assert again.data.metrics["test_mse"] == first.data.metrics["test_mse"]
 
 
 @shared_clone
@@ -246,8 +247,10 @@ def test_dvc_tells_metrics_params_and_plots_apart(workspace: Workspace, experime
 
 @shared_clone
 def test_experiments_give_a_run_and_a_row_each(workspace: Workspace, experiments: dict[str, Run]) -> None:
-    rates = {name: run.data.params["train.optimizer.lr"] for name, run in experiments.items()}
-    assert rates == {"slow": "0.05", "temporary": "0.3"}
+    changed = {
+        name: (run.data.params["train.optimizer.lr"], run.data.params["train.threads"]) for name, run in experiments.items()
+    }
+    assert changed == {"slow": ("0.05", "1"), "temporary": ("0.1", "2")}
     shown = json.loads(workspace.run("dvc", "exp", "show", "--json").stdout)
     rows = {row["name"]: row["revs"][0]["data"] for entry in shown for row in entry["experiments"] or []}
     assert set(rows) == set(experiments)
@@ -313,16 +316,18 @@ def test_failing_training_leaves_a_failed_run_with_its_reason(workspace: Workspa
 
 
 @own_clone
-def test_auto_takes_the_compiled_engine_for_many_steps_and_the_run_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # which torch sets in a process that compiles, as a test may
+def test_auto_takes_the_compiled_engine_for_many_steps_and_the_run_says_so(tmp_path: Path, stages: Stages) -> None:
     workspace = Workspace(tmp_path)
     workspace.set_params(train__engine="auto", train__batch_size=1, train__optimizer__lr=0.001, train__epochs=125)
     workspace.set_params(train__compile__batches=4)  # a shorter graph is compiled sooner
-    printed = workspace.run("dvc", "repro", "train").stdout
-    assert "engine: compiled, since for 100,000 steps compiling pays" in printed
-    assert re.search(r"^compiled in [\d.]+ s$", printed, re.MULTILINE)
+    for stage, *arguments in (
+        ["generate", "data/synthetic.csv"],
+        ["prepare", "data/prepared"],
+        ["train", "data/prepared", "results"],
+    ):
+        assert stages.run(tmp_path, stage, *arguments) == (0, "")
+    assert "engine: compiled, since for 100,000 steps compiling pays" in stages.printed
+    assert re.search(r"^compiled in [\d.]+ s$", stages.printed, re.MULTILINE)
     (run,) = workspace.runs()
     assert run.data.params["train.engine"] == "auto"
     assert run.data.tags["engine"] == "compiled"
