@@ -54,9 +54,7 @@ class Stages:
     printed = ""
 
     def __init__(self) -> None:
-        # TORCHINDUCTOR_CACHE_DIR is there where a test has compiled.
-        others = ("DVC_", "MLFLOW_", "TORCHINDUCTOR_")
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(others)}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
         environment = kept | {"PYTHONPATH": str(SRC), "MLFLOW_DISABLE_TELEMETRY": "true"}
         command = [sys.executable, "-c", f"import sys; sys.path.append({str(SRC)!r})\n{SERVER}"]
         pipe = subprocess.PIPE
