@@ -1,12 +1,14 @@
-"""Keeps the tests of an xdist group on one worker, so that what they share is made once; and SIGINT as a terminal has it.
+"""What all tests share: the tests of an xdist group stay on one worker, and SIGINT is as a terminal has it.
 
 pytest-xdist 3.8 names the group in the test's `_nodeid`, which pytest 9.2 does not read: there, it keeps no group together.
 """
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 from _pytest.nodeid import coerce_node_id
+from helpers_stages import Stages
 
 
 def pytest_configure() -> None:
@@ -20,3 +22,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         mark = item.get_closest_marker("xdist_group")
         if mark and getattr(config.option, "loadgroup", False) and "@" not in item.nodeid.rpartition("]")[2]:
             item._id = coerce_node_id(f"{item.nodeid}@{mark.args[0]}")
+
+
+@pytest.fixture(scope="session")
+def stages() -> Iterator[Stages]:
+    """One process of each worker has imported what stages need."""
+    with Stages() as stages:
+        yield stages

@@ -12,6 +12,7 @@ from mlflow.entities import Run
 from playwright.sync_api import Page, expect
 from workspace import Workspace
 
+PRINTED = "printed.txt"  # in a workspace with runs, what the last evaluation printed
 Curves = dict[str, tuple[list[int], list[float]]]  # steps and values, by the run's name
 
 

@@ -7,11 +7,11 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers_stages import Stages
+from helpers_stages import Done, Stages
 
 PARAMS = """
 generate: {rows: 5000}
@@ -29,6 +29,8 @@ ARGUMENTS = {
     "train": ["data/prepared", "disk/results"],
     "evaluate": ["data/prepared", "disk/results", "data/synthetic.csv"],
 }
+Run = Callable[..., Done]
+
 PAGE = 4096
 ABSENT = "cannot be read: No such file or directory"
 PREPARE, TRAIN = "`dvc repro prepare` writes it", "`dvc repro train` writes it"
@@ -63,31 +65,32 @@ class Disk:
 pytestmark = pytest.mark.xdist_group("disk")
 
 
-@pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory, stages: Stages) -> Path:
     """The folder in which all stages ran undisturbed, and in which the store is."""
-    return tmp_path_factory.mktemp("reference")
-
-
-@pytest.fixture(scope="session")
-def stages(reference: Path) -> Iterator[Stages]:
+    reference = tmp_path_factory.mktemp("reference")
     (reference / "params.yaml").write_text(PARAMS)
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     for command in (["init", "--quiet"], ["add", "params.yaml"], [*identity, "commit", "--quiet", "--message", "state"]):
         subprocess.run(["git", *command], cwd=reference, check=True)
-    with Stages(reference) as stages:
-        for stage, arguments in ARGUMENTS.items():
-            assert stages.run(reference, stage, *(name.removeprefix("disk/") for name in arguments)) == (0, "")
-        yield stages
+    for stage, arguments in ARGUMENTS.items():
+        assert stages.run(reference, stage, *(name.removeprefix("disk/") for name in arguments)) == (0, "")
+    return reference
 
 
 @pytest.fixture
-def folder(tmp_path: Path, reference: Path, stages: Stages) -> Path:
+def folder(tmp_path: Path, reference: Path) -> Path:
     """A folder with what the stages read, and an empty folder `disk` to come."""
     for name in ("data", ".git"):
         shutil.copytree(reference / name, tmp_path / name)
     (tmp_path / "params.yaml").write_text(PARAMS)
     return tmp_path
+
+
+@pytest.fixture
+def run_stage(folder: Path, reference: Path, stages: Stages) -> Run:
+    """The function that runs a stage in the folder, with the store of the reference."""
+    return lambda stage, limit=0: stages.run(folder, stage, *ARGUMENTS[stage], limit=limit, DVC_ROOT=str(reference))
 
 
 @pytest.fixture
@@ -137,12 +140,12 @@ def outputs(stage: str, reference: Path) -> dict[str, bytes]:
     ],
 )
 def test_a_full_disk_ends_a_stage_which_later_gives_the_same_bits(
-    stage: str, pages: int, where: str, folder: Path, disk: Disk, reference: Path, stages: Stages
+    stage: str, pages: int, where: str, folder: Path, disk: Disk, reference: Path, run_stage: Run
 ) -> None:
     if stage == "evaluate":
         give_model(reference, disk.folder)
     disk.fill(pages)
-    done = stages.run(folder, stage, *ARGUMENTS[stage])
+    done = run_stage(stage)
 
     expected = outputs(stage, reference)
     assert done.status == 2
@@ -150,30 +153,30 @@ def test_a_full_disk_ends_a_stage_which_later_gives_the_same_bits(
     left = contents(disk.folder)
     assert left.items() < expected.items()  # no part of a file, and no temporary one
     disk.free()
-    assert stages.run(folder, stage, *ARGUMENTS[stage]) == (0, "")
+    assert run_stage(stage) == (0, "")
     assert contents(disk.folder) == expected
 
 
 @pytest.mark.parametrize(("stage", "where"), [("generate", r"disk/data/synthetic\.csv: "), ("prepare", ".*")])
 def test_a_file_that_grows_too_large_ends_a_stage(
-    stage: str, where: str, folder: Path, reference: Path, stages: Stages
+    stage: str, where: str, folder: Path, reference: Path, run_stage: Run
 ) -> None:
-    done = stages.run(folder, stage, *ARGUMENTS[stage], limit=3 * PAGE)
+    done = run_stage(stage, limit=3 * PAGE)
 
     assert done.status == 2
     assert re.fullmatch(f"error: {where}File too large\n", done.line)
     assert contents(folder / "disk") == {}
-    assert stages.run(folder, stage, *ARGUMENTS[stage]) == (0, "")
+    assert run_stage(stage) == (0, "")
     assert contents(folder / "disk") == outputs(stage, reference)
 
 
 @pytest.mark.parametrize("stage", ARGUMENTS)
-def test_a_read_only_disk_ends_a_stage(stage: str, folder: Path, disk: Disk, reference: Path, stages: Stages) -> None:
+def test_a_read_only_disk_ends_a_stage(stage: str, folder: Path, disk: Disk, reference: Path, run_stage: Run) -> None:
     give_model(reference, disk.folder)
     (disk.folder / "data/prepared").mkdir(parents=True)
     before = contents(disk.folder)
     disk.remount("ro")
-    done = stages.run(folder, stage, *ARGUMENTS[stage])
+    done = run_stage(stage)
 
     assert done.status == 2
     assert re.fullmatch(r"error: .*disk/\S+: Read-only file system\n", done.line)
@@ -195,14 +198,14 @@ def test_a_read_only_disk_ends_a_stage(stage: str, folder: Path, disk: Disk, ref
     ],
 )  # fmt: skip
 def test_a_folder_in_the_place_of_a_file_ends_a_stage(
-    stage: str, place: str, line: str, folder: Path, reference: Path, stages: Stages
+    stage: str, place: str, line: str, folder: Path, reference: Path, run_stage: Run
 ) -> None:
     if stage == "evaluate":
         give_model(reference, folder / "disk")
     (folder / place).unlink(missing_ok=True)
     (folder / place / "inside").mkdir(parents=True)
 
-    assert stages.run(folder, stage, *ARGUMENTS[stage]) == (2, f"error: {line}\n")
+    assert run_stage(stage) == (2, f"error: {line}\n")
     assert (folder / place / "inside").is_dir()
     assert [name for name in contents(folder / "disk") if name.endswith(".tmp")] == []
 
@@ -217,9 +220,9 @@ def test_a_folder_in_the_place_of_a_file_ends_a_stage(
         ("evaluate", "disk/results/history.csv", "disk/results/history.csv: No such file or directory"),
     ],
 )  # fmt: skip
-def test_a_missing_file_ends_a_stage(stage: str, place: str, line: str, folder: Path, reference: Path, stages: Stages) -> None:
+def test_a_missing_file_ends_a_stage(stage: str, place: str, line: str, folder: Path, reference: Path, run_stage: Run) -> None:
     if stage == "evaluate":
         give_model(reference, folder / "disk")
     (folder / place).unlink()
 
-    assert stages.run(folder, stage, *ARGUMENTS[stage]) == (2, f"error: {line}\n")
+    assert run_stage(stage) == (2, f"error: {line}\n")

@@ -1,6 +1,6 @@
 """A planted model does not run, and names from outside are names and nothing else: to shells, paths, SQL, HTML and TeX.
 
-That `make ui` listens on 127.0.0.1 only is in test_ui.py.
+That `make ui` listens on 127.0.0.1 only is in ui/test_address.py.
 """
 
 import csv
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers_data import numbered_csv, prepare
+from helpers_stages import Stages
 from workspace import Workspace
 
 from truefit.core.errors import ModelError
@@ -74,7 +75,7 @@ def test_the_trap_would_spring_and_give_the_right_tensors(table: Table) -> None:
 
 
 @pytest.mark.xdist_group("own clone")
-def test_names_from_outside_break_out_of_nothing(tmp_path: Path) -> None:
+def test_names_from_outside_break_out_of_nothing(tmp_path: Path, stages: Stages) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     workspace = Workspace(tmp_path / "a" / "b")
     file = f"{HOSTILE.replace('/', '')}.csv"
@@ -89,7 +90,7 @@ def test_names_from_outside_break_out_of_nothing(tmp_path: Path) -> None:
         track__experiment=f"experiment {HOSTILE}\n2",
         track__run_name=f"run {HOSTILE}\n2",
     )
-    workspace.run("dvc", "repro", "evaluate")
+    assert "Running stage 'generate'" not in workspace.run("dvc", "repro", "evaluate").stdout
 
     client = workspace.client
     experiment = client.get_experiment_by_name(f"experiment {HOSTILE}\n2")
@@ -104,9 +105,9 @@ def test_names_from_outside_break_out_of_nothing(tmp_path: Path) -> None:
     assert_untouched(tmp_path)
 
     plant(workspace.path / "results/model.pt", archived=True)
-    failed = workspace.run("python", "src/evaluate.py", "data/prepared", "results", "data/synthetic.csv", status=2)
+    failed = stages.run(workspace.path, "evaluate", "data/prepared", "results", "data/synthetic.csv")
     line = "error: results/model.pt: damaged, or not a state_dict; `dvc repro --force train` writes it anew\n"
-    assert failed.stderr == line
+    assert failed == (2, line)
     assert_untouched(tmp_path)
     assert len(client.search_runs([experiment.experiment_id])) == 1
 

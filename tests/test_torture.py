@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers_stages import Stages
 from helpers_torture import SEED, TORTURE
 from mlflow.entities import Run
 from workspace import Workspace
@@ -75,10 +76,13 @@ TRAININGS: dict[str, dict[str, Any]] = {
     },
     "all": {"batch_size": "all", "schedule": {"name": "constant"}, "standardize": True, "epochs": 3000},
 }
+TRAIN = ("train", "data/prepared", "results")
+SCRIPT = ("python", "src/train.py", *TRAIN[1:])  # the same in a process that is stopped, or has code of its own
+
 KILLS = dict.fromkeys(TRAININGS, 4) if TORTURE else {"mlp": 1}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A clone with a table of 8,000 training rows, so that an epoch of small batches is several chunks long."""
     workspace = Workspace(tmp_path_factory.mktemp("clone"))
@@ -122,6 +126,12 @@ def until_begun(workspace: Workspace, process: subprocess.Popen[str], metrics: b
         time.sleep(0.01)
 
 
+def train(workspace: Workspace, stages: Stages) -> None:
+    """Train undisturbed, which says nothing but how far it is."""
+    done = stages.run(workspace.path, *TRAIN)
+    assert (done.status, re.sub(r"^epoch .*\n", "", done.line, flags=re.MULTILINE)) == (0, "")
+
+
 def results(workspace: Workspace) -> dict[str, bytes]:
     return {name: (workspace.path / "results" / name).read_bytes() for name in ("model.pt", "model.json", "history.csv")}
 
@@ -149,15 +159,13 @@ def check_run(workspace: Workspace, run: Run, reference: Run) -> None:
 
 @pytest.mark.parametrize("name", KILLS)
 @pytest.mark.xdist_group("torture")
-def test_killed_training_ends_with_the_bits_of_one_that_was_not(prepared: Workspace, name: str) -> None:
+def test_killed_training_ends_with_the_bits_of_one_that_was_not(prepared: Workspace, name: str, stages: Stages) -> None:
     generator = random.Random(f"{SEED} {name}")
     print(f"seed {SEED}")
-    workspace, train = prepared, ("python", "src/train.py", "data/prepared", "results")
+    workspace = prepared
     configure(workspace, name, TRAININGS[name], checkpoint={"epochs": 2, "seconds": 0.05})
-    process = start(workspace, *train)
-    until_begun(workspace, process)
     begun = time.monotonic()
-    assert process.communicate()[1] == ""
+    train(workspace, stages)
     duration = time.monotonic() - begun
     expected = results(workspace)
     shutil.rmtree(workspace.path / "results")
@@ -165,15 +173,14 @@ def test_killed_training_ends_with_the_bits_of_one_that_was_not(prepared: Worksp
 
     resumed = 0
     for _ in range(KILLS[name]):
-        process = start(workspace, *train)
+        process = start(workspace, *SCRIPT)
         until_begun(workspace, process)
         moment = generator.uniform(0, 0.7 * duration / (1 + resumed))
         time.sleep(moment)
         kill(process)
         # One killed when its run had ended leaves no journal to go on with, also where the process was not quite over.
         resumed += any((workspace.path / ".truefit/runs").iterdir())
-    done = workspace.run(*train)
-    assert "warning" not in done.stderr
+    train(workspace, stages)
     assert results(workspace) == expected
     runs = [run for run in workspace.runs(name) if run.info.run_id != reference.info.run_id]
     for run in runs:
@@ -189,12 +196,12 @@ STOPS = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 
 @pytest.mark.parametrize(("number", "status"), STOPS if TORTURE else STOPS[:1])
 @pytest.mark.xdist_group("torture")
-def test_stopped_training_saves_where_it_is_and_goes_on_in_the_same_run(
+def test_stopped_training_saves_where_it_is_and_goes_on_in_the_same_run_unless_what_decides_numbers_has_changed(
     prepared: Workspace, number: signal.Signals, status: int
 ) -> None:
-    workspace, train, name = prepared, ("python", "src/train.py", "data/prepared", "results"), number.name
+    workspace, name = prepared, number.name
     configure(workspace, name, TRAININGS["numpy"], checkpoint={"epochs": None, "seconds": None})
-    process = start(workspace, *train)
+    process = start(workspace, *SCRIPT)
     until_begun(workspace, process, metrics=True)
     process.send_signal(number)
     _, complaint = process.communicate()
@@ -208,26 +215,38 @@ def test_stopped_training_saves_where_it_is_and_goes_on_in_the_same_run(
     done_epochs = int(complaint.split()[5])
     assert len(list(workspace.path.glob(".truefit/checkpoints/*/*.checkpoint"))) == 1
 
-    workspace.run(*train)
-    (resumed,) = workspace.runs(name)
-    assert resumed.info.run_id == run.info.run_id
+    workspace.add_comment("training")
+    workspace.run(*SCRIPT)
+    workspace.run("git", "checkout", "--quiet", "HEAD", "--", "src")
+    anew, run = workspace.runs(name)
+    assert (anew.info.status, run.info.status) == ("FINISHED", "KILLED")
+    expected = results(workspace)
+
+    workspace.add_comment("tracking", "rerun", "cli")
+    workspace.run(*SCRIPT)
+    workspace.run("git", "checkout", "--quiet", "HEAD", "--", "src")
+    resumed = workspace.client.get_run(run.info.run_id)
+    assert len(workspace.runs(name)) == 2
+    assert results(workspace) == expected
     assert resumed.info.status == "FINISHED"
     assert "failure" not in resumed.data.tags
-    assert [step for step, _ in histories(workspace, resumed)["train_loss"]] == list(range(1, 13))
+    for one in (anew, resumed):
+        assert [step for step, _ in histories(workspace, one)["train_loss"]] == list(range(1, 13))
     assert done_epochs < 12
 
 
 @pytest.mark.xdist_group("torture")
-def test_of_two_trainings_with_the_same_fingerprint_the_second_says_why_it_ends(prepared: Workspace) -> None:
-    workspace, train = prepared, ("python", "src/train.py", "data/prepared", "results")
+def test_of_two_trainings_with_the_same_fingerprint_the_second_says_why_it_ends(prepared: Workspace, stages: Stages) -> None:
+    workspace = prepared
     configure(workspace, "two", TRAININGS["numpy"])
-    first = start(workspace, *train)
+    first = start(workspace, *SCRIPT)
     until_begun(workspace, first)
     first.send_signal(signal.SIGSTOP)
-    second = workspace.run(*train, status=2)
+    second = stages.run(workspace.path, *TRAIN)
     first.send_signal(signal.SIGCONT)
-    assert second.stderr.endswith("a training with the same settings, table and code is running; wait until it has ended\n")
-    assert second.stderr.count("\n") == 1
+    assert second.status == 2
+    assert second.line.endswith("a training with the same settings, table and code is running; wait until it has ended\n")
+    assert second.line.count("\n") == 1
     assert (first.communicate()[1], first.returncode) == ("", 0)
     (run,) = workspace.runs("two")
     assert run.info.status == "FINISHED"

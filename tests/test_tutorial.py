@@ -31,15 +31,14 @@ def words(text: str) -> list[str]:
     return [" ".join(part.split()) for part in NUMBER.split(text)]
 
 
-def test_the_tutorial_comes_out_as_it_stands(tmp_path: Path) -> None:
+def test_the_tutorial_comes_out_as_it_stands(tmp_path: Path, stages: Stages) -> None:
     workspace = Workspace(tmp_path)
-    with Stages(tmp_path) as stages:
-        for stage, *arguments in (
-            ["generate", "data/synthetic.csv"],
-            ["prepare", "data/prepared"],
-            ["train", "data/prepared", "results"],
-        ):
-            assert stages.run(tmp_path, stage, *arguments) == (0, "")
+    for stage, *arguments in (
+        ["generate", "data/synthetic.csv"],
+        ["prepare", "data/prepared"],
+        ["train", "data/prepared", "results"],
+    ):
+        assert stages.run(tmp_path, stage, *arguments) == (0, "")
     picture = tmp_path / "results/tutorial-loss.png"
     # What other tests have compiled need not be compiled again.
     (tmp_path / ".truefit/inductor").symlink_to(cache_dir())

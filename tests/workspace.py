@@ -15,6 +15,16 @@ from ruamel.yaml import YAML
 ROOT = Path(__file__).parents[1]
 
 
+def copy_working_tree(to: Path) -> None:
+    """Copy the files of the working tree that git knows, or does not ignore."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    for name in listed.stdout.decode().rstrip("\0").split("\0"):
+        if (ROOT / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, to / name)
+
+
 class Workspace:
     """A git repository of its own with the files of the working tree, committed, and an environment that runs them.
 
@@ -28,13 +38,7 @@ class Workspace:
             self._copy(top or path)
 
     def _copy(self, top: Path) -> None:
-        listed = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
-        )
-        for name in listed.stdout.decode().rstrip("\0").split("\0"):
-            if (ROOT / name).is_file():
-                (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, self.path / name)
+        copy_working_tree(self.path)
         names = [["config", "user.name", "t"], ["config", "user.email", "t@example.org"]]
         for command in (["init", "--quiet", str(top)], *names):
             self.run("git", *command)
@@ -71,6 +75,12 @@ class Workspace:
                 section = section[parent]
             section[last] = value
         yaml.dump(params, self.path / "params.yaml")
+
+    def add_comment(self, *rooms: str) -> None:
+        """Add a comment to the code of these rooms."""
+        for room in rooms:
+            with (self.path / "src/truefit" / room / "__init__.py").open("a") as module:
+                module.write("# another line\n")
 
     def json(self, name: str) -> Any:
         """Return the content of a JSON file."""

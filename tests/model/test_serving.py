@@ -58,32 +58,31 @@ def rows(count: int, seed: int) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, dict[Dtype, Run]]:
+def runs(tmp_path_factory: pytest.TempPathFactory, stages: Stages) -> tuple[Workspace, dict[Dtype, Run]]:
     """A clone with a run of a linear model in float64, one of an mlp in float32, and one that logs no MLflow model."""
     workspace = Workspace(tmp_path_factory.mktemp("clone"))
     rows(200, seed=0).to_csv(workspace.path / "data/own.csv", index=False)
     pyarrow.csv.write_csv(pa.Table.from_pandas(rows(ROWS, seed=1)), workspace.path / "new.csv")  # faster than pandas
     workspace.set_params(prepare__csv="data/own.csv", train__epochs=2, train__optimizer__lr=0.01)
     dtypes: list[tuple[Dtype, dict[str, Any]]] = [("float64", {}), ("float32", MLP), ("float32", {"track__log_model": False})]
-    with Stages(workspace.path) as stages:
-        for dtype, changed in dtypes:
-            workspace.set_params(prepare__dtype=dtype, **changed)
-            for stage, *arguments in [("prepare", TABLE), ("train", TABLE, RESULTS)]:
-                done = stages.run(workspace.path, stage, *arguments)
-                assert done.status == 0, done.line
+    for dtype, changed in dtypes:
+        workspace.set_params(prepare__dtype=dtype, **changed)
+        for stage, *arguments in [("prepare", TABLE), ("train", TABLE, RESULTS)]:
+            done = stages.run(workspace.path, stage, *arguments)
+            assert done.status == 0, done.line
     without, mlp, linear = workspace.runs()
     assert [run.data.params["track.log_model"] for run in (linear, mlp, without)] == ["true", "true", "false"]
     return workspace, {"float64": linear, "float32": mlp}
 
 
 @pytest.fixture(scope="module")
-def expected(runs: tuple[Workspace, dict[Dtype, Run]]) -> dict[Dtype, Array]:
+def expected(runs: tuple[Workspace, dict[Dtype, Run]], stages: Stages) -> dict[Dtype, Array]:
     """What `truefit predict` writes for the rows of new.csv."""
     workspace, by_dtype = runs
-    command = [sys.executable, "-c", "from truefit.cli.main import main; main()", "predict", "new.csv", "out.csv", "--run"]
     predicted: dict[Dtype, Array] = {}
     for dtype, run in by_dtype.items():
-        workspace.run(*command, run.info.run_id)
+        done = stages.run(workspace.path, "truefit", "predict", "new.csv", "out.csv", "--run", run.info.run_id)
+        assert done == (0, "")
         with (workspace.path / "out.csv").open() as file:
             predicted[dtype] = np.array([float(row["prediction"]) for row in csv.DictReader(file)], dtype)
         assert len(predicted[dtype]) == ROWS
@@ -187,16 +186,24 @@ def test_a_model_is_loaded_from_its_own_files_with_the_bits_of_predict(
     runs: tuple[Workspace, dict[Dtype, Run]], expected: dict[Dtype, Array], tmp_path: Path
 ) -> None:
     workspace, by_dtype = runs
-    for dtype, run in by_dtype.items():
-        (tmp_path / dtype).mkdir()
-        script = f"""
-import sys, mlflow.pyfunc, numpy as np, pandas as pd
-model = mlflow.pyfunc.load_model("runs:/{run.info.run_id}/model", dst_path={str(tmp_path / dtype)!r})
-own = [module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "truefit"]
-assert own and all("{dtype}/model/code/truefit/" in file for file in own), own
-np.save("{dtype}.npy", model.predict(pd.read_csv("new.csv")))
+    # Each in a process of its own, since both have a package called truefit.
+    script = f"""
+import os, sys, mlflow.pyfunc, numpy as np, pandas as pd, torch
+def load(dtype, run_id):
+    model = mlflow.pyfunc.load_model(f"runs:/{{run_id}}/model", dst_path=f"{tmp_path}/{{dtype}}")
+    own = [module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "truefit"]
+    assert own and all(f"{{dtype}}/model/code/truefit/" in file for file in own), own
+    np.save(f"{{dtype}}.npy", model.predict(pd.read_csv("new.csv")))
+for dtype, run_id in { {dtype: run.info.run_id for dtype, run in by_dtype.items()} }.items():
+    if (child := os.fork()) == 0:
+        load(dtype, run_id)
+        sys.exit()
+    assert os.waitpid(child, 0)[1] == 0
 """
-        workspace.run(sys.executable, "-c", script)
+    for dtype in by_dtype:
+        (tmp_path / dtype).mkdir()
+    workspace.run(sys.executable, "-c", script)
+    for dtype in by_dtype:
         loaded = np.load(workspace.path / f"{dtype}.npy")
         assert loaded.dtype == dtype
         assert np.array_equal(loaded, expected[dtype])

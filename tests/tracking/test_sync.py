@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from helpers_rerun import rerun
 from helpers_server import TRAIN, Server, complaints, wait_for_epochs
+from helpers_stages import Stages
 from helpers_torture import SEED, TORTURE
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -43,8 +44,12 @@ def start(workspace: Workspace, experiment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(TRAIN, cwd=workspace.path, env=workspace.environment, stdout=pipe, stderr=pipe, text=True)
 
 
-def sync(workspace: Workspace, status: int = 0) -> subprocess.CompletedProcess[str]:
-    return workspace.run("truefit", "sync", status=status)
+def sync(workspace: Workspace, stages: Stages, status: int = 0, uri: str | None = None) -> str:
+    """Run `truefit sync`, for the workspace's server or another store, check its status and return what it says on stderr."""
+    uri = uri or workspace.environment["MLFLOW_TRACKING_URI"]
+    done = stages.run(workspace.path, "truefit", "sync", MLFLOW_TRACKING_URI=uri)
+    assert done.status == status, done.line
+    return done.line
 
 
 def waiting(workspace: Workspace) -> int:
@@ -88,7 +93,7 @@ def check_warned(process: subprocess.Popen[str]) -> None:
 
 
 def test_server_away_from_the_start_gets_the_run_with_its_own_start_time_and_no_other_store_does(
-    workspace: Workspace, server: Server
+    workspace: Workspace, server: Server, stages: Stages
 ) -> None:
     server.kill()
     began = time.time() * 1000
@@ -97,24 +102,27 @@ def test_server_away_from_the_start_gets_the_run_with_its_own_start_time_and_no_
     running = time.time() * 1000
     check_warned(process)
     assert waiting(workspace) == 1
-    assert "error: 1 runs could not be sent; they are kept" in sync(workspace, status=2).stderr
+    assert "error: 1 runs could not be sent; they are kept" in sync(workspace, stages, status=2)
 
-    other = workspace.run("truefit", "sync", status=2, MLFLOW_TRACKING_URI=f"sqlite:///{workspace.path / 'other.db'}")
-    assert f"is for the store {server.uri}; see MLFLOW_TRACKING_URI" in other.stderr
+    complaint = sync(workspace, stages, status=2, uri=f"sqlite:///{workspace.path / 'other.db'}")
+    assert f"is for the store {server.uri}; see MLFLOW_TRACKING_URI" in complaint
     assert waiting(workspace) == 1
 
     # Its evaluation waits as well, and is to join it.
-    evaluated = workspace.run("python", "src/evaluate.py", "data/prepared", "results", "data/synthetic.csv")
-    assert "`truefit sync` sends it" in evaluated.stderr
+    arguments = ("data/prepared", "results", "data/synthetic.csv")
+    evaluated = stages.run(workspace.path, "evaluate", *arguments, MLFLOW_TRACKING_URI=server.uri)
+    assert evaluated.status == 0
+    assert "`truefit sync` sends it" in evaluated.line
     assert waiting(workspace) == 2
 
     server.start()
-    sync(workspace)
+    sync(workspace, stages)
     assert waiting(workspace) == 0
     run = check_whole(workspace, server, "start")
     assert began <= run.info.start_time <= running
     assert run.data.metrics["test_mse"] == workspace.json("results/metrics.json")["test"]["mse"]
-    assert sync(workspace).stdout == ""
+    sync(workspace, stages)
+    assert stages.printed == ""
     check_whole(workspace, server, "start")
 
 
@@ -134,7 +142,7 @@ def test_server_killed_in_the_middle_gets_the_rest_by_sync(workspace: Workspace,
 
 
 @pytest.mark.parametrize("number", range(3 if TORTURE else 1))
-def test_server_that_comes_and_goes_gets_everything(workspace: Workspace, server: Server, number: int) -> None:
+def test_server_that_comes_and_goes_gets_everything(workspace: Workspace, server: Server, stages: Stages, number: int) -> None:
     generator = random.Random(f"{SEED} {number}")
     print(f"seed {SEED}")
     experiment = f"flapping {number}"
@@ -146,17 +154,17 @@ def test_server_that_comes_and_goes_gets_everything(workspace: Workspace, server
         time.sleep(generator.uniform(0, 1.5))
     assert (process.communicate()[0] != "", process.returncode) == (True, 0)
     server.start()
-    sync(workspace)
+    sync(workspace, stages)
     assert waiting(workspace) == 0
     check_whole(workspace, server, experiment)
 
 
-def test_sync_beside_a_training_neither_doubles_nor_loses(workspace: Workspace, server: Server) -> None:
+def test_sync_beside_a_training_neither_doubles_nor_loses(workspace: Workspace, server: Server, stages: Stages) -> None:
     server.start()
     process = start(workspace, "beside")
     wait_for_epochs(workspace, process, 1)
     while process.poll() is None:
-        sync(workspace)
+        sync(workspace, stages)
     assert (complaints(process.communicate()[1]), process.returncode) == ([], 0)
     assert waiting(workspace) == 0
     check_whole(workspace, server, "beside")

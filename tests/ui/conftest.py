@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 from helpers_stages import Stages
+from helpers_ui import PRINTED, served
+from mlflow.entities import Run
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from workspace import Workspace
 
@@ -18,7 +20,7 @@ expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="session")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def workspace(tmp_path_factory: pytest.TempPathFactory, stages: Stages) -> Workspace:
     """A clone in which the default pipeline ran, then three trainings with other settings, each evaluated.
 
     The first is that of HEAD, for DVC too; the results of the last are in the working tree.
@@ -26,27 +28,40 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace = Workspace(tmp_path_factory.mktemp("clone"))
     table, synthetic = "data/prepared", "data/synthetic.csv"
     mlp = {"train__model__name": "mlp", "train__model__hidden": [16, 16], "train__optimizer__name": "adam"}
-    with Stages(workspace.path) as stages:
 
-        def run(stage: str, *arguments: str) -> None:
-            done = stages.run(workspace.path, stage, *arguments)
-            assert done.status == 0, done.line
+    def run(stage: str, *arguments: str) -> None:
+        done = stages.run(workspace.path, stage, *arguments)
+        assert done.status == 0, done.line
 
-        run("generate", synthetic)
-        run("prepare", table)
-        for changed in (
-            {},
-            {"train__optimizer__lr": 0.02},
-            {"train__optimizer__lr": 0.1, "train__engine": "numpy"},
-            {"train__optimizer__lr": 0.01, "train__engine": "torch", **mlp},
-        ):
-            workspace.set_params(**changed)
-            run("train", table, "results")
-            run("evaluate", table, "results", synthetic)
-            if not changed:
-                workspace.run("dvc", "commit", "--force")  # so that the later ones can be compared with HEAD
-                workspace.commit()
+    run("generate", synthetic)
+    run("prepare", table)
+    for changed in (
+        {},
+        {"train__optimizer__lr": 0.02},
+        {"train__optimizer__lr": 0.1, "train__engine": "numpy"},
+        {"train__optimizer__lr": 0.01, "train__engine": "torch", **mlp},
+    ):
+        workspace.set_params(**changed)
+        run("train", table, "results")
+        run("evaluate", table, "results", synthetic)
+        if not changed:
+            workspace.run("dvc", "commit", "--force")  # so that the later ones can be compared with HEAD
+            workspace.commit()
+    (workspace.path / PRINTED).write_text(stages.printed)
     return workspace
+
+
+@pytest.fixture(scope="session")
+def run(workspace: Workspace) -> Run:
+    """The run of the default pipeline."""
+    return workspace.runs()[-1]
+
+
+@pytest.fixture(scope="session")
+def address(workspace: Workspace, run: Run) -> Iterator[str]:
+    """The address of a `make ui` on a free port, stopped at the end."""
+    with served(workspace) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

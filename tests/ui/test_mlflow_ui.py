@@ -7,13 +7,12 @@ for them.
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from helpers_data import numbered_csv, prepare
-from helpers_ui import compare_all, loss_curves, recorded_curves, served
+from helpers_ui import PRINTED, compare_all, loss_curves, recorded_curves
 from mlflow.entities import Run
 from playwright.sync_api import Page, expect
 from workspace import Workspace
@@ -36,18 +35,6 @@ NAMES = [
     "mlp adam lr=0.01 batch=16 torch",
 ]
 LARGEST_PICTURE = 200_000  # bytes
-
-
-@pytest.fixture(scope="session")
-def run(workspace: Workspace) -> Run:
-    """The run of the default pipeline."""
-    return workspace.runs()[-1]
-
-
-@pytest.fixture(scope="session")
-def address(workspace: Workspace, run: Run) -> Iterator[str]:
-    with served(workspace) as address:
-        yield address
 
 
 def take_picture(page: Page, name: str, folder: Path) -> None:
@@ -129,7 +116,7 @@ def test_page_of_a_run_says_what_was_trained_on_what_how_well_and_how_to_repeat_
 def test_the_address_at_the_end_of_a_repro_shows_a_picture_to_a_new_browser(
     page: Page, address: str, workspace: Workspace
 ) -> None:
-    printed = (workspace.path / "evaluate.1").read_text()  # of the last training
+    printed = (workspace.path / PRINTED).read_text()  # by the last evaluation
     (place,) = re.findall(r"^ +http://127\.0\.0\.1:5000(/.+)$", printed, re.MULTILINE)
     page.goto(f"{address}{place}")
     expect(page.get_by_alt_text("figures/fit.png")).to_be_visible()
