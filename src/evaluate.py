@@ -26,7 +26,7 @@ from truefit.evaluation.report import (
     summary,
 )
 from truefit.model.files import load_model
-from truefit.tracking.names import NOTE_TAG
+from truefit.tracking.names import EVALUATED_CODE_TAG, EXCESS_MSE, FIGURES, NOTE_TAG, TEST_PREFIX
 from truefit.tracking.run import Run, TrackSettings
 from truefit.tracking.store import Store
 from truefit.training.device import configure
@@ -37,11 +37,7 @@ UI = "http://127.0.0.1:5000"  # `make ui`
 
 def main() -> None:
     """Write metrics, predictions and pictures, and add them to the run that trained the model."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("table", type=Path, help="the folder of the prepared table, such as data/prepared")
-    parser.add_argument("results", type=Path, help="the folder of the model, for its evaluation too, such as results")
-    parser.add_argument("synthetic", type=Path, help="the CSV of stage generate, whose true line is known")
-    arguments = parser.parse_args()
+    arguments = parse()
     results: Path = arguments.results
     params, store = Params(), Store()
     settings, track = params.section("evaluate", EvaluateSettings), params.section("track", TrackSettings)
@@ -67,13 +63,22 @@ def main() -> None:
     print_next(run, store, track.experiment, picture)
 
 
+def parse() -> argparse.Namespace:
+    """Return the arguments of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", type=Path, help="the folder of the prepared table, such as data/prepared")
+    parser.add_argument("results", type=Path, help="the folder of the model, for its evaluation too, such as results")
+    parser.add_argument("synthetic", type=Path, help="the CSV of stage generate, whose true line is known")
+    return parser.parse_args()
+
+
 def log_evaluation(run: Run, metrics: dict[str, Any], figures: dict[str, bytes], note: str) -> None:
     """Add the test metrics, the pictures and the description to the run."""
-    logged = {f"test_{name}": value for name, value in metrics["test"].items()} | {"excess_mse": metrics["excess_mse"]}
+    logged = {f"{TEST_PREFIX}{name}": value for name, value in metrics["test"].items()} | {EXCESS_MSE: metrics["excess_mse"]}
     # Where it is not that of the training, the scores are of other code.
-    run.set_tags({"evaluated.code.sha256": code_digest(read_code()), NOTE_TAG: note})
+    run.set_tags({EVALUATED_CODE_TAG: code_digest(read_code()), NOTE_TAG: note})
     run.log_metrics({name: value for name, value in logged.items() if value is not None}, step=0)
-    run.log_artifacts({f"figures/{name}": content for name, content in figures.items()})
+    run.log_artifacts({f"{FIGURES}/{name}": content for name, content in figures.items()})
 
 
 def print_next(run: Run, store: Store, experiment: str, picture: str) -> None:
@@ -84,7 +89,7 @@ def print_next(run: Run, store: Store, experiment: str, picture: str) -> None:
     # A server has its own UI, which `make ui` would not start.
     remote = store.uri.startswith("http")
     print(f"next: {'' if remote else 'make ui                  then '}look at the run's pictures in MLflow:")
-    place = f"experiments/{store.experiment(experiment)}/runs/{run.run_id}/artifacts/figures/{picture}"
+    place = f"experiments/{store.experiment(experiment)}/runs/{run.run_id}/artifacts/{FIGURES}/{picture}"
     # Without the last part, MLflow 3 shows the pages for language models to a browser that is new to it.
     print(f"      {store.redacted_uri.rstrip('/') if remote else UI}/#/{place}?workflowType=machine_learning")
     print(f"      truefit rerun {run.run_id[:8]}   run it again, and compare every bit")

@@ -10,17 +10,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 from truefit.core import errors
-from truefit.core.code import read_code
-from truefit.core.config import PARAMS, Params
-from truefit.core.files import sha256, write_bytes
+from truefit.core.config import Params
+from truefit.core.files import write_bytes
 from truefit.data.batches import sequential_loader
 from truefit.data.dataset import open_verified
 from truefit.data.table import Table
 from truefit.model import serving
 from truefit.model.files import MODEL_JSON, save_model, state_dict_bytes, state_dict_digest
 from truefit.tracking.connection import repository_root
-from truefit.tracking.names import CHANGED_TAG, DIGEST_TAG
-from truefit.tracking.provenance import read_origin
+from truefit.tracking.names import CHANGED_TAG, COMPILE_SECONDS_TAG, DIGEST_TAG, MODEL_DESCRIPTION, state_path, state_tag
+from truefit.tracking.provenance import changed_since, code_in_use, read_origin
 from truefit.tracking.run import Run, TrackSettings
 from truefit.tracking.store import Store
 from truefit.training.checkpoint import Checkpoints, CheckpointSettings, fingerprint
@@ -34,26 +33,22 @@ from truefit.training.settings import TrainSettings
 
 def main() -> None:
     """Train the model of the settings on the prepared table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("table", type=Path, help="the folder of the prepared table, such as data/prepared")
-    parser.add_argument("results", type=Path, help="the folder for the model and its history, such as results")
-    arguments = parser.parse_args()
+    arguments = parse()
     code, params, store = code_in_use(), Params(), Store()
     as_written, track = params.section("train", TrainSettings), params.section("track", TrackSettings)
-    every = params.section("checkpoint", CheckpointSettings)
     device = choose_device(as_written.device_name)
     configure(as_written.threads)
     # Inductor unpickles what it finds in its cache; its own choice is a folder under /tmp, with a name that others can guess.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(repository_root() / ".truefit/inductor"))
     train_rows, validation_rows = open_verified(arguments.table, "train", "validation")
-    table = train_rows.table
-    settings = with_engine(as_written, len(train_rows), device)
-    decisive = track.model_dump(exclude={"largest_file_mb"})
-    key = fingerprint(device, settings.model_dump(), table.digest, decisive, store.address)
+    table, settings = train_rows.table, with_engine(as_written, len(train_rows), device)
+    tracked = track.model_dump(exclude={"largest_file_mb"})  # a run of another experiment or name is another run
+    identity = fingerprint(device, settings.model_dump(), table.digest, tracked, store.address)
     origin = partial(read_origin, params, as_written.model_dump(), settings.engine, table, device, track.largest_file)
+    folder = repository_root() / ".truefit/checkpoints" / identity
     with (
-        Checkpoints(repository_root() / ".truefit/checkpoints" / key, every) as checkpoints,
-        store.training_run(track, settings.title, key, origin) as run,
+        Checkpoints(folder, params.section("checkpoint", CheckpointSettings)) as checkpoints,
+        store.training_run(track, settings.title, identity, origin) as run,
         progress(settings.epochs) as show,
     ):
 
@@ -63,36 +58,37 @@ def main() -> None:
 
         engine = build_engine(train_rows, settings, device)
         if isinstance(engine, CompiledEngine):
-            run.set_tags({"compile_seconds": f"{engine.compile_seconds:.1f}"})
+            run.set_tags({COMPILE_SECONDS_TAG: f"{engine.compile_seconds:.1f}"})
             tqdm.write(f"compiled in {engine.compile_seconds:.1f} s")
         chunks, validation = epoch_chunks(train_rows, settings, device), sequential_loader(validation_rows, device)
         outcome = fit(engine, chunks, validation, settings, on_epoch, checkpoints)
-        save_outcome(outcome, as_written, table, arguments.results, run, track)
-        if changed := {name for name, _ in code.items() ^ code_in_use().items()}:
-            run.set_tags({CHANGED_TAG: ", ".join(sorted(changed))[:5000]})
+        save_outcome(outcome, as_written, table, arguments.results, run, track.log_model)
+        if changed := changed_since(code):
+            run.set_tags({CHANGED_TAG: ", ".join(changed)[:5000]})
     last = outcome.epochs[-1]
     print(f"epoch {last.epoch}: train loss {last.train_loss:.6g}, validation loss {last.validation_loss:.6g}")
     print(run)
 
 
-def code_in_use() -> dict[str, str]:
-    """Return the digests of the code and of params.yaml as they are now."""
-    return {**({str(PARAMS): sha256(PARAMS)} if PARAMS.is_file() else {}), **read_code()}
+def parse() -> argparse.Namespace:
+    """Return the arguments of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", type=Path, help="the folder of the prepared table, such as data/prepared")
+    parser.add_argument("results", type=Path, help="the folder for the model and its history, such as results")
+    return parser.parse_args()
 
 
-def save_outcome(
-    outcome: Outcome, settings: TrainSettings, table: Table, results: Path, run: Run, track: TrackSettings
-) -> None:
+def save_outcome(outcome: Outcome, settings: TrainSettings, table: Table, results: Path, run: Run, log_model: bool) -> None:
     """Write the model and its history; log both states under the digest of the one kept, and how to rebuild the model."""
     training = settings.model_dump(mode="json", exclude={"model", "standardize"})
     files = save_model(results, outcome.kept_state, settings.model, settings.standardize, table, training)
     write_bytes(results / "history.csv", outcome.history().to_csv(index=False).encode())
-    states = {"best.pt": state_dict_bytes(outcome.best_state), "final.pt": state_dict_bytes(outcome.final_state)}
-    logged = {**states, MODEL_JSON: files[MODEL_JSON]}
-    run.log_artifacts({f"state_dict/{name}": content for name, content in logged.items()})
-    digests = {f"{name}.sha256": hashlib.sha256(content).hexdigest() for name, content in states.items()}
+    states = {"best": state_dict_bytes(outcome.best_state), "final": state_dict_bytes(outcome.final_state)}
+    artifacts = {state_path(kind): content for kind, content in states.items()}
+    run.log_artifacts(artifacts | {MODEL_DESCRIPTION: files[MODEL_JSON]})
+    digests = {state_tag(kind): hashlib.sha256(content).hexdigest() for kind, content in states.items()}
     run.set_tags({DIGEST_TAG: state_dict_digest(outcome.kept_state), **digests})
-    if track.log_model:
+    if log_model:
         run.log_model(serving, files, serving.example_rows(table), table.dtype)
 
 

@@ -14,8 +14,8 @@ from truefit.data.dataset import open_verified
 from truefit.data.table import Table
 from truefit.evaluation.figures import lr_range_picture
 from truefit.ingest.prepare import PrepareSettings
+from truefit.tracking import names
 from truefit.tracking.connection import repository_root
-from truefit.tracking.names import NOTE_TAG
 from truefit.tracking.provenance import read_origin
 from truefit.tracking.run import Run, TrackSettings
 from truefit.tracking.store import Store
@@ -51,7 +51,7 @@ def _lr_range(folder: Path | None, rates: Sequence[float]) -> tuple[Finding, Run
         print("engine: torch, since single steps gain nothing from compiling")
         settings = settings.model_copy(update={"engine": "torch"})
     origin = read_origin(params, as_written.model_dump(), settings.engine, train_rows.table, device, track.largest_file)
-    asked = {"lr_range.from": rates[0], "lr_range.to": rates[-1], "lr_range.steps": len(rates)}
+    asked = {names.RANGE_FROM: rates[0], names.RANGE_TO: rates[-1], names.RANGE_STEPS: len(rates)}
     # How a table that was named was prepared, the settings do not say.
     known = {key: value for key, value in origin.params.items() if folder is None or not key.startswith("prepare.")}
     origin = replace(origin, params={**known, **asked})
@@ -64,10 +64,11 @@ def _lr_range(folder: Path | None, rates: Sequence[float]) -> tuple[Finding, Run
         }
         for path, content in drawn.items():
             write_bytes(path, content)
-        run.log_artifacts({f"{'figures' if path.suffix == '.png' else 'lr_range'}/{path.name}": drawn[path] for path in drawn})
+        folders = {".png": names.FIGURES, ".csv": names.RANGE}
+        run.log_artifacts({f"{folders[path.suffix]}/{path.name}": content for path, content in drawn.items()})
         if finding.suggested:
-            run.log_metrics({"suggested_lr": finding.suggested}, len(curve))
-        run.set_tags({NOTE_TAG: note(settings, rates, finding)})
+            run.log_metrics({names.SUGGESTED_LR: finding.suggested}, len(curve))
+        run.set_tags({names.NOTE_TAG: note(settings, rates, finding)})
     return finding, run, [path.resolve() for path in drawn]
 
 
@@ -89,8 +90,8 @@ def _record(steps: Iterable[Step], run: Run) -> pd.DataFrame:
     taken = []
     for step in steps:
         taken.append(step)
-        losses = {"lr_range_loss": step.loss, "lr_range_smoothed_loss": step.smoothed_loss}
-        run.log_metrics({"learning_rate": step.learning_rate, **losses}, step.step)
+        losses = {names.RANGE_LOSS: step.loss, names.RANGE_SMOOTHED_LOSS: step.smoothed_loss}
+        run.log_metrics({names.LEARNING_RATE: step.learning_rate, **losses}, step.step)
     if not taken:
         raise TruefitError("step 1: the training loss is not finite before any step; are the table's numbers too large?")
     return pd.DataFrame(taken)

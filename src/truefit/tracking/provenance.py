@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from truefit.core.code import code_digest, read_code
-from truefit.core.config import Params, flatten
+from truefit.core.config import PARAMS, Params, flatten
+from truefit.core.files import sha256
 from truefit.data.table import Table
 from truefit.tracking import names
 from truefit.tracking.git import git
@@ -95,6 +96,16 @@ def read_origin(
     if workspace.omitted:
         tags[names.OMITTED_TAG] = ", ".join(workspace.omitted)[:5000]
     return Origin(flatten({**params.values, "train": train}), tags, table, artifacts)
+
+
+def code_in_use() -> dict[str, str]:
+    """Return the digests of the code and of params.yaml as they are now."""
+    return read_code() | ({str(PARAMS): sha256(PARAMS)} if PARAMS.is_file() else {})
+
+
+def changed_since(before: Mapping[str, str]) -> list[str]:
+    """Return the files whose digests are no longer those of `code_in_use` before."""
+    return sorted({name for name, _ in before.items() ^ code_in_use().items()})
 
 
 @dataclass(frozen=True)
