@@ -154,8 +154,8 @@ def _require_plain(path: Path, content: dict[str, Any]) -> None:
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings with dotted keys; lists stay whole.
 
-    >>> flatten({"train": {"epochs": 5, "model": {"hidden": [64, 64]}}})
-    {'train.epochs': 5, 'train.model.hidden': [64, 64]}
+    >>> flatten({"train": {"epochs": 50, "model": {"hidden": [8, 4]}}})
+    {'train.epochs': 50, 'train.model.hidden': [8, 4]}
     """
     flat: dict[str, Any] = {}
     for key, value in params.items():
