@@ -69,7 +69,7 @@ def run(main: Callable[[], None]) -> int:
     the signal's number for a signal that was caught: 130 for Ctrl-C, 143 for SIGTERM.
     """
     # A stage imports a great deal that stays to the end. To go through it at Python's threshold, and once more as the process
-    # ends, would take a quarter of a short stage's CPU time.
+    # ends, would take about a third of a short stage's CPU time.
     gc.set_threshold(GARBAGE_AFTER)
     status = _status(main)
     gc.freeze()
