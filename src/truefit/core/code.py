@@ -19,11 +19,8 @@ def read_code(folder: Path = SOURCES) -> dict[str, str]:
 
 def decisive(code: Mapping[str, str]) -> dict[str, str]:
     """Return those digests of `read_code` that a training's numbers depend on."""
-    return {
-        name: digest
-        for name, digest in code.items()
-        if name in DECISIVE or name.startswith(tuple(f"{room}/" for room in DECISIVE))
-    }
+    rooms = tuple(f"{room}/" for room in DECISIVE)
+    return {name: digest for name, digest in code.items() if name in DECISIVE or name.startswith(rooms)}
 
 
 def code_digest(code: Mapping[str, str]) -> str:

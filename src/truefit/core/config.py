@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
@@ -22,8 +22,7 @@ SECTIONS = ("generate", "prepare", "train", "evaluate", "track", "checkpoint")
 PARAMS = Path("params.yaml")
 # Aliases can make a small file hold more than any memory, or contain itself.
 MOST_VALUES, DEEPEST = 10_000, 20
-# As much of a value as an error shows.
-LONGEST = 200
+LONGEST = 200  # characters of a value that an error shows
 # What is allowed, by pydantic's type of the error, where its own message does not say it in YAML's words.
 _ALLOWED = {
     "model_type": "keys and values",
@@ -35,10 +34,8 @@ _ALLOWED = {
 _UNKNOWN_KEY = ("extra_forbidden", "invalid_key")  # pydantic's types, the latter for a key that is no text
 
 
-class Settings(BaseModel):
-    """A section of params.yaml, or a part of one: frozen, no unknown keys, no conversions between types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+class Settings(BaseModel, extra="forbid", frozen=True, strict=True, allow_inf_nan=False):
+    """A section of params.yaml, or a part of one."""
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -60,21 +57,14 @@ def require_defaults(settings: Settings, keys: tuple[str, ...], where: str) -> N
 
 
 class Params:
-    """params.yaml, parsed once: `values` holds all of it as plain dicts, lists and numbers.
-
-    Raises SettingsError when the file is missing, is not YAML, or holds a section that truefit does not know or a value that
-    no setting can have.
-    """
+    """params.yaml, parsed once; raises SettingsError for what is no YAML, a section not known, a value no setting can have."""
 
     def __init__(self, path: Path = PARAMS) -> None:
         self.path = path
         self.values = _read(path)
 
     def section(self, name: str, model: type[SettingsT]) -> SettingsT:
-        """Return a section as a checked `model`.
-
-        Raises SettingsError, naming the key's path, what was found and what is allowed.
-        """
+        """Return a section as a checked `model`; raises SettingsError, naming key, what was found and what is allowed."""
         if name not in self.values:
             raise SettingsError(f"{self.path}: {name}: not found, allowed: a section with {', '.join(model.model_fields)}")
         try:
@@ -167,7 +157,6 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _explain(section: str, detail: ErrorDetails, model: Any) -> str:
-    """Return one error of a section as `path: found …, allowed: …`; `model` is the section's."""
     kind, place = detail["type"], detail["loc"]
     if kind in _UNKNOWN_KEY:
         for key in place[:-1]:
@@ -177,9 +166,9 @@ def _explain(section: str, detail: ErrorDetails, model: Any) -> str:
     path = ".".join([section, *map(str, place)])
     if kind == "invalid_value":
         return f"{path}.{detail['msg']}"
-    allowed = (
-        _ALLOWED[kind].format(**detail.get("ctx", {})) if kind in _ALLOWED else detail["msg"].removeprefix("Input should be ")
-    )
+    allowed = detail["msg"].removeprefix("Input should be ")
+    if kind in _ALLOWED:
+        allowed = _ALLOWED[kind].format(**detail.get("ctx", {}))
     return f"{path}: found {_cut(detail['input'])}, allowed: {allowed}"
 
 

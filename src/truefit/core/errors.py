@@ -16,8 +16,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-# New objects between two collections of garbage in a stage's process; Python's own threshold is 700.
-GARBAGE_AFTER = 100_000
+GARBAGE_AFTER = 100_000  # new objects between two collections of garbage in a stage; Python's own threshold is 700
 
 
 class TruefitError(Exception):
@@ -55,30 +54,19 @@ class StoppedError(TruefitError):
 
 
 def is_final(error: BaseException | None) -> bool:
-    """Say whether a training that ended with `error`, or with none, is over, so that nothing is kept to go on from.
-
-    An error that would come again with the same inputs ends it; a signal, a full disk or a bug does not.
-    """
+    """Say whether `error`, or none, ends a training for good: one that would come again with the same inputs does."""
     return error is None or (isinstance(error, TruefitError) and not isinstance(error, StoppedError))
 
 
 def run(main: Callable[[], None]) -> int:
     """Run a stage's `main` and return its exit status: 0, or another after printing one line to stderr.
 
-    The status is 2 for a TruefitError, and for a file or folder that the operating system refuses to read or write; 128 and
-    the signal's number for a signal that was caught: 130 for Ctrl-C, 143 for SIGTERM.
+    It is 2 for a TruefitError or an OSError; for a signal 128 and its number: 130 for Ctrl-C, 143 for SIGTERM.
     """
     # A stage imports a great deal that stays to the end. To go through it at Python's threshold, and once more as the process
     # ends, would take about a third of a short stage's CPU time.
     gc.set_threshold(GARBAGE_AFTER)
-    status = _status(main)
-    gc.freeze()
-    return status
-
-
-def _status(main: Callable[[], None]) -> int:
-    """Run `main`; return the exit status, after the line on stderr that belongs to it."""
-    status = TruefitError.status
+    line, status = "", 0
     try:
         main()
     except TruefitError as error:
@@ -87,7 +75,8 @@ def _status(main: Callable[[], None]) -> int:
         line, status = "stopped by SIGINT", 128 + signal.SIGINT
     except OSError as error:
         line = f"{error.filename}: {error.strerror or 'failed'}" if error.filename else str(error)
-    else:
-        return 0
-    print("error:", " ".join(line.splitlines()), file=sys.stderr)
+        status = TruefitError.status
+    if status:
+        print("error:", " ".join(line.splitlines()), file=sys.stderr)
+    gc.freeze()
     return status

@@ -17,10 +17,9 @@ from typing import IO, Any
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; what is written there takes the name `path` when the block ends well.
+    """Give a temporary path, whose file takes the name `path` when the block ends well, and is removed when it raises.
 
-    When the block raises, the temporary file is removed and `path` stays as it was. The folder is created if need be.
-    Raises OSError, naming `path`, when the file system refuses it or another writer has begun with it.
+    The folder is created if need be. Raises OSError, naming `path`, also where another writer has begun with it.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with naming(path, temporary):
@@ -50,13 +49,13 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` atomically."""
+    """Write a file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` to `path` atomically, as indented JSON; raises ValueError for NaN, which JSON does not have."""
+    """Write indented JSON atomically; raises ValueError for NaN, which JSON does not have."""
     write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -67,7 +66,6 @@ def sha256(path: Path) -> str:
 
 
 def _create_locked(temporary: Path, path: Path) -> IO[bytes]:
-    """Create the temporary file of `path` anew and lock it until it is closed; the system unlocks it when the process dies."""
     while True:
         file = temporary.open("ab")
         try:
@@ -92,7 +90,6 @@ def _is_at(path: Path, file: IO[bytes]) -> bool:
 
 
 def _sync(folder: Path) -> None:
-    """Flush a folder's list of names to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,10 +16,11 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def stoppable(where: str) -> Iterator[None]:
-    """Make the first SIGINT, SIGTERM or SIGHUP a StoppedError whose text ends in `where`, and ignore those after it.
+    """Make the first SIGINT, SIGTERM or SIGHUP a StoppedError whose text ends in `where`.
 
-    So nothing interrupts the cleaning up. A SIGHUP that is ignored already, as under nohup, stays so.
+    Those after it are ignored, so that nothing interrupts the cleaning up.
     """
+    # A SIGHUP that is ignored already, as under nohup, stays so.
     numbers = [number for number in STOPPING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -62,7 +63,6 @@ class Deferred:
 
 
 def _handle(numbers: Sequence[int], handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Let `handler` have the signals; return what had them before."""
     return {number: signal.signal(number, handler) for number in numbers}
 
 

@@ -1,10 +1,7 @@
-"""The order of an epoch: which rows the loader asks for, in chunks of whole batches.
+"""The order of an epoch: which rows the loader asks for, in chunks of many batches, so that many steps share a read.
 
-Epoch e's order depends on (seed, e) alone, and orders stay tensors: with `full` 4 bytes a row (8 from 2^31 rows on) for an
-epoch's order and as many for the next one's; with `block` a bounded buffer, or a batch where that is larger.
-
-A chunk is a tensor of row numbers that holds many batches, one behind the other; the last batch of the epoch may be short.
-The loader reads a chunk at once and the engine cuts the batches out of it, so that the cost of a read is shared by many steps.
+Epoch e's order depends on (seed, e) alone. Orders are tensors: with `full` 4 bytes a row (8 from 2^31 rows on) for an epoch's
+and as many for the next one's; with `block` a bounded buffer, or a batch where that is larger.
 """
 
 from collections.abc import Generator, Iterable, Iterator
@@ -34,7 +31,7 @@ BUFFER_BLOCKS = 64
 
 
 class SequentialChunks(Sampler[Tensor]):
-    """Chunks of at most CHUNK_ROWS row numbers, in the table's order: for validation and evaluation.
+    """Chunks of at most CHUNK_ROWS row numbers, in the table's order.
 
     >>> [len(chunk) for chunk in SequentialChunks(100_000)]
     [65536, 34464]
@@ -87,7 +84,7 @@ class ShuffledChunks(Sampler[Tensor]):
             position += len(chunk)
 
     def _permutation(self) -> Tensor:
-        """Return the permutation of this epoch's rows, and begin to draw that of the next, which then need not wait for it."""
+        """Return this epoch's permutation, and begin to draw the next one's."""
         drawn = self._next[1].result() if self._next and self._next[0] == self.epoch else self._draw(self.epoch)
         if self.rows > CHUNK_ROWS and self.epoch != self.epochs:
             self._next = self.epoch + 1, self._drawer.submit(self._draw, self.epoch + 1)
@@ -115,7 +112,6 @@ class ShuffledChunks(Sampler[Tensor]):
 
 
 def _blocks(rows: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Give the rows of randomly ordered blocks, a buffer of blocks at a time, shuffled inside the buffer."""
     starts = torch.randperm(-(-rows // BLOCK_ROWS), generator=generator) * BLOCK_ROWS
     for chosen in starts.split(BUFFER_BLOCKS):
         buffer = (chosen[:, None] + torch.arange(BLOCK_ROWS)).flatten()
@@ -134,7 +130,7 @@ def make_loader(dataset: TableDataset, sampler: Sampler[Tensor], device: torch.d
 
 
 def sequential_loader(dataset: TableDataset, device: torch.device = CPU) -> Loader:
-    """Return a loader of all rows in the table's order, for validation and evaluation."""
+    """Return a loader of all rows, in the table's order."""
     return make_loader(dataset, SequentialChunks(len(dataset)), device)
 
 

@@ -1,8 +1,6 @@
-"""TableDataset: a split of the prepared table as a `torch.utils.data.Dataset`.
+"""A split of the prepared table as a `torch.utils.data.Dataset`.
 
-Reads table.json and opens the array when it is made, and reads rows of the memory map when they are asked for; loads nothing
-else. Guarantees that all rows come from one version of the file, or else a TableError. A dataset that is pickled, for a
-worker process, carries its place on the disk and not its rows.
+All rows come from one version of the file. A pickled dataset, for a worker process, holds its place on the disk and no rows.
 """
 
 from pathlib import Path
@@ -16,11 +14,10 @@ from truefit.data.table import Split, SplitFile, Table, read_table
 
 
 class TableDataset(Dataset[tuple[Tensor, Tensor]]):
-    """The rows of one split of `table`, by default the table in `folder`, read on demand.
+    """The rows of one split, read on demand: `(features [F], target [1])` for an integer.
 
-    `dataset[i]` with an integer gives `(features [F], target [1])`; with an index tensor [B], or a slice of B rows, a whole
-    batch `(features [B, F], target [B, 1])` in one read. Raises TableError when the split cannot be opened or has changed
-    since, and IndexError for a row that is not there.
+    An index tensor [B], or a slice of B rows, gives `(features [B, F], target [B, 1])` in one read. Raises TableError when the
+    split cannot be opened or has changed since, and IndexError for a row that is not there.
     """
 
     def __init__(self, folder: Path, split: Split, table: Table | None = None) -> None:
@@ -35,7 +32,7 @@ class TableDataset(Dataset[tuple[Tensor, Tensor]]):
         self._features, self._target = self._rows[:, :-1], self._rows[:, -1:]
 
     def verify(self) -> None:
-        """Read the whole file once; raises TableError when it is not, bit by bit, what was prepared."""
+        """Read the whole file; raises TableError when it is not, bit by bit, what was prepared."""
         self._file.verify()
 
     def __len__(self) -> int:
@@ -62,7 +59,7 @@ class TableDataset(Dataset[tuple[Tensor, Tensor]]):
 
 
 def open_verified(folder: Path, *splits: Split) -> list[TableDataset]:
-    """Return splits of one and the same table, each read through and compared with the digest in table.json."""
+    """Return splits of one and the same table; raises TableError when one is not, bit by bit, what was prepared."""
     table = read_table(folder)
     datasets = [TableDataset(folder, split, table) for split in splits]
     for dataset in datasets:

@@ -1,8 +1,6 @@
-"""The prepared table on disk: one array a split, and a description of them.
+"""The prepared table on disk: an array [rows, F + 1] a split, with the target as the last column, and table.json about them.
 
-Reads and writes train.npy, validation.npy and test.npy, each [rows, F + 1] with the target as the last column, and
-table.json. Guarantees that what is opened has the shape, type and size that the description gives it, that a file which
-changes afterwards is noticed, and that nothing is loaded before it is asked for: arrays are memory maps.
+Arrays are memory maps of the shape, type and size that table.json gives; a file that changes afterwards is noticed.
 """
 
 import hashlib
@@ -13,12 +11,11 @@ import os
 import sys
 import weakref
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from truefit.core.errors import TableError
@@ -33,23 +30,15 @@ Split = Literal["train", "validation", "test"]
 Dtype = Literal["float32", "float64"]
 
 
-class CsvSource(BaseModel):
-    """The CSV that a table was prepared from: its path in the settings and its digest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+class CsvSource(BaseModel, frozen=True, extra="forbid", strict=True):
+    """The CSV that a table was prepared from."""
 
     path: str
     sha256: str
 
 
-class Table(BaseModel):
-    """What table.json says of the arrays beside it.
-
-    `mean` and `std` (population) are those of the training rows, a number a column in the order features…, target;
-    `sha256` holds each array file's digest.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+class Table(BaseModel, frozen=True, extra="forbid", strict=True):
+    """What table.json says; `mean` and `std` (population) are the training rows', a number for each of `columns`."""
 
     csv: CsvSource
     features: list[str]
@@ -88,16 +77,14 @@ def read_table(folder: Path) -> Table:
         raise TableError(f"{path}: cannot be read: {error.strerror}; `dvc repro prepare` writes it") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(step) for step in first["loc"])
-        reason = f"{place}: {first['msg']}" if place else first["msg"]
-        raise TableError(f"{path}: {reason}; `dvc repro --force prepare` writes it anew") from None
+        place = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+        raise TableError(f"{path}: {place}{first['msg']}; `dvc repro --force prepare` writes it anew") from None
 
 
 class SplitFile:
-    """A split's file, held open: its rows [N, F + 1] as a memory map, and whether it still is what was opened.
+    """A split's file, held open: `rows` [N, F + 1] is a memory map, and writing to it changes private pages, never the file.
 
-    Writing to `rows` changes private pages, never the file. Raises TableError when the file is missing or is not the array
-    that `table` describes.
+    Raises TableError when the file is missing or is not the array that `table` describes.
     """
 
     def __init__(self, folder: Path, split: Split, table: Table) -> None:
@@ -127,17 +114,15 @@ class SplitFile:
         self.rows: NDArray[Any] = np.ndarray(shape, dtype, content, offset, order="F" if fortran else "C")
 
     def verify(self) -> None:
-        """Read the whole file; raises TableError when its digest is not the one that the description gives."""
+        """Read the whole file; raises TableError for another digest than table.json's."""
         self._file.seek(0)
         found = hashlib.file_digest(self._file, "sha256").hexdigest()
         if found != self._sha256:
             self._refuse(f"found the SHA-256 {found[:12]}…, allowed: {self._sha256[:12]}…")
 
     def require_unchanged(self) -> None:
-        """Raise TableError unless the file still has its `version`: size and time of the last change.
-
-        Reading a map beyond the end of a file that was cut would kill the process.
-        """
+        """Raise TableError unless the file still has the size and the time of change in `version`."""
+        # Reading a map beyond the end of a file that was cut would kill the process.
         status = os.fstat(self._descriptor)
         if (status.st_size, status.st_mtime_ns) != self.version:
             raise TableError(f"{self.path}: changed while it was read; `dvc repro --force prepare` writes it anew")
@@ -147,7 +132,7 @@ class SplitFile:
 
 
 class ArrayWriter:
-    """Writes an array [rows, columns] to a .npy file chunk by chunk, in bounded memory, and takes its digest on the way."""
+    """Writes an array [rows, columns] to a .npy file chunk by chunk."""
 
     def __init__(self, path: Path, rows: int, columns: int, dtype: Dtype) -> None:
         header = io.BytesIO()
@@ -170,7 +155,7 @@ class ArrayWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         with naming(self._path):
             self._file.close()
 

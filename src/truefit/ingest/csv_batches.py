@@ -17,10 +17,8 @@ from truefit.data.table import SPLITS, Dtype
 from truefit.ingest.csv_check import EXACT, checked_rows
 from truefit.ingest.csv_file import CsvFile, OnBytes
 
-# What pyarrow parses at a time; a row that is longer is left to csv_check.py.
-BLOCK_BYTES = 1 << 20
-# What csv_check.py gives at a time.
-SLOW_ROWS = 4096
+BLOCK_BYTES = 1 << 20  # that pyarrow parses at a time; a row that is longer is left to csv_check.py
+SLOW_ROWS = 4096  # that csv_check.py gives at a time
 _LONG_INTEGER = r"^[ \t]*[+-]?[0-9]{16,}[ \t]*$"
 
 # The values [B, columns] of some rows and, with a split column, each one's position in SPLITS [B].
@@ -28,10 +26,10 @@ Batch = tuple[NDArray[Any], NDArray[np.uint8]]
 
 
 def read_batches(source: CsvFile, columns: list[str], dtype: Dtype, split: str | None, title: str) -> Iterator[Batch]:
-    """Give all rows of the CSV, in their order, with a progress bar of that title.
+    """Give all rows, in their order; `columns` must hold finite numbers of `dtype`, `split` the name of a split.
 
-    `columns` must hold finite numbers of `dtype`, `split` the name of a split. Memory is bounded by a block of text. Raises
-    TableError, naming file, line and column, for a CSV that cannot be used; what was given before counts for nothing then.
+    Memory is bounded by a block of text. Raises TableError, naming file, line and column, for a CSV that cannot be used; what
+    was given before counts for nothing then.
     """
     # Large numbers are rare, and to tell them from integers that float64 rounds takes their text.
     readers = _fast_batches, partial(_fast_batches, as_text=True), _slow_batches
@@ -55,14 +53,11 @@ def read_batches(source: CsvFile, columns: list[str], dtype: Dtype, split: str |
 def _fast_batches(
     source: CsvFile, columns: list[str], dtype: Dtype, split: str | None, on_bytes: OnBytes, as_text: bool = False
 ) -> Iterator[Batch]:
-    """Give the rows as pyarrow reads them; `as_text` takes numbers of any size.
-
-    Raises pa.ArrowInvalid when there is something that must be looked at cell by cell.
-    """
+    """Give the rows as pyarrow reads them; raises pa.ArrowInvalid for what must be looked at as text, or cell by cell."""
     types = dict.fromkeys(columns, pa.string() if as_text else pa.float64())
-    types |= {split: pa.string()} if split is not None else {}
-    # Beyond, an integer may have been rounded.
-    limit = np.inf if as_text else EXACT
+    if split is not None:
+        types[split] = pa.string()
+    limit = np.inf if as_text else EXACT  # beyond, an integer may have been rounded
     rows = 0
     with (
         source.content(on_bytes) as stream,
@@ -88,7 +83,6 @@ def _fast_batches(
 
 
 def _slow_batches(source: CsvFile, columns: list[str], dtype: Dtype, split: str | None, on_bytes: OnBytes) -> Iterator[Batch]:
-    """Give the rows cell by cell; raises TableError when there are faults."""
     rows = checked_rows(source, columns, dtype, split, on_bytes)
     while batch := list(islice(rows, SLOW_ROWS)):
         codes = [SPLITS.index(name) for _, name in batch if name]
@@ -96,7 +90,7 @@ def _slow_batches(source: CsvFile, columns: list[str], dtype: Dtype, split: str 
 
 
 def _matrix(batch: pa.RecordBatch, columns: list[str], dtype: Dtype) -> NDArray[Any]:
-    """Return the batch's columns as an array [C, columns]; what `dtype` cannot hold becomes infinite."""
+    """Return an array [C, columns]; what `dtype` cannot hold becomes infinite."""
     values = np.empty((batch.num_rows, len(columns)), dtype)
     with np.errstate(over="ignore"):
         for index, name in enumerate(columns):
@@ -110,7 +104,6 @@ def _matrix(batch: pa.RecordBatch, columns: list[str], dtype: Dtype) -> NDArray[
 
 
 def _codes(column: pa.Array) -> NDArray[np.uint8]:
-    """Return each row's position in SPLITS."""
     codes = pyarrow.compute.index_in(column, value_set=pa.array(SPLITS))
     if codes.null_count:
         raise pa.ArrowInvalid("found a split that is not known")

@@ -11,8 +11,7 @@ from truefit.ingest.csv_file import CsvFile, OnBytes, ignore
 
 # Up to here float64 holds every integer. Beyond, it does not tell 2^53 from 2^53 + 1.
 EXACT = 2**53
-# As many as an error names.
-MOST_FAULTS = 10
+MOST_FAULTS = 10  # that an error names
 
 _NUMBER = re.compile(r"[ \t]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?[ \t]*")
 _INTEGER = re.compile(r"[ \t]*[+-]?0*([0-9]+)[ \t]*")
@@ -20,10 +19,7 @@ _NOT_FINITE = re.compile(r"[ \t]*[+-]?(nan|inf|infinity)[ \t]*", re.IGNORECASE)
 
 
 def read_header(source: CsvFile) -> list[str]:
-    """Return the column names in the first line of the CSV, and keep them with their line in `source`.
-
-    Raises TableError when the file cannot be read, is empty, or names a column twice or not at all.
-    """
+    """Return the column names, and keep them with their line in `source`; raises TableError where they cannot be used."""
     line, header = next(source.rows(), (1, []))
     where = f"{source.path}: line {line}"
     if not header:
@@ -40,7 +36,7 @@ def read_header(source: CsvFile) -> list[str]:
 
 
 def missing_column(source: CsvFile, name: str, reason: str) -> TableError:
-    """Return the error for a column that the header of `source` lacks; `reason` says who wants it."""
+    """Return the error for a column that the header lacks; `reason` says who wants it."""
     allowed = shown_names(source.header) + source.other_separator(source.header)
     return TableError(f"{source.path}: line {source.header_line}: found no column {name!r} ({reason}), allowed: {allowed}")
 
@@ -55,13 +51,13 @@ def checked_rows(
 ) -> Iterator[tuple[list[float], str]]:
     """Give each row's numbers, in the order of `columns`, and its split, empty without a split column.
 
-    `columns` must hold finite numbers of `dtype`, `split_column` the name of a split; other columns may hold anything.
-    Raises TableError, at the end of the file, for what was found otherwise: the first ten faults, and how many there are.
+    Raises TableError, at the end of the file, for what are no finite numbers of `dtype` and no splits: the first ten faults,
+    and how many there are.
     """
     header = source.header
     numeric = [header.index(name) for name in columns]
     split = None if split_column is None else header.index(split_column)
-    checks = sorted([*numeric, *([] if split is None else [split])])
+    checks = sorted(numeric if split is None else [*numeric, split])
     faults: list[str] = []
     count, empty = 0, True
     rows = source.rows(on_bytes)

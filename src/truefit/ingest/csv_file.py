@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import pyarrow as pa
@@ -33,10 +32,9 @@ def ignore(content: bytes) -> None:
 
 
 class CsvFile:
-    """A CSV, plain or compressed by gzip or zstd, for as many passes as it takes.
+    """A CSV, plain or compressed by gzip or zstd; as a context, it raises TableError at the end when the file has changed.
 
     `setting` is where the separator is set. With `hashed`, `sha256` is the digest of the file as the last whole pass read it.
-    Used as a context, it raises TableError at the end when the file has changed since the beginning.
     """
 
     def __init__(self, path: Path, separator: Separator, setting: str = "prepare.separator", *, hashed: bool = False) -> None:
@@ -59,7 +57,7 @@ class CsvFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # What was found wrong in a file that changes may never have been in it.
         if kind is None or issubclass(kind, TableError):
             self._require_unchanged(self.path.stat)
@@ -88,7 +86,7 @@ class CsvFile:
     def rows(self, on_bytes: OnBytes = ignore, on_line: Callable[[str], str] | None = None) -> Iterator[tuple[int, list[str]]]:
         """Give the rows, the header first and blank lines left out, each with the line that it begins on.
 
-        `on_line` is called with each line as it is taken, and none beyond the row that is given, and returns it.
+        `on_line` returns each line that it is called with: as it is taken, and none beyond the row that is given.
         """
         with self._text(on_bytes) as lines:
             reader = csv.reader(map(on_line, lines) if on_line else lines, delimiter=self.separator, strict=True)

@@ -23,8 +23,7 @@ class LineTexts:
     """The rows' texts, cut where lines end, a block of the file at a time; `mark` is the byte order mark, or nothing.
 
     A row's text begins with the line break behind the row before it, and blank lines; it ends before its own line break.
-    Every row ends where a line does. Where there are as many lines as rows, each was cut where it ends. Where there are more,
-    which is known once all rows were taken, `take` or `rest` raises LineBreakError.
+    Where there are more lines than rows, `take` or, once all rows were taken, `rest` raises LineBreakError.
     """
 
     def __init__(self, csv: CsvFile, stream: RawIOBase) -> None:
@@ -61,15 +60,15 @@ class LineTexts:
         return rest
 
     def _read(self) -> bool:
-        """Add a block to the text, from the next row on, and say whether there was one."""
         more = self._stream.read(TEXT_BYTES)
         if not more:
             return False
         left = self._text[self._begin :]
         codes = np.frombuffer(more, np.uint8)
-        found = np.flatnonzero((codes == ord("\n")) | (codes == ord("\r")) if b"\r" in more else codes == ord("\n")) + len(
-            left
-        )
+        is_break = codes == ord("\n")
+        if b"\r" in more:
+            is_break |= codes == ord("\r")
+        found = np.flatnonzero(is_break) + len(left)
         # A line break behind another, or at the very start, is a blank line's.
         before = len(left) - 1 if not left or left[-1] in _BREAKS else -2
         ends = found[np.diff(found, prepend=before) != 1]
@@ -106,7 +105,6 @@ class RowTexts:
         return line
 
     def _row(self) -> bytes:
-        """Return the text of the row that was just read."""
         text = self._break + "".join(self._lines)
         self._lines.clear()
         end = len(text.rstrip("\r\n"))

@@ -1,7 +1,6 @@
-"""CSV -> validated, split table.
+"""CSV -> validated, split table; each split keeps the CSV's row order.
 
-Each split keeps the CSV's row order. Memory is bounded by a chunk of rows: they wait in a staging file until their number,
-and with it the size of each split, is known.
+Memory is bounded by a chunk: rows wait in a staging file until their number, and so the size of each split, is known.
 """
 
 from collections.abc import Iterator
@@ -70,22 +69,20 @@ class PrepareSettings(Settings):
 
 
 def write_table(settings: PrepareSettings, folder: Path) -> Table:
-    """Prepare the table of `settings.csv` in `folder` and return its description.
-
-    Raises TableError, naming file, line and column, for a CSV that cannot be used.
-    """
+    """Prepare the table in `folder`; raises TableError, naming file, line and column, for a CSV that cannot be used."""
     path = Path(settings.csv)
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryFile(dir=folder) as rows, TemporaryFile(dir=folder) as labels:
         with CsvFile(path, settings.separator, hashed=True) as source:
             features, target = choose_columns(source, read_header(source), settings)
             columns = [*features, target]
-            total = 0
+            total, labelled = 0, np.zeros(len(SPLITS), np.int64)
             for values, codes in read_batches(source, columns, settings.dtype, settings.split.column, "prepare"):
                 rows.write(values.data)
                 labels.write(codes.data)
                 total += len(values)
-        sizes = _split_sizes(path, total, labels, settings.split)
+                labelled += np.bincount(codes, minlength=len(SPLITS))
+        sizes = _split_sizes(path, total, labelled, settings.split)
         chunks = _labelled(rows, labels, sizes, len(columns), settings)
         moments, digests = _write_splits(path, folder, chunks, sizes, columns, settings.dtype)
     table = Table(
@@ -109,11 +106,8 @@ def choose_columns(source: CsvFile, header: list[str], settings: PrepareSettings
     """
     split = settings.split.column
     candidates = [name for name in header if name != split]
-    named = [("features", name) for name in settings.features or []] + [
-        ("target", settings.target),
-        ("split.column", split),
-    ]
-    for key, name in named:
+    named = [("target", settings.target), ("split.column", split)]
+    for key, name in [*(("features", name) for name in settings.features or []), *named]:
         if name is not None and name not in header:
             raise missing_column(source, name, f"prepare.{key}")
     where = f"{source.path}: line {source.header_line}"
@@ -130,13 +124,10 @@ def choose_columns(source: CsvFile, header: list[str], settings: PrepareSettings
     return features, target
 
 
-def _split_sizes(path: Path, total: int, labels: IO[bytes], split: SplitSettings) -> dict[Split, int]:
-    """Return the number of rows of each split: counted in `labels`, or the fractions of `total` by largest remainder.
-
-    Raises TableError when a split is left empty.
-    """
+def _split_sizes(path: Path, total: int, labelled: NDArray[np.int64], split: SplitSettings) -> dict[Split, int]:
+    """Return the number of rows of each split: those `labelled` so, or the fractions of `total` by largest remainder."""
     if split.column is not None:
-        sizes = _count(labels)
+        sizes = labelled
         where = f"column {split.column!r}: found no row with"
     else:
         shares = np.array([split.train, split.validation, split.test]) * total
@@ -148,15 +139,6 @@ def _split_sizes(path: Path, total: int, labels: IO[bytes], split: SplitSettings
         if size == 0:
             raise TableError(f"{path}: {where} {name!r}, allowed: at least one row in each split")
     return {"train": int(sizes[0]), "validation": int(sizes[1]), "test": int(sizes[2])}
-
-
-def _count(labels: IO[bytes]) -> NDArray[np.int64]:
-    """Return how often each split stands in `labels`."""
-    sizes = np.zeros(len(SPLITS), np.int64)
-    labels.seek(0)
-    while chunk := labels.read(SPLIT_CHUNK_ROWS):
-        sizes += np.bincount(np.frombuffer(chunk, np.uint8), minlength=len(SPLITS))
-    return sizes
 
 
 def _labelled(
@@ -229,10 +211,7 @@ def _write_splits(
     columns: list[str],
     dtype: Dtype,
 ) -> tuple[_Moments, dict[Split, str]]:
-    """Write each split's array; return the training rows' moments, and the arrays' digests.
-
-    Raises TableError, before an array gets its name, when a column's deviation is beyond float64.
-    """
+    """Write each split's array; return the training rows' moments, and the arrays' digests."""
     moments = _Moments(len(columns))
     with ExitStack() as stack:
         paths = {name: stack.enter_context(atomic_path(folder / f"{name}.npy")) for name in sizes}
@@ -241,8 +220,7 @@ def _write_splits(
         for values, codes in chunks:
             # Sorted by their splits, whose rows stay in order: one gather takes less time than a mask for each.
             ordered = values.take(np.argsort(codes, kind="stable"), axis=0)
-            counts = np.bincount(codes, minlength=len(SPLITS))
-            parts = np.split(ordered, counts.cumsum()[:-1])
+            parts = np.split(ordered, np.bincount(codes, minlength=len(SPLITS)).cumsum()[:-1])
             for part, writer in zip(parts, writers.values(), strict=True):
                 writer.write(part)
             moments.add(parts[0])

@@ -17,8 +17,7 @@ from truefit.data.generating import TARGET, GenerateSettings
 
 # Part of the data's definition: another length draws other rows from the same seed.
 DRAWN_ROWS = 65_536
-# What one core puts into digits at a time.
-PIECE_ROWS = 4_096
+PIECE_ROWS = 4_096  # that one core puts into digits at a time
 
 
 def draw_chunk(settings: GenerateSettings, chunk: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -38,10 +37,9 @@ def draw_chunk(settings: GenerateSettings, chunk: int) -> tuple[NDArray[np.float
 
 
 def write_csv(settings: GenerateSettings, path: Path) -> None:
-    """Draw the data and write it to `path`, atomically, as a CSV with the columns x1 … xF and y.
+    """Write the data atomically as a CSV with the columns x1 … xF and y, each number with the digits that read back exactly.
 
-    Each number is written with the digits that read back exactly. Memory holds one chunk of numbers and a few small pieces of
-    text for each core, whatever the rows. A progress bar is shown where stderr is a terminal.
+    Memory holds one chunk of numbers and a few small pieces of text for each core, whatever the rows.
     """
     names = [*settings.features, TARGET]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -62,7 +60,6 @@ def write_csv(settings: GenerateSettings, path: Path) -> None:
 
 
 def _text(columns: list[NDArray[np.float64]], names: list[str]) -> pa.Buffer:
-    """Return the rows of the columns [P] as CSV without a header."""
     # Not pa.array, which imports pandas.
     arrays = [pa.Array.from_buffers(pa.float64(), len(column), [None, pa.py_buffer(column)]) for column in columns]
     sink = pa.BufferOutputStream()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from truefit.core.errors import ModelError
@@ -27,13 +27,8 @@ MODEL_JSON = "model.json"
 T = TypeVar("T")
 
 
-class ModelDescription(BaseModel):
-    """What model.json says: all that is needed, beside the state_dict, to rebuild the model and to use it.
-
-    `training` holds the other settings that it was trained with, which rebuilding it does not need.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+class ModelDescription(BaseModel, frozen=True, extra="forbid", strict=True):
+    """What model.json says; `training` holds the settings that rebuilding the model does not need."""
 
     model: ModelSettings
     standardize: bool
@@ -109,20 +104,16 @@ def save_model(
 
 
 def load_model(folder: Path, table: Table) -> tuple[Model, ModelDescription]:
-    """Return the model that stage train saved in `folder`, under eval(), and its description.
-
-    Raises ModelError when a file is missing or damaged, or when the model was trained on other columns than the table's.
-    """
-    description = _load(folder / MODEL_JSON, read_description, of_stage=True)
+    """Open the model of stage train; raises ModelError also when it was trained on other columns than the table's."""
+    model, description = open_model(folder, of_stage=True)
     trained, found = [*description.features, description.target, description.dtype], [*table.columns, table.dtype]
     if trained != found:
-        path = folder / MODEL_JSON
-        raise ModelError(f"{path}: trained on {', '.join(trained)}, found in the table: {', '.join(found)}")
-    return open_model(folder, of_stage=True)
+        raise ModelError(f"{folder / MODEL_JSON}: trained on {', '.join(trained)}, found in the table: {', '.join(found)}")
+    return model, description
 
 
 def open_model(folder: Path, of_stage: bool = False) -> tuple[Model, ModelDescription]:
-    """Return the model saved in `folder`, under eval(), and its description: no table is needed.
+    """Return the model saved in `folder`, under eval(), and its description.
 
     Raises ModelError when a file is missing or damaged, which says what to do where the folder is that `of_stage` train.
     """

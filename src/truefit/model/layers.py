@@ -23,11 +23,10 @@ class Standardize(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Zeroes each value with probability `p` in training and scales the rest by 1 / (1 - p).
+    """Zeroes each value with probability `p` in training and scales the rest by 1 / (1 - p) (Srivastava et al., 2014).
 
-    As `torch.nn.Dropout` (Srivastava et al., 2014), but from a generator of its own instead of the global stream, set anew
-    for each epoch, so that an epoch's masks depend on (seed, layer, epoch) alone. Where masks are drawn beforehand, as for a
-    compiled graph, which cannot draw from a generator, they come in as the buffer `keep`.
+    An epoch's masks depend on (seed, layer, epoch) alone, where `torch.nn.Dropout` draws from the global stream. A compiled
+    graph, which cannot draw from a generator, gets masks drawn beforehand in the buffer `keep`.
     """
 
     keep: Tensor | None
@@ -40,11 +39,10 @@ class Dropout(nn.Module):
 
     def begin_epoch(self, epoch: int, device: torch.device) -> None:
         """Set the generator, on the device of the values to come, to the epoch's own stream."""
-        seed = torch_seed(self.seed, "dropout", self.layer, epoch)
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.generator = torch.Generator(device).manual_seed(torch_seed(self.seed, "dropout", self.layer, epoch))
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return the values [B, H], masked and scaled in training, as they are otherwise."""
+        """Return the values [B, H], masked and scaled in training."""
         if not self.training:
             return values
         keep = self.draw(torch.empty_like(values)) if self.keep is None else self.keep
@@ -56,8 +54,6 @@ class Dropout(nn.Module):
 
 
 def linear_on_meta(inputs: int, outputs: int) -> nn.Linear:
-    """Return a layer without memory, whose parameters are yet to come.
-
-    `nn.utils.skip_init` would draw nothing either, and imports a computer algebra system, sympy, to make room for them.
-    """
+    """Return a layer without memory, whose parameters are yet to come."""
+    # `nn.utils.skip_init` would draw nothing either, and imports a computer algebra system, sympy, to make room for them.
     return nn.Linear(inputs, outputs, device="meta")

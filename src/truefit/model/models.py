@@ -32,7 +32,7 @@ class ModelSettings(Settings):
 
 
 class Model(nn.Module):
-    """Features [B, F] -> predictions [B, 1]; F is `width`. It standardises the features itself where asked for."""
+    """Features [B, F] in the data's units -> predictions [B, 1]; F is `width`."""
 
     def __init__(self, width: int, standardize: nn.Module) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Model(nn.Module):
 
 
 class Linear(Model):
-    """prediction = bias + features · weight, on standardised features where asked for."""
+    """prediction = bias + features · weight."""
 
     def __init__(self, width: int, standardize: nn.Module) -> None:
         super().__init__(width, standardize)
@@ -57,7 +57,7 @@ class Linear(Model):
         return prediction
 
     def line(self) -> tuple[float, list[float]]:
-        """Return the intercept and the coefficients in the data's own units, in float64, standardised or not."""
+        """Return the intercept and the coefficients in the data's own units, in float64."""
         weight, intercept = self.linear.weight[0].detach().double(), self.linear.bias[0].detach().double()
         if isinstance(self.standardize, Standardize):
             weight = weight / self.standardize.std.double()
@@ -66,7 +66,7 @@ class Linear(Model):
 
 
 class MLP(Model):
-    """Linear layers with an activation, and dropout where asked for, after each but the last."""
+    """Linear layers with an activation, and perhaps dropout, after each but the last."""
 
     def __init__(self, width: int, settings: ModelSettings, standardize: nn.Module, seed: int) -> None:
         super().__init__(width, standardize)
@@ -74,7 +74,8 @@ class MLP(Model):
         layers: list[nn.Module] = []
         for number, (inputs, outputs) in enumerate(pairwise([width, *settings.hidden])):
             layers += [linear_on_meta(inputs, outputs), activations[settings.activation]()]
-            layers += [Dropout(settings.dropout, seed, number)] if settings.dropout else []
+            if settings.dropout:
+                layers.append(Dropout(settings.dropout, seed, number))
         self.layers = nn.Sequential(*layers, linear_on_meta(settings.hidden[-1], 1))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -84,12 +85,12 @@ class MLP(Model):
 
 
 def build_model(settings: ModelSettings, table: Table, standardize: bool, seed: int) -> Model:
-    """Return the model for the table's features, in its dtype, on the CPU, with initial parameters from the seed.
+    """Return the model for the table's features, in its dtype, on the CPU.
 
     Weights and biases are uniform within ±1/√inputs, torch's own rule for `nn.Linear`, drawn in float64 and then rounded,
     so that float32 and float64 start from the same point.
     """
-    width, dtype = len(table.features), getattr(torch, table.dtype)
+    width = len(table.features)
     mean, std = torch.tensor([table.mean[:width], table.std[:width]], dtype=torch.float64)
     model = assemble(settings, width, Standardize(mean, std) if standardize else nn.Identity(), seed)
     generator = torch.Generator().manual_seed(torch_seed(seed, "init"))
@@ -100,7 +101,7 @@ def build_model(settings: ModelSettings, table: Table, standardize: bool, seed: 
                 for name, parameter in layer.named_parameters():
                     drawn = torch.empty(parameter.shape, dtype=torch.float64).uniform_(-bound, bound, generator=generator)
                     setattr(layer, name, nn.Parameter(drawn))
-    return model.to(dtype)
+    return model.to(getattr(torch, table.dtype))
 
 
 def assemble(settings: ModelSettings, width: int, standardize: nn.Module, seed: int) -> Model:

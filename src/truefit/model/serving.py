@@ -1,8 +1,7 @@
 """A trained model for whoever has rows: features in, predictions out, also in a process that MLflow starts.
 
-Reads model.pt and model.json; writes nothing. Guarantees that a prediction depends on its row's features and on the row's
-place in blocks of MODEL_ROWS alone, so that `truefit predict`, a model that MLflow loaded and one that it serves give the same
-bits. MLflow keeps a copy of this module, and of those that it imports, with each model.
+`truefit predict`, a model that MLflow loaded and one that it serves give the same bits. MLflow keeps a copy of this module,
+and of those that it imports, with each model.
 """
 
 import threading
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from truefit.data.table import Dtype, Table
+from truefit.data.table import Table
 from truefit.model.files import ModelDescription, open_model
 
 if TYPE_CHECKING:
@@ -29,12 +28,12 @@ PACKAGES = ("mlflow", "numpy", "pandas", "pydantic", "ruamel.yaml", "torch")
 # Always so many rows: a matrix product may round otherwise for another number of rows.
 MODEL_ROWS = 4096
 
-_THREADS = threading.Lock()
+_THREADS = threading.Lock()  # their number is the process's
 Array = NDArray[Any]  # of the model's dtype
 
 
 class ServedModel:
-    """What MLflow's pyfunc wraps: `predict` is all that it asks for."""
+    """What MLflow's pyfunc wraps."""
 
     def __init__(self, model: nn.Module, description: ModelDescription) -> None:
         self._model = model
@@ -45,35 +44,24 @@ class ServedModel:
 
         Raises ValueError, naming row and column, for a number that is not finite in the model's dtype.
         """
-        names, dtype = self._description.features, self._description.dtype
-        values = _converted(model_input[names].to_numpy(np.float64), dtype, model_input.index, names)
+        names, dtype, index = self._description.features, self._description.dtype, model_input.index
+        given = model_input[names].to_numpy(np.float64)
+        with np.errstate(over="ignore"):
+            values = given.astype(dtype)
+        for row, column in np.argwhere(~np.isfinite(values)).tolist():
+            where, found = f"row {index[row]}, column {names[column]!r}", given[row, column]
+            raise ValueError(f"{where}: found {found}, allowed: a finite {dtype}")
         with _one_thread():
             predicted: Array = np.concatenate([values[:0, 0], *predictions(self._model, [values])])
-        finite = np.isfinite(predicted)
-        if not finite.all():
-            row = int(np.argmin(finite))
+        for row in np.flatnonzero(~np.isfinite(predicted)).tolist():
             found = f"features whose prediction is {predicted[row]}"
-            raise ValueError(f"row {model_input.index[row]}: found {found}, allowed: a finite {dtype}")
+            raise ValueError(f"row {index[row]}: found {found}, allowed: a finite {dtype}")
         return predicted
-
-
-def _converted(given: NDArray[Any], dtype: Dtype, index: "pd.Index[Any]", names: list[str]) -> Array:
-    """Return the numbers [N, F] in the dtype; raises ValueError, naming row and column, where one is not finite there."""
-    with np.errstate(over="ignore"):
-        values = given.astype(dtype)
-    finite = np.isfinite(values)
-    if not finite.all():
-        row, column = np.argwhere(~finite)[0]
-        raise ValueError(f"row {index[row]}, column {names[column]!r}: found {given[row, column]}, allowed: a finite {dtype}")
-    return values
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Hold torch to one thread, as `truefit predict` does: with more, a wide model may round otherwise.
-
-    One caller at a time, since the number of threads is the process's.
-    """
+    """Hold torch to one thread, as `truefit predict` does: with more, a wide model may round otherwise."""
     with _THREADS:
         before = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -86,8 +74,8 @@ def _one_thread() -> Iterator[None]:
 def predictions(model: nn.Module, blocks: Iterable[Array]) -> Iterator[Array]:
     """Give the predictions [C] of the blocks' rows [N, F], C being MODEL_ROWS but at the end.
 
-    Row i of all is at i modulo MODEL_ROWS in a batch of the model, which zeros fill at the end, so that the prediction of a
-    row depends on the row and that place alone: not on other rows, nor on how many there are.
+    Row i of all is at i modulo MODEL_ROWS in a batch of the model, which zeros fill at the end: its prediction depends on the
+    row and that place alone.
     """
     rows, filled = torch.empty(0), 0
     for values in blocks:
@@ -106,10 +94,8 @@ def predictions(model: nn.Module, blocks: Iterable[Array]) -> Iterator[Array]:
 
 
 def example_rows(table: Table) -> "pd.DataFrame":
-    """Return rows as an example of what the model takes: the features' means, and a standard deviation to either side.
-
-    None of the table's own, which are not to leave the machine with each run.
-    """
+    """Return the features' means, and a standard deviation to either side, as an example of what the model takes."""
+    # None of the table's own rows, which are not to leave the machine with each run.
     import pandas as pd
 
     width = len(table.features)
@@ -118,7 +104,6 @@ def example_rows(table: Table) -> "pd.DataFrame":
 
 
 def _apply(model: nn.Module, rows: torch.Tensor) -> Array:
-    """Return the predictions [C] for the rows [C, F]."""
     with torch.no_grad():
         predicted: Array = model(rows)[:, 0].numpy()
     return predicted

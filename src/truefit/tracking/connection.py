@@ -1,8 +1,4 @@
-"""The MLflow store: where it is, opened once, and its experiments.
-
-It is mlflow.db in the repository's root, with the artifacts beside it, also from DVC's temporary workspaces; or the one that
-`MLFLOW_TRACKING_URI` names. No message has a password in it.
-"""
+"""The MLflow store: mlflow.db in the repository's root, also from DVC's temporary workspaces, or `MLFLOW_TRACKING_URI`."""
 
 import json
 import logging
@@ -33,7 +29,7 @@ VIEW_COLUMNS = (
 
 
 class Connection:
-    """The MLflow store at `uri`; `address` is None for the repository's own, and without a password like `redacted_uri`."""
+    """The MLflow store at `uri`; `address`, without a password like `redacted_uri`, is None for the repository's own."""
 
     def __init__(self) -> None:
         self.root = repository_root()
@@ -45,7 +41,7 @@ class Connection:
         self._experiments: dict[str, str] = {}
 
     def connect(self) -> "MlflowClient":
-        """Return the client, made and the repository's own store created at the first call."""
+        """Return the client; the first call makes it, and the repository's own store."""
         if self._client is None:
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
             # A failed request is repeated by the uploader, which nobody waits for.
@@ -72,10 +68,7 @@ class Connection:
         return self._client
 
     def experiment(self, name: str) -> str:
-        """Return the experiment's id, creating it with its artifacts beside the store where that is a local file.
-
-        Raises TrackingError where it cannot take a run, StoreAwayError where the store does not answer.
-        """
+        """Return the id of the experiment, which is made if need be; raises TrackingError where it cannot take a run."""
         if name not in self._experiments:
             self._experiments[name] = self._find_or_create(name)
         return self._experiments[name]
@@ -87,16 +80,16 @@ class Connection:
             known = client.get_experiment_by_name(name)
             if known is None:
                 # Left alone, a local store would take the current folder, which may be DVC's and soon be gone.
-                tags = {VIEW_TAG: _view()}
-                return client.create_experiment(name, here if self._is_local else None, tags)
-        fault = ""
+                state = json.dumps({"selectedColumns": VIEW_COLUMNS})
+                view = json.dumps({"name": VIEW_NAME, "createdAt": now(), "updatedAt": now(), "state": state})
+                return client.create_experiment(name, here if self._is_local else None, {VIEW_TAG: view})
         if known.lifecycle_stage == "deleted":
             fault = f"is deleted; `mlflow experiments restore --experiment-id {known.experiment_id}`"
         elif self.address is None and not known.artifact_location.startswith(here):
             fault = f"keeps its artifacts in {known.artifact_location}; move the repository back"
-        if fault:
-            raise TrackingError(f"MLflow store {self.redacted_uri}: {name!r} {fault}, or change track.experiment")
-        return str(known.experiment_id)
+        else:
+            return str(known.experiment_id)
+        raise TrackingError(f"MLflow store {self.redacted_uri}: {name!r} {fault}, or change track.experiment")
 
     @property
     def _is_local(self) -> bool:
@@ -104,18 +97,17 @@ class Connection:
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Turn MLflow's errors into a TrackingError that names the store, a StoreAwayError where it does not answer."""
+        """Turn MLflow's errors into a TrackingError, a StoreAwayError where the store does not answer."""
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
             yield
-        except SQLAlchemyError as error:  # which MLflow lets through where it opens a database
-            raise TrackingError(redacted(f"MLflow store {self.uri}: {str(error).splitlines()[0]}")) from error
-        except MlflowException as error:
-            status = error.get_http_status_code()  # type: ignore[no-untyped-call]
-            away = not self._is_local and (status == 429 or status >= 500)
-            kind = StoreAwayError if away else TrackingError
+        except (MlflowException, SQLAlchemyError) as error:  # MLflow lets the latter through where it opens a database
+            kind = TrackingError
+            if isinstance(error, MlflowException) and not self._is_local:
+                status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+                kind = StoreAwayError if status == 429 or status >= 500 else TrackingError
             raise kind(redacted(f"MLflow store {self.uri}: {str(error).splitlines()[0]}")) from error
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
@@ -126,13 +118,7 @@ class Connection:
 
 
 def repository_root() -> Path:
-    """Return the root of the main repository, which DVC names also inside a temporary workspace."""
+    """Return the main repository's root, which DVC names also inside a temporary workspace."""
     here = Path.cwd()
     found = next((folder for folder in [here, *here.parents] if (folder / ".dvc").is_dir()), here)
     return Path(os.environ.get("DVC_ROOT", found)).resolve()
-
-
-def _view() -> str:
-    """Return the view of the table of runs, as MLflow keeps it in a tag of the experiment."""
-    state = json.dumps({"selectedColumns": VIEW_COLUMNS})
-    return json.dumps({"name": VIEW_NAME, "createdAt": now(), "updatedAt": now(), "state": state})

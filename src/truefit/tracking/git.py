@@ -17,10 +17,10 @@ def git(
     check: bool = True,
     advice: str = "",
 ) -> "subprocess.CompletedProcess[bytes]":
-    """Run git to its end, with `given` on its stdin; a Ctrl-C in the terminal does not reach it.
+    """Run git, with `given` on its stdin; a Ctrl-C in the terminal does not reach it.
 
-    `index` takes the place of the repository's own, and `environment` that of this process's. Raises TruefitError where git is
-    not installed, and with `check` for a status other than 0: the first line of its complaint, and the `advice`.
+    `index` and `environment` replace the repository's and this process's. Raises TruefitError where git is not installed, and
+    with `check` for a status other than 0: the first line of its complaint, and the `advice`.
 
     >>> git("check-ref-format", "main..", check=False).returncode
     1

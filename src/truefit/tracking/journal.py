@@ -1,9 +1,7 @@
 """The journal of a run: a folder on this machine's disk with all that is to reach MLflow.
 
-journal.jsonl is a header and then a record a line; the artifacts lie beside it, and sent.json, how much of it the store has
-acknowledged. A run appears with its whole origin or not at all. What was written survives the death of the process, and of the
-machine but for the last second; a line torn by a kill is dropped. Every line is checked when it is read, since anyone may have
-planted it.
+A run appears with its whole origin or not at all. What was written survives the death of the process, and of the machine but
+for the last second; a line torn by a kill is dropped.
 """
 
 import hashlib
@@ -16,22 +14,19 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Annotated, Literal, Self, TypeVar
 
 from filelock import FileLock, Timeout
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from truefit.core.errors import TrackingError
 from truefit.core.files import naming, sha256, write_bytes, write_json
 
-# Records may wait so long for the disk; the operating system has them at once.
-SYNC_SECONDS = 1.0
-# Another process that sends the same journal is waited for so long.
-BUSY_SECONDS = 10.0
+SYNC_SECONDS = 1.0  # that records may wait for the disk; the operating system has them at once
+BUSY_SECONDS = 10.0  # that another process which sends the same journal is waited for
 
 JOURNAL = "journal.jsonl"
 DATASET_FIELDS = {"name", "digest", "source_type", "source", "schema", "profile"}
 
 T = TypeVar("T")
 
-Key = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Natural = Annotated[int, Field(ge=0, lt=2**63)]  # as much as a database takes
 
@@ -43,19 +38,18 @@ def _check_place(name: str) -> str:
     return name
 
 
-class _Line(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+class _Line(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
+    """Checked as it is read, since anyone may have planted it."""
 
 
 class Header(_Line):
-    """A journal's first line: which run it is, and in which store.
+    """A journal's first line: which run it is, and in which store, None for the repository's own; times in milliseconds.
 
-    `store` is the address without a password, None for the repository's own; `start_time` is in milliseconds. A training
-    has the `fingerprint` of what decides its result. An evaluation `completes` the run whose model has that digest.
+    A training has the `fingerprint` of what decides its result. An evaluation `completes` the run whose model has that digest.
     """
 
     format: Literal[1] = 1
-    key: Key
+    key: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     store: str | None
     experiment: str
     name: str
@@ -96,7 +90,7 @@ class Artifact(_Line):
 
 
 class Status(_Line):
-    """The run goes on, or has ended; when `final`, no record will follow."""
+    """How the run goes, or has ended; when `final`, no record will follow."""
 
     kind: Literal["status"] = "status"
     status: Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -139,7 +133,7 @@ class Journal:
 
     @classmethod
     def create(cls, runs: Path, header: Header, origin: list[Values], artifacts: Mapping[str, bytes]) -> "Journal":
-        """Begin a journal in a folder below `runs` with all that the run starts from, in one step."""
+        """Begin a journal below `runs` with all that the run starts from, in one step."""
         folder = runs / header.key
         lines = [header, *origin, *(_write_artifact(folder, name, content) for name, content in artifacts.items())]
         write_bytes(folder / JOURNAL, b"".join(map(_line, lines)))
@@ -170,15 +164,12 @@ class Journal:
             self._file = None
 
     def read(self, offset: int = 0) -> Iterator[tuple[Record, int]]:
-        """Give the records behind `offset` bytes, each with the offset behind it; a last line not yet whole is left out.
-
-        Raises TrackingError for a line that is not a record.
-        """
+        """Give the records behind `offset` bytes, each with the offset behind it; raises TrackingError for what is none."""
         position = max(offset, self._begin)
         with self._path.open("rb") as file:
             file.seek(position)
             for line in file:
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n"):  # not yet whole
                     return
                 record = self._checked(_RECORD.validate_json, line, position)
                 position += len(line)
@@ -198,10 +189,7 @@ class Journal:
 
     @contextmanager
     def sending(self) -> Iterator[Sent]:
-        """Hold the journal for sending, and give how far it was sent.
-
-        Raises TrackingError where another process holds it for long, FileNotFoundError where one has sent it to the end.
-        """
+        """Hold the journal for sending, and give how far it was sent; raises TrackingError where another process holds it."""
         # Beside the folder, which goes when all was sent. Its file goes each time: filelock begins anew where it waited for
         # one that is gone.
         lock = self.folder.with_name(f".{self.folder.name}.lock")
@@ -244,16 +232,12 @@ class Journal:
             return validate(line)
         except ValidationError as error:
             number = self._path.read_bytes()[:position].count(b"\n") + 1
-            reason = error.errors(include_url=False)[0]["msg"]
-            text = f"{self._path}: line {number}: damaged: {reason}; remove {self.folder} to give the run up"
-            raise TrackingError(text) from None
+            fault = f"line {number}: damaged: {error.errors(include_url=False)[0]['msg']}"
+            raise TrackingError(f"{self._path}: {fault}; remove {self.folder} to give the run up") from None
 
 
 def pending(runs: Path) -> list[Journal]:
-    """Return the journals below `runs`, the oldest first, a training before its evaluation of the same millisecond.
-
-    Raises TrackingError for a damaged one.
-    """
+    """Return the journals below `runs`, the oldest first, a training before its evaluation of the same millisecond."""
     journals = []
     for path in runs.glob(f"[0-9a-f]*/{JOURNAL}"):
         with suppress(FileNotFoundError):  # sent and removed by another process in this moment

@@ -21,7 +21,7 @@ def pack_model(
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Return the files of an MLflow model, by their paths in the run, and what MLflow's list of such models says of it.
 
-    For `loader`, `example` and `dtype` see `Run.log_model`; `key` and `time`, in milliseconds, are the run's.
+    `loader`, `example` and `dtype` are those of `Run.log_model`; `key` and `time`, in milliseconds, the run's.
     """
     import numpy as np
     from mlflow import pyfunc
@@ -53,6 +53,5 @@ def pack_model(
             # Given, since MLflow would load the model in a process of its own to find them out; torch's without its build.
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in loader.PACKAGES],
         )
-        saved = [path for path in packed.rglob("*") if path.is_file()]
-        files = {f"{MODEL}/{path.relative_to(packed)}": path.read_bytes() for path in saved}
+        files = {f"{MODEL}/{path.relative_to(packed)}": path.read_bytes() for path in packed.rglob("*") if path.is_file()}
     return files, described.get_tags_dict()

@@ -1,7 +1,6 @@
 """Where a result comes from: params, data, the commit, what was changed since, the code, and the environment.
 
-Neither the working tree nor the index changes. A patch holds no file larger than asked for, and none where secrets are usually
-kept.
+Neither the working tree nor the index changes.
 """
 
 import json
@@ -26,7 +25,6 @@ from truefit.tracking.git import git
 from truefit.tracking.journal import Values
 
 PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "mlflow", "dvc")
-# What `read_environment` tells.
 ENVIRONMENT = ("python", *PACKAGES, "platform", "cpu_capability", "threads", "device", "device_name")
 # Everything below the repository's root, but for where secrets may be: DVC keeps the addresses of its remotes here.
 _RECORDED = (":/", ":(top,exclude,glob)**/.dvc/config*", ":(top,exclude,glob)**/.env*")
@@ -39,7 +37,7 @@ _DIFF = (
 
 @dataclass(frozen=True)
 class Origin:
-    """All that a training starts from: params, tags, the table, and artifacts by their paths in the run."""
+    """All that a training starts from; artifacts go by their paths in the run."""
 
     params: Mapping[str, Any]
     tags: Mapping[str, str]
@@ -47,7 +45,7 @@ class Origin:
     artifacts: Mapping[str, bytes]
 
     def records(self) -> list[Values]:
-        """Return it as records of a journal, but for the artifacts."""
+        """Return all but the artifacts as records of a journal."""
         params = {key: param_text(value) for key, value in self.params.items()}
         columns = [{"type": "double", "name": name, "required": True} for name in self.table.columns]
         dataset = {
@@ -99,7 +97,7 @@ def read_origin(
 
 
 def code_in_use() -> dict[str, str]:
-    """Return the digests of the code and of params.yaml as they are now."""
+    """Return the digests of the code and of params.yaml."""
     return read_code() | ({str(PARAMS): sha256(PARAMS)} if PARAMS.is_file() else {})
 
 
@@ -110,10 +108,7 @@ def changed_since(before: Mapping[str, str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Workspace:
-    """The code that ran: the commit checked out, and a patch with all that differs from it.
-
-    The patch holds new files too, but for those under data/. `omitted` names the files that are too large for it.
-    """
+    """The commit checked out, and a patch with all that differs from it; `omitted` names the files too large for that."""
 
     commit: str
     patch: bytes
@@ -126,7 +121,7 @@ class Workspace:
 
 
 def read_workspace(largest: int) -> Workspace:
-    """Return the state of the git repository that the current folder is in; files of up to `largest` bytes go into its patch.
+    """Return the state of the git repository that the current folder is in, with files of up to `largest` bytes.
 
     Raises TruefitError where there is no repository or no commit in it.
     """
@@ -151,12 +146,10 @@ def _path(*asked: str) -> Path:
 
 
 def _add_new_files(top: Path, index: Path, largest: int) -> list[str]:
-    """Add to the index the files that git does not know, but for those over `largest` bytes, which it returns.
-
-    A repository of its own inside this one counts as too large.
-    """
+    """Add to the index the files that git does not know, but for those over `largest` bytes, which it returns."""
     listed = git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", *_RECORDED, ":(exclude)data", index=index)
     names = [os.fsdecode(name) for name in listed.stdout.split(b"\0")[:-1]]
+    # A repository of its own inside this one, whose name ends so, counts as too large.
     large = [name for name in names if name.endswith("/") or os.lstat(top / name).st_size > largest]
     small = b"".join(os.fsencode(name) + b"\0" for name in names if name not in set(large))
     adding = ("add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul")
@@ -178,7 +171,6 @@ def _changed(top: Path, index: Path) -> list[tuple[str, int]]:
 
 def read_environment(device: torch.device) -> dict[str, str]:
     """Return what may change a result's bits: versions, the CPU's vector instructions, threads and the device."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
@@ -186,5 +178,5 @@ def read_environment(device: torch.device) -> dict[str, str]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "device": str(device),
-        "device_name": name,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }

@@ -31,12 +31,11 @@ class TrackSettings(Settings):
 
 
 class Run:
-    """A run that is being written to; `run_id` is the store's, known when the block that writes to it has ended."""
+    """A run that is being written; `run_id` is the store's, known when the block that writes it has ended."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        recorded = [record.step for record, _ in journal.read() if isinstance(record, Metrics)]
-        self._recorded = max(recorded, default=-1)
+        self._recorded = max((record.step for record, _ in journal.read() if isinstance(record, Metrics)), default=-1)
         self.name = journal.header.name
         self.run_id: str | None = None
 
@@ -50,16 +49,15 @@ class Run:
         self._journal.append(Values(kind="tags", values=dict(tags)))
 
     def log_artifacts(self, artifacts: Mapping[str, bytes]) -> None:
-        """Record contents under the paths that they are to have among the run's artifacts."""
+        """Record contents by their paths among the run's artifacts."""
         for name, content in artifacts.items():
             self._journal.append_artifact(name, content)
 
     def log_model(self, loader: ModuleType, model: Mapping[str, bytes], example: "pd.DataFrame", dtype: str) -> None:
-        """Record an MLflow model, which can be loaded and served: the files of a model, and the code that rebuilds it.
+        """Record an MLflow model: the files of a model, and the code that rebuilds it.
 
-        The module `loader` has the function `_load_pyfunc`, which MLflow calls with the files' folder, and the names of the
-        `ROOMS` and `PACKAGES` that it needs. `example` holds some rows of the features, in float64; the predictions are of
-        `dtype`.
+        `loader` has the function `_load_pyfunc`, which MLflow calls with the files' folder, and the `ROOMS` and `PACKAGES` it
+        needs. `example` holds some rows of the features, in float64; the predictions are of `dtype`.
         """
         header = self._journal.header
         files, listed = pack_model(loader, model, example, dtype, header.key, header.start_time)

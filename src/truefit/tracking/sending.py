@@ -22,16 +22,13 @@ if TYPE_CHECKING:
 
 # About so many metrics are sent, and acknowledged, together: an attempt that is cut off loses no more of its work.
 METRICS_A_BATCH = 1000
-# Seconds that records may wait before they are sent together with those that follow.
-FLUSH_SECONDS = 5.0
-# A store that fails is tried again after 1, 2, 4 … seconds, and at the end of the stage.
-LONGEST_PAUSE = 60.0
-# Seconds without an answer, at the end of the stage, after which it is given up.
-PATIENCE = 60.0
+FLUSH_SECONDS = 5.0  # that records may wait, to be sent together with those that follow
+LONGEST_PAUSE = 60.0  # a store that fails is tried again after 1, 2, 4 … seconds, and at the end of the stage
+PATIENCE = 60.0  # seconds without an answer, at the end of the stage, after which it is given up
 
 
 class Sender:
-    """Sends journals to the store of `connection`; `answered` counts the requests with records that it has answered."""
+    """Sends journals to a store; `answered` counts the requests with records that it has answered."""
 
     def __init__(self, connection: Connection, runs: Path) -> None:
         self.connection = connection
@@ -62,11 +59,11 @@ class Sender:
     def _send_trainings(self, digest: str, latest: int) -> None:
         """Send those trainings, begun up to the time `latest`, that ended with a model of the digest."""
         for journal in pending(self._runs):
-            # Another process may have sent it to the end in this moment.
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):  # another process may have sent it to the end in this moment
                 header = journal.header
                 earlier = header.store == self.connection.address and header.start_time <= latest
-                if earlier and header.fingerprint and journal.final and _tagged(journal, DIGEST_TAG, digest):
+                values = (record.values for record, _ in journal.read() if isinstance(record, Values))
+                if earlier and header.fingerprint and journal.final and any(v.get(DIGEST_TAG) == digest for v in values):
                     self._send(journal)
 
     def _send(self, journal: Journal) -> Sent:
@@ -88,7 +85,7 @@ class Sender:
         return sent
 
     def _find_or_create(self, client: "MlflowClient", header: Header) -> Sent:
-        """Return the run that the header speaks of, which an attempt whose answer was lost may have created."""
+        # An attempt whose answer was lost may have created it.
         experiment = self.connection.experiment(header.experiment)
         if found := _search(client, experiment, f"tags.`{KEY_TAG}` = '{header.key}'"):
             return Sent(run_id=found[0].info.run_id, name=header.name)
@@ -142,7 +139,6 @@ class Uploader(threading.Thread):
 
 
 def _search(client: "MlflowClient", experiment: str, where: str) -> "Sequence[MlflowRun]":
-    """Return the runs of which `where` holds, the latest first."""
     found: Sequence[MlflowRun] = client.search_runs([experiment], where, order_by=["attributes.start_time DESC"])
     return found
 
@@ -153,18 +149,13 @@ def _completed(found: "Sequence[MlflowRun]", header: Header) -> "MlflowRun":
     It is the latest before it, since a later one has an evaluation of its own; if possible of the same experiment or rerun.
     """
     before = [run for run in found if run.info.start_time <= header.start_time] or found
-    same = (
-        run for run in before if all(run.data.tags.get(tag) == header.tags.get(tag) for tag in (EXPERIMENT_TAG, RERUN_KEY_TAG))
-    )
+    tags = EXPERIMENT_TAG, RERUN_KEY_TAG
+    same = (run for run in before if all(run.data.tags.get(tag) == header.tags.get(tag) for tag in tags))
     return next(same, before[0])
 
 
-def _tagged(journal: Journal, tag: str, value: str) -> bool:
-    return any(isinstance(record, Values) and record.values.get(tag) == value for record, _ in journal.read())
-
-
 def _batches(records: Iterable[tuple[Record, int]]) -> "Iterator[tuple[list[Metric] | Record, int]]":
-    """Put metrics together that follow each other; give each other record by itself."""
+    """Put metrics together that follow each other."""
     from mlflow.entities import Metric
 
     metrics: list[Metric] = []
@@ -183,7 +174,7 @@ def _batches(records: Iterable[tuple[Record, int]]) -> "Iterator[tuple[list[Metr
 
 
 def _log(client: "MlflowClient", journal: Journal, sent: Sent, batch: "list[Metric] | Record") -> None:
-    """Send it; MLflow's client divides what is more than the store takes at once."""
+    """Send a batch; MLflow's client divides what is more than the store takes at once."""
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
     run_id = str(sent.run_id)

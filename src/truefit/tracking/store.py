@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class Store:
     """The MLflow store, and the journals of the runs that it does not have yet.
 
-    Of the store itself it has what a `Connection` has: `uri`, `redacted_uri`, `address`, `connect`, `experiment`, `errors`
-    and `tag`; and `sync` as a `Sender`. The three runs raise TrackingError where the store is there and cannot take them.
+    It has what a `Connection` has, and `sync` as a `Sender`. The three runs raise TrackingError where the store is there and
+    cannot take them.
     """
 
     def __init__(self) -> None:
@@ -44,16 +44,12 @@ class Store:
     def training_run(
         self, track: TrackSettings, name: str, fingerprint: str, read_origin: "Callable[[], Origin]"
     ) -> Iterator[Run]:
-        """Begin a run, or go on with the one of an interrupted training that has the fingerprint; end it with its reason.
-
-        It is called as in the settings, or else `name`.
-        """
+        """Begin a run, or go on with that of an interrupted training; it is called as in the settings, or else `name`."""
         self._check(track)
         journal = self._interrupted(fingerprint)
         if journal is None:
             origin = read_origin()
-            header = self._header(track, name, fingerprint=fingerprint)
-            journal = Journal.create(self._runs, header, origin.records(), origin.artifacts)
+            journal = Journal.create(self._runs, self._header(track, name, fingerprint), origin.records(), origin.artifacts)
         else:
             journal.append(Status(status="RUNNING", time=now(), final=False))
             journal.append(Values(kind="tags", values=_experiment_tags()))
@@ -62,7 +58,7 @@ class Store:
 
     @contextmanager
     def range_test_run(self, track: TrackSettings, name: str, origin: "Origin") -> Iterator[Run]:
-        """Begin the run of a learning-rate range test, called `name`, which nothing goes on with; end it with its reason."""
+        """Begin the run of a learning-rate range test, which nothing goes on with."""
         self._check(track)
         header = self._header(track.model_copy(update={"run_name": None}), name)
         tags = Values(kind="tags", values={RANGE_TAG: "true"})
@@ -71,10 +67,7 @@ class Store:
 
     @contextmanager
     def evaluation_run(self, track: TrackSettings, digest: str) -> Iterator[Run]:
-        """Add to the latest run whose model has the state_dict digest, or to a run of its own where there is none.
-
-        Where several runs ended with the same bits, the one of the current DVC experiment or rerun is preferred.
-        """
+        """Add to the latest run whose model has the state_dict digest, or to a run of its own where there is none."""
         self._check(track)
         header = self._header(track, f"evaluation of {digest[:8]}", completes=digest)
         journal = Journal.create(self._runs, header, [Values(kind="tags", values={DIGEST_TAG: digest})], {})
@@ -82,15 +75,12 @@ class Store:
             yield run
 
     def _check(self, track: TrackSettings) -> None:
-        """Raise TrackingError where the store is there and cannot take a run."""
         with suppress(StoreAwayError):
             self.experiment(track.experiment)
 
     def _interrupted(self, fingerprint: str) -> Journal | None:
-        """Return the journal of an interrupted training that has the fingerprint."""
         for journal in pending(self._runs):
-            # One that is over may be sent and removed by another process in this moment.
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):  # one that is over may be removed by another process in this moment
                 if journal.header.fingerprint == fingerprint and not journal.final:
                     return journal
         return None
@@ -113,7 +103,7 @@ class Store:
 
     @contextmanager
     def _recording(self, journal: Journal) -> Iterator[Run]:
-        """Send the journal in the background while it is written; end the run as the block ends."""
+        """Send the journal in the background while it is written; end the run, with its reason, as the block ends."""
         run = Run(journal)
         uploader = Uploader(self.sender, journal)
         uploader.start()
@@ -139,13 +129,9 @@ class Store:
 
 
 def _experiment_tags() -> dict[str, str]:
-    """Return the tags that name the DVC experiment, the commit it began from, and its grid, where there is one.
-
-    DVC numbers the experiments of a grid that was given a name: lr-1, lr-2 and so on.
-    """
     name, baseline = os.environ.get("DVC_EXP_NAME"), os.environ.get("DVC_EXP_BASELINE_REV")
     if not name:
         return {}
-    grid = re.fullmatch(r"(.+)-\d+", name)
+    grid = re.fullmatch(r"(.+)-\d+", name)  # DVC numbers the experiments of a grid that was given a name: lr-1, lr-2
     tags = {EXPERIMENT_TAG: name, BASELINE_TAG: baseline, GRID_TAG: grid and grid[1]}
     return {tag: value for tag, value in tags.items() if value}
