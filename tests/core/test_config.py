@@ -400,7 +400,9 @@ def test_train_model_refuses(values: str, line: str) -> None:
     ("values", "line"),
     [
         ("{loss: mse}", "loss: found 'mse', allowed: keys and values"),
-        ("{loss: {delta: 1.0}}", "loss.delta: unknown key, allowed: name, reduction"),
+        ("{loss: {delta: 2.0}}", "loss.delta: found 2.0, allowed: 1.0 with loss mse"),
+        ("{loss: {name: huber, delta: 0}}", "loss.delta: found 0, allowed: greater than 0"),
+        ("{loss: {power: 2}}", "loss.power: unknown key, allowed: name, reduction, delta"),
         ("{loss: {name: l2}}", "loss.name: found 'l2', allowed: 'mse', 'l1' or 'huber'"),
         ("{loss: {reduction: none}}", "loss.reduction: found 'none', allowed: 'mean' or 'sum'"),
     ],

@@ -43,7 +43,7 @@ RECORD, STATE_DICT, FIGURES, MODEL, RANGE, RERUN = "record", "state_dict", "figu
 RECORDED_FILES = ("params.yaml", "dvc.yaml", "dvc.lock")  # of the project, as they are
 RECORDED_PARAMS, RECORDED_PIPELINE, RECORDED_LOCK = (f"{RECORD}/{name}" for name in RECORDED_FILES)
 RECORDED_PATCH, RECORDED_ENVIRONMENT = f"{RECORD}/diff.patch", f"{RECORD}/environment.json"
-STATES = ("best", "final")
+STATES = ("best", "final")  # best.pt and final.pt
 MODEL_DESCRIPTION = f"{STATE_DICT}/model.json"
 
 
