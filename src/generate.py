@@ -15,8 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("csv", type=Path, help="the CSV to write, such as data/synthetic.csv")
     arguments = parser.parse_args()
-    settings = Params().section("generate", GenerateSettings)
-    write_csv(settings, arguments.csv)
+    write_csv(Params().section("generate", GenerateSettings), arguments.csv)
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ def epoch(number: int, seconds: float = 2.0) -> Epoch:
 
 @contextmanager
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """Give the list whose only item is what the clock says."""
+    """Give the list whose only item is what tqdm's clock says."""
     now = [100.0]
-    monkeypatch.setattr(display, "monotonic", lambda: now[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
     yield now
 
 

@@ -27,11 +27,10 @@ TABLE, RESULTS = Path("data/prepared"), Path("results")  # as in dvc.yaml
 
 
 def lr_range(folder: Path | None, rates: Sequence[float]) -> tuple[Finding, Run, list[Path]]:
-    """Take a step with each of the growing rates, by the settings; return what was found, the run and the files written.
+    """Take a step with each of the growing rates; return what was found, the run and the files written.
 
-    `folder` is that of the prepared table, by default data/prepared in the repository. Raises TableError where no table is
-    there, or one that was not prepared by the settings, TruefitError where the first loss is not finite, and the other
-    errors of a training.
+    `folder` is that of the prepared table, by default data/prepared. Raises TableError where no table is there, or one that
+    other settings prepared; TruefitError where the first loss is not finite; and the other errors of a training.
     """
     folder = folder and folder.resolve()
     with chdir(repository_root()):  # where the paths of the settings begin, and what is recorded of the repository
@@ -55,21 +54,22 @@ def _lr_range(folder: Path | None, rates: Sequence[float]) -> tuple[Finding, Run
     # How a table that was named was prepared, the settings do not say.
     known = {key: value for key, value in origin.params.items() if folder is None or not key.startswith("prepare.")}
     origin = replace(origin, params={**known, **asked})
-    with store.range_test_run(track, run_name(settings, track), origin) as run:
+    made = f"{settings.model.name} {settings.optimizer.name} batch={settings.batch_size} {settings.engine}"
+    with store.range_test_run(track, f"lr-range {track.run_name or made}", origin) as run:
         curve = _record(range_test(train_rows, settings, device, rates), run)
         finding = find(curve, rates)
-        drawn = {
-            RESULTS / "lr_range.png": lr_range_picture(curve, finding.suggested),
-            RESULTS / "lr_range.csv": curve.to_csv(index=False).encode(),
+        artifacts = {
+            f"{names.FIGURES}/lr_range.png": lr_range_picture(curve, finding.suggested),
+            f"{names.RANGE}/lr_range.csv": curve.to_csv(index=False).encode(),
         }
-        for path, content in drawn.items():
-            write_bytes(path, content)
-        folders = {".png": names.FIGURES, ".csv": names.RANGE}
-        run.log_artifacts({f"{folders[path.suffix]}/{path.name}": content for path, content in drawn.items()})
+        files = [RESULTS / Path(name).name for name in artifacts]
+        for file, content in zip(files, artifacts.values(), strict=True):
+            write_bytes(file, content)
+        run.log_artifacts(artifacts)
         if finding.suggested:
             run.log_metrics({names.SUGGESTED_LR: finding.suggested}, len(curve))
         run.set_tags({names.NOTE_TAG: note(settings, rates, finding)})
-    return finding, run, [path.resolve() for path in drawn]
+    return finding, run, [file.resolve() for file in files]
 
 
 def require_prepared_by(settings: PrepareSettings, table: Table) -> None:
@@ -86,7 +86,6 @@ def require_prepared_by(settings: PrepareSettings, table: Table) -> None:
 
 
 def _record(steps: Iterable[Step], run: Run) -> pd.DataFrame:
-    """Return the steps as a table, each recorded as it is taken."""
     taken = []
     for step in steps:
         taken.append(step)
@@ -97,15 +96,8 @@ def _record(steps: Iterable[Step], run: Run) -> pd.DataFrame:
     return pd.DataFrame(taken)
 
 
-def run_name(settings: TrainSettings, track: TrackSettings) -> str:
-    """Return a name as a training's, but without a learning rate, and never the same."""
-    made = f"{settings.model.name} {settings.optimizer.name} batch={settings.batch_size} {settings.engine}"
-    return f"lr-range {track.run_name or made}"
-
-
 def note(settings: TrainSettings, rates: Sequence[float], finding: Finding) -> str:
-    """Return the run's description: what was tested, and what came out."""
-    tested = (
-        f"{settings.model.name} model with {settings.optimizer.name}, {len(rates)} steps from {rates[0]:g} to {rates[-1]:g}"
-    )
+    """Return the run's description."""
+    model = f"{settings.model.name} model with {settings.optimizer.name}"
+    tested = f"{model}, {len(rates)} steps from {rates[0]:g} to {rates[-1]:g}"
     return f"Learning-rate range test of a {tested}. Outcome: {'; '.join(str(finding).splitlines())}."

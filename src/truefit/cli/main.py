@@ -94,15 +94,13 @@ def rerun_command(run: str | None, experiment: str | None, every: bool, toleranc
                 click.echo(describe(done[-1], recorded.info.run_name))
                 if every:
                     click.echo()
-    reports = [one.report for one in done]
+    verdicts = [one.report.verdict for one in done]
     if as_json:
-        found = [report.as_json() for report in reports]
+        found = [one.report.as_json() for one in done]
         click.echo(json.dumps(found if every else found[0], indent=2, allow_nan=False))
     elif every:
-        verdicts = [report.verdict for report in reports]
         click.echo(", ".join(f"{verdict}: {verdicts.count(verdict)}" for verdict in Verdict))
-    worst = max(reports, key=lambda report: list(Verdict).index(report.verdict), default=None)
-    sys.exit(worst.verdict.status if worst else 0)
+    sys.exit(max(verdicts, key=list(Verdict).index).status)
 
 
 @commands.command(name="predict")

@@ -1,7 +1,4 @@
-"""`truefit predict`: a CSV -> the same CSV with one more column, the model's predictions.
-
-The numbers are read as stage prepare reads them. The text is read beside them, cut where rows end, and never taken apart.
-"""
+"""`truefit predict`: a CSV -> the same CSV with one more column; its text is cut where rows end, and never taken apart."""
 
 import errno
 import os
@@ -30,8 +27,7 @@ PREDICTION = "prediction"
 def predict(model: nn.Module, description: ModelDescription, source: Path, target: Path, separator: Separator = ",") -> int:
     """Write the CSV `source` with the column `prediction` behind its own to `target`, and return the number of its rows.
 
-    Raises TableError, naming file, line and column, for a CSV that cannot be used, and OSError where `target` cannot be
-    written; what was there stays then.
+    Raises TableError for a CSV that cannot be used, and OSError where `target` cannot be written; what was there stays then.
     """
     csv = CsvFile(source, separator, "--separator")
     if target.is_dir():
@@ -39,7 +35,13 @@ def predict(model: nn.Module, description: ModelDescription, source: Path, targe
     if target.exists() and target.samefile(source):
         raise TableError(f"{target}: is the CSV to be read, allowed: another file")
     with csv:
-        _check_columns(csv, read_header(csv), description)
+        header = read_header(csv)
+        for name in description.features:
+            if name not in header:
+                raise missing_column(csv, name, "a feature of the model")
+        if PREDICTION in header:
+            where = f"{csv.path}: line {csv.header_line}, column {PREDICTION!r}"
+            raise TableError(f"{where}: found the name of the column to be written, allowed: another name")
     # Compared with what it was before the file gets its name.
     with atomic_path(target) as temporary, csv, temporary.open("wb") as file:
         try:
@@ -50,20 +52,9 @@ def predict(model: nn.Module, description: ModelDescription, source: Path, targe
             return _write(csv, RowTexts, model, description, file)
 
 
-def _check_columns(csv: CsvFile, header: list[str], description: ModelDescription) -> None:
-    """Raise TableError where the header lacks a feature, or has the column that is to be written."""
-    for name in description.features:
-        if name not in header:
-            raise missing_column(csv, name, "a feature of the model")
-    if PREDICTION in header:
-        where = f"{csv.path}: line {csv.header_line}, column {PREDICTION!r}"
-        raise TableError(f"{where}: found the name of the column to be written, allowed: another name")
-
-
 def _write(
     csv: CsvFile, texts: type[LineTexts] | type[RowTexts], model: nn.Module, description: ModelDescription, file: IO[bytes]
 ) -> int:
-    """Write the whole of the CSV with its predictions to `file`, and return the number of rows."""
     batches = read_batches(csv, description.features, description.dtype, None, "predict")
     separator = pa.scalar(csv.separator.encode(), BYTES)
     count, not_finite = 0, None
@@ -81,14 +72,12 @@ def _write(
     if not_finite:  # told when there are no faults
         index, found = not_finite
         line, _ = next(islice(csv.rows(), 1 + index, None))
-        raise TableError(
-            f"{csv.path}: line {line}: found features whose prediction is {found}, allowed: a finite {found.dtype}"
-        )
+        where = f"{csv.path}: line {line}"
+        raise TableError(f"{where}: found features whose prediction is {found}, allowed: a finite {found.dtype}")
     return count
 
 
 def _append(file: IO[bytes], rows: pa.Array, cells: pa.Array, separator: pa.Scalar) -> None:
-    """Write each row's text with one cell more."""
     joined = pyarrow.compute.binary_join_element_wise(rows, cells, separator)
     _, offsets, text = joined.buffers()
     file.write(memoryview(text)[: np.frombuffer(offsets, np.int64)[len(joined)]])

@@ -1,7 +1,4 @@
-"""The pictures, as PNGs: those of an evaluation (loss curves, the fit, the residuals), of a rerun, and of a range test.
-
-The same figures give the same bytes, and curves can be told apart in grey.
-"""
+"""The pictures, as PNGs: the same figures give the same bytes, and curves can be told apart in grey."""
 
 import io
 from collections.abc import Mapping
@@ -14,11 +11,9 @@ from numpy.typing import NDArray
 
 from truefit.evaluation.metrics import Predictor
 
-# One look for all: the trained model's in orange, what it is held against in near black, rows in light grey. The three differ
-# in lightness as well, and lines in style.
+# The trained model's, of what it is held against, and of rows: they differ in lightness as well, and lines in style.
 MODEL, INK, ROWS = "#d95f02", "0.1", "0.7"
-# A level so far below a loss curve would press it flat.
-FARTHEST = 1000.0
+FARTHEST = 1000.0  # a level so far below a loss curve would press it flat
 
 
 def draw_figures(
@@ -31,8 +26,8 @@ def draw_figures(
 ) -> dict[str, bytes]:
     """Return the PNGs loss.png, fit.png (one feature) or predicted.png, and residuals.png, by these names.
 
-    `levels` holds at most two losses to compare the curves with, by what they are; `features` [N, F] and `predictions` are the
-    sampled test rows; `best` is the least-squares fit; `names` holds the features' names and the target's.
+    `levels` holds at most two losses to compare the curves with; `features` [N, F] and `predictions` are the sampled test
+    rows; `best` is the least-squares fit; `names` holds the features' names and the target's.
     """
     figures = {"loss.png": _loss_curves(history, levels)}
     if features.shape[1] == 1:
@@ -44,10 +39,7 @@ def draw_figures(
 
 
 def rerun_picture(recorded: pd.DataFrame, again: pd.DataFrame) -> bytes:
-    """Return a PNG with the loss curves of a recorded run and of its rerun, and below them their difference.
-
-    Both have the columns train_loss and validation_loss, and the epochs as their index.
-    """
+    """Return a PNG of the losses of a run and its rerun, indexed by epoch, and below them of their difference."""
     figure = Figure(figsize=(6.4, 6.0), layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=[2, 1])
     above.set(title="Loss by epoch, recorded and run again", ylabel="mean loss of a row", yscale="log")
@@ -64,10 +56,7 @@ def rerun_picture(recorded: pd.DataFrame, again: pd.DataFrame) -> bytes:
 
 
 def lr_range_picture(curve: pd.DataFrame, suggested: float | None) -> bytes:
-    """Return a PNG with the losses of a learning-rate range test by learning rate, and a mark at the rate suggested.
-
-    `curve` has the columns learning_rate, loss and smoothed_loss.
-    """
+    """Return a PNG of the losses of a range test, with the columns of `Step`, and of the rate suggested."""
     figure, axes = _axes("Learning-rate range test", "learning rate", "mean loss of a row, before the step")
     axes.set(xscale="log", yscale="log")
     axes.plot(curve["learning_rate"], curve["loss"], color=ROWS, linewidth=1, label="batch")
@@ -96,8 +85,8 @@ def _loss_curves(history: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
     axes.set_yscale("log")
     lowest = float(history[["train_loss", "validation_loss"]].to_numpy().min())
     # Levels may lie on each other and on the curves: thin dots on a broad pale line, both below the curves.
-    for (label, level), look in zip(levels.items(), [(INK, ":", 1.5, 1.9), ("0.8", "-", 5, 1.8)], strict=False):
-        color, style, width, zorder = look
+    looks = [(INK, ":", 1.5, 1.9), ("0.8", "-", 5, 1.8)]
+    for (label, level), (color, style, width, zorder) in zip(levels.items(), looks, strict=False):
         if level > lowest / FARTHEST:
             axes.axhline(level, color=color, linestyle=style, linewidth=width, zorder=zorder, label=f"{label} ({level:.4g})")
     axes.legend()

@@ -21,10 +21,9 @@ def least_squares(train: TableDataset) -> LeastSquaresFit:
 
     The rows (1, x, y), features and target standardised so that offsets and units cost no digits, are reduced to one
     triangular factor, a chunk at a time, by stacking each chunk under the factor so far and taking the QR decomposition
-    again (TSQR: Demmel, Grigori, Hoemmen and Langou, 2012). That needs memory for one chunk, and keeps the accuracy which
-    the normal equations lose by squaring the condition number. What is left is a system of F + 2 rows; where features
-    depend on each other, its shortest solution is taken. The rotations keep lengths, so that the errors which the solution
-    leaves there have the squared sum of those of all rows.
+    again (TSQR: Demmel, Grigori, Hoemmen and Langou, 2012). That keeps the accuracy which the normal equations lose by
+    squaring the condition number. Where features depend on each other, the shortest solution is taken. The rotations keep
+    lengths, so that the errors which it leaves in the factor have the squared sum of those of all rows.
     """
     mean, std = np.array(train.table.mean), np.array(train.table.std)
     std = np.where(std > 0, std, 1)

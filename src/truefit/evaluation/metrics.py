@@ -1,7 +1,6 @@
 """Metrics: how far predictions are from the targets. Another one is a class and an entry in METRICS here.
 
-metrics.json, the printed table, MLflow and the comparison of two runs follow from METRICS. Sums over chunks in float64, for
-any number of rows; a figure that is undefined is None and never NaN.
+metrics.json, the printed table, MLflow and the comparison of two runs follow from METRICS.
 """
 
 import math
@@ -34,11 +33,10 @@ class Metric(Protocol):
 class MSE:
     """Σ(y - p)² / N."""
 
-    def __init__(self) -> None:
-        self.rows, self.squares = 0, 0.0
+    rows, squares = 0, 0.0
 
     def add(self, target: Array, predicted: Array) -> None:
-        """Add the rows' squared errors."""
+        """Add the squared errors."""
         self.rows += len(target)
         self.squares += float(((target - predicted) ** 2).sum())
 
@@ -58,11 +56,10 @@ class RMSE(MSE):
 class MAE:
     """Σ|y - p| / N, in the target's unit."""
 
-    def __init__(self) -> None:
-        self.rows, self.absolute = 0, 0.0
+    rows, absolute = 0, 0.0
 
     def add(self, target: Array, predicted: Array) -> None:
-        """Add the rows' absolute errors."""
+        """Add the absolute errors."""
         self.rows += len(target)
         self.absolute += float(np.abs(target - predicted).sum())
 
@@ -74,13 +71,11 @@ class MAE:
 class R2(MSE):
     """r2 = 1 - Σ(y - p)² / Σ(y - ȳ)², the share of the targets' variation that is explained; None where there is none."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.origin: float | None = None
-        self.total, self.total_squares = 0.0, 0.0
+    origin: float | None = None
+    total, total_squares = 0.0, 0.0
 
     def add(self, target: Array, predicted: Array) -> None:
-        """Add the rows' squared errors, and their targets."""
+        """Add the squared errors, and the targets."""
         super().add(target, predicted)
         # From the first row's, so that equal targets have no variance, and an offset does not cost its digits.
         self.origin = float(target[0]) if self.origin is None else self.origin
@@ -100,8 +95,7 @@ METRICS: dict[str, type[Metric]] = {
     "mae": MAE,
     "r2": R2,
 }
-# Differences from 0 or 1, and so no scale for their own error.
-UNIT_SCALE = ("r2", "excess_mse")
+UNIT_SCALE = ("r2", "excess_mse")  # differences from 0 or 1, and so no scale for their own error
 
 
 def score(rows: TableDataset, predict: Predictor) -> Scores:
@@ -115,7 +109,7 @@ def score(rows: TableDataset, predict: Predictor) -> Scores:
 
 
 def model_predictor(model: nn.Module, dtype: torch.dtype) -> Predictor:
-    """Return the function of a model, under eval() and no_grad()."""
+    """Return a model's predictions, under eval() and no_grad()."""
     model.eval()
 
     def predict(features: Array) -> Array:
@@ -127,7 +121,7 @@ def model_predictor(model: nn.Module, dtype: torch.dtype) -> Predictor:
 
 
 def line_predictor(line: Array) -> Predictor:
-    """Return the function of the line [intercept, coefficients…]."""
+    """Return the predictions of the line [intercept, coefficients…]."""
     return lambda features: line[0] + features @ line[1:]
 
 

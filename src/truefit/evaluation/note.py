@@ -1,7 +1,4 @@
-"""The description of a run, as MLflow shows it: what was trained, on what, with what result, and how to run it again.
-
-A name from outside is text in the markdown.
-"""
+"""The description of a run, as MLflow shows it: what was trained, on what, with what result, and how to run it again."""
 
 import re
 from typing import Any
@@ -15,7 +12,7 @@ _SHOWN_CHARACTERS = 40  # of a name
 
 
 def describe(table: Table, settings: TrainSettings, metrics: dict[str, Any]) -> str:
-    """Return the markdown for a model that was trained with the settings, whose scores are those of metrics.json."""
+    """Return the markdown; `metrics` is the content of metrics.json."""
     target, rows = escape_markdown(table.target), table.rows
     features = ", ".join(f"**{escape_markdown(name)}**" for name in table.features[:SHOWN_NAMES])
     more = len(table.features) - SHOWN_NAMES
@@ -38,13 +35,12 @@ def describe(table: Table, settings: TrainSettings, metrics: dict[str, Any]) -> 
 def escape_markdown(name: str) -> str:
     """Return markdown that shows the name, cut where it is long, and does nothing else.
 
-    What markdown, HTML or a search for addresses could take for its own becomes a character reference.
-
     >>> escape_markdown("<b>price*</b>")
     '&#60;b&#62;price&#42;&#60;/b&#62;'
     """
     short = name if len(name) <= _SHOWN_CHARACTERS else f"{name[: _SHOWN_CHARACTERS - 1]}…"
     line = re.sub(r"\s", " ", short)
+    # All that markdown, HTML or a search for addresses could take for its own.
     return re.sub(r"(?<=www)\.|[^\w\s./-]|_", lambda found: f"&#{ord(found[0])};", line, flags=re.IGNORECASE)
 
 
@@ -62,7 +58,6 @@ def _training(settings: TrainSettings) -> str:
 
 
 def _result(metrics: dict[str, Any]) -> str:
-    """Return a table of the scores, and how far the model is from least squares."""
     names = list(metrics["test"])
     rows = [
         f"| {title} | {' | '.join(map(number, metrics[part].values()))} |"

@@ -26,11 +26,9 @@ class EvaluateSettings(Settings):
 
 
 def compute_metrics(test: TableDataset, model: Model, line: Array, truth: GenerateSettings | None) -> dict[str, Any]:
-    """Return what metrics.json holds.
+    """Return what metrics.json holds: the scores of the model and of the least-squares `line` [F + 1], and the true line.
 
-    `test` and `least_squares` have the scores of the model and of the least-squares `line` [F + 1]; `excess_mse` is the
-    model's mse over that of least squares, minus 1. A model that is a line adds its `parameters`, in the data's units, and
-    synthetic data, whose settings are `truth`, the true ones.
+    `excess_mse` is the model's mse over that of least squares, minus 1; parameters are in the data's units.
     """
     table = test.table
     ours, best = score(test, model_predictor(model, getattr(torch, table.dtype))), score(test, line_predictor(line))
@@ -49,10 +47,7 @@ def compute_metrics(test: TableDataset, model: Model, line: Array, truth: Genera
 
 
 def loss_levels(loss: str, fit: LeastSquaresFit, truth: GenerateSettings | None) -> dict[str, float]:
-    """Return what the curves of an mse may be held against, by what it is: least squares, and the noise of synthetic data.
-
-    Empty for other losses, which least squares does not minimise.
-    """
+    """Return what the curves of an mse may be held against: other losses least squares does not minimise."""
     if loss != "mse":
         return {}
     levels = {"least squares, training rows": fit.train_mse}
@@ -60,7 +55,7 @@ def loss_levels(loss: str, fit: LeastSquaresFit, truth: GenerateSettings | None)
 
 
 def generating_settings(table: Table, synthetic_csv: Path, params: Params) -> GenerateSettings | None:
-    """Return the settings that drew the table's data, or None where it is not the whole of the synthetic CSV."""
+    """Return the settings that drew the table's data; None where it is not the whole of the synthetic CSV."""
     if Path(table.csv.path) != synthetic_csv:
         return None
     settings = params.section("generate", GenerateSettings)
@@ -72,14 +67,13 @@ def sample_predictions(test: TableDataset, predict: Predictor, sample: int) -> t
     count = min(sample, len(test))
     index = torch.arange(count) * len(test) // count
     features, target = (values.double().numpy() for values in test[index])
-    predicted = predict(features)
-    actual = target[:, 0]
+    predicted, actual = predict(features), target[:, 0]
     columns = {"row": index.numpy(), "actual": actual, "predicted": predicted, "residual": actual - predicted}
     return features, pd.DataFrame(columns)
 
 
 def summary(content: dict[str, Any]) -> str:
-    """Return the lines for a terminal: the model's scores above those of least squares, and its line above the true one."""
+    """Return the lines for a terminal, from what metrics.json holds."""
     lines = [f"{'':14}" + "".join(f"{name:>12}" for name in content["test"])]
     for title, scores in [("model", content["test"]), ("least squares", content["least_squares"])]:
         lines += [f"{title:14}" + "".join(f"{number(value):>12}" for value in scores.values())]
@@ -101,7 +95,7 @@ def number(value: float | None) -> str:
 
 
 def formula(line: dict[str, Any], show: Callable[[str], str] = str) -> str:
-    """Return a line's formula, from `intercept` and `coefficients`, with as many terms as are shown, names as `show` has them.
+    """Return a line's formula, cut after SHOWN_COEFFICIENTS terms, with names as `show` has them.
 
     >>> formula({"intercept": 1.0, "coefficients": {"x1": 2.0, "x2": -0.5}})
     '1 +2·x1 -0.5·x2'

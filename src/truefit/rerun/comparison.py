@@ -1,7 +1,4 @@
-"""Two results compared bit by bit, and what follows from it.
-
-The verdict `identical` is given only where every number of both results was compared, and all have the same bits.
-"""
+"""Two results compared bit by bit, and the verdict that follows from it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -13,8 +10,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Scores that a good model brings near 0 or 1 are differences from it, and no scale for their own error.
-_UNIT_SCALE = ("test_r2", "excess_mse")
+from truefit.evaluation.metrics import UNIT_SCALE
+from truefit.tracking.names import TEST_PREFIX
+
+Differing = dict[str, dict[str, list[str | None]]]  # of the inputs: by group and name, the two values
 
 
 class Verdict(StrEnum):
@@ -33,11 +32,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Result:
-    """What a training started from and ended with.
-
-    `inputs` has the groups code, params, data and environment. `history` has a column for each of the curves, and the epochs
-    as its index; `states` has the state_dicts best and final; `metrics` those of the test rows.
-    """
+    """What a training started from, by groups, and ended with; `history` has a column a curve, and the epochs as its index."""
 
     inputs: Mapping[str, Mapping[str, str]]
     history: pd.DataFrame
@@ -47,10 +42,9 @@ class Result:
 
 @dataclass(frozen=True)
 class Row:
-    """How many numbers of a kind were compared, and how far they are apart.
+    """How many numbers of a kind were compared, and how far they are apart at most; `where` names the first that differs.
 
-    `ulps` counts the floating-point numbers from one to the other. `relative` is the difference over the larger of the two;
-    for a tensor, over its largest number. `where` names the first that differs, and `first_epoch` its epoch.
+    `relative` is the difference over the larger of the two; for a tensor, over its largest number.
     """
 
     name: str
@@ -64,7 +58,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What came of running a recorded run again: `recorded` and `again` are MLflow run ids."""
+    """What came of a rerun; `recorded` and `again` are MLflow run ids."""
 
     verdict: Verdict
     recorded: str
@@ -72,15 +66,15 @@ class Report:
     reason: str | None = None
     tolerance: float | None = None
     rows: list[Row] = field(default_factory=list)
-    inputs: dict[str, dict[str, list[str | None]]] = field(default_factory=dict)
+    inputs: Differing = field(default_factory=dict)
 
     @property
     def first_epoch(self) -> int | None:
-        """The first epoch whose losses or learning rate differ, or None."""
+        """The first epoch whose losses or learning rate differ."""
         return min((row.first_epoch for row in self.rows if row.first_epoch is not None), default=None)
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as JSON holds it; a difference that has no size is null."""
+        """Return what JSON can hold; a difference that has no size is null."""
         content = asdict(self) | {"first_epoch": self.first_epoch}
         for row in content["rows"]:
             row["relative"] = row["relative"] if np.isfinite(row["relative"]) else None
@@ -97,13 +91,11 @@ def compare(recorded: Result, again: Result) -> list[Row]:
     return [digests, *curves, *states, _row("test metrics", recorded.metrics, again.metrics)]
 
 
-def judge(
-    rows: list[Row], inputs: Mapping[str, Mapping[str, list[str | None]]], tolerance: float
-) -> tuple[Verdict, str | None]:
+def judge(rows: list[Row], inputs: Differing, tolerance: float) -> tuple[Verdict, str | None]:
     """Return the verdict on compared rows and `inputs` that differ, and the reason of one that is inconclusive.
 
-    Not identical is close where every relative difference is at most `tolerance` and something of the environment differs.
-    Beyond it, with another version of torch, nobody can say whether the code or torch is to blame: inconclusive.
+    Close is within the tolerance, and from another environment. Beyond it, with another version of torch, nobody can say
+    whether the code or torch is to blame.
     """
     empty = [row.name for row in rows if row.compared == 0]
     if empty or not rows:
@@ -119,9 +111,9 @@ def judge(
     return Verdict.DIFFERENT, None
 
 
-def different_inputs(recorded: Result, again: Result) -> dict[str, dict[str, list[str | None]]]:
-    """Return what differs among the inputs: by group and name, the two values."""
-    differing: dict[str, dict[str, list[str | None]]] = {}
+def different_inputs(recorded: Result, again: Result) -> Differing:
+    """Return the inputs that differ."""
+    differing: Differing = {}
     for group, before in recorded.inputs.items():
         after = again.inputs[group]
         for name in sorted({*before, *after}):
@@ -131,7 +123,7 @@ def different_inputs(recorded: Result, again: Result) -> dict[str, dict[str, lis
 
 
 def ulps(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.uint64]:
-    """Return how many floating-point numbers lie from each of `left` to that of `right`, of the same type and shape.
+    """Return how many floats lie from each of `left` to that of `right`, of the same type and shape.
 
     The bits of floats of one sign are in the order of the numbers, so that their difference counts them (Bruce Dawson,
     "Comparing floating point numbers", 2012); those of negative ones are turned round here.
@@ -164,7 +156,8 @@ def _row(name: str, left: Mapping[Any, Any], right: Mapping[Any, Any]) -> Row:
             equal += int((distance == 0).sum())
             if distance.any():
                 most, where = max(most, int(distance.max())), where or str(key)
-                far = max(far, _relative(x, y, 1.0 if key in _UNIT_SCALE else 0.0))
+                least = 1.0 if str(key).removeprefix(TEST_PREFIX) in UNIT_SCALE else 0.0
+                far = max(far, _relative(x, y, least))
     return Row(name, compared, equal, most, far, where)
 
 

@@ -1,7 +1,4 @@
-"""Recorded runs: found in the MLflow store, read back, and told the verdict on them.
-
-What is read is what was recorded, as far as digests and the record's own parts can tell.
-"""
+"""Recorded runs: found in the MLflow store, read back and checked, and told the verdict on them."""
 
 import hashlib
 import json
@@ -16,13 +13,7 @@ import pandas as pd
 
 from truefit.core.config import Params, flatten
 from truefit.core.errors import ModelError, SettingsError, TrackingError
-from truefit.model.files import (
-    ModelDescription,
-    read_description,
-    read_state_dict,
-    rebuild_model,
-    state_dict_digest,
-)
+from truefit.model.files import ModelDescription, read_description, read_state_dict, rebuild_model, state_dict_digest
 from truefit.model.models import Model
 from truefit.rerun.comparison import Report, Result
 from truefit.tracking import names
@@ -33,14 +24,14 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
     from torch import Tensor
 
-_LONGEST_PARAM = 6000
+_LONGEST_PARAM = 6000  # where MLflow cuts
 _TRAININGS = f"tags.`{names.COMMIT_TAG}` IS NOT NULL and tags.`{names.RERUN_TAG}` IS NULL and tags.`{names.RANGE_TAG}` IS NULL"
 
 
 def find(store: Store, reference: str | None, experiment: str) -> "MlflowRun":
-    """Return the run whose id, or whose beginning of it, or whose name is `reference`; without one, the latest training.
+    """Return the run whose id, or its beginning, or whose name is `reference`; without one, the latest training.
 
-    A whole id may be that of any experiment. Raises TrackingError where there is none or several of them, naming them.
+    A whole id may be of any experiment. Raises TrackingError where there is none, and naming them where there are several.
     """
     if reference is None:
         return trainings(store, experiment)[-1]
@@ -63,10 +54,7 @@ def find(store: Store, reference: str | None, experiment: str) -> "MlflowRun":
 
 
 def trainings(store: Store, experiment: str) -> "list[MlflowRun]":
-    """Return all trainings of an experiment but those that were reruns, the oldest first.
-
-    Raises TrackingError where there is none.
-    """
+    """Return the trainings of an experiment, no reruns, the oldest first; raises TrackingError where there is none."""
     found = list(search(store, experiment, _TRAININGS))
     if not found:
         raise TrackingError(f"experiment {experiment!r}: has no run of a training; `dvc repro` makes one")
@@ -74,7 +62,7 @@ def trainings(store: Store, experiment: str) -> "list[MlflowRun]":
 
 
 def search(store: Store, experiment: str, where: str) -> "Iterator[MlflowRun]":
-    """Give the runs of an experiment of which `where` holds, the latest first; raises TrackingError where it is not there."""
+    """Give the runs of which `where` holds, the latest first; raises TrackingError where there is no such experiment."""
     with store.errors():
         client = store.connect()
         known = client.get_experiment_by_name(experiment)
@@ -142,7 +130,7 @@ def unfit(run: "MlflowRun") -> str | None:
 
 
 def _download(store: Store, run: "MlflowRun", folder: Path, needed: Sequence[str]) -> str | None:
-    """Download the folders of the needed artifacts to `folder`; return the first that is missing, or None."""
+    """Download the folders of the needed artifacts; return the first that is missing."""
     # Its bars would stand between the lines of the report.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     client, run_id = store.connect(), run.info.run_id
@@ -158,7 +146,6 @@ def _download(store: Store, run: "MlflowRun", folder: Path, needed: Sequence[str
 
 
 def _unlike_params(run: "MlflowRun", path: Path) -> str | None:
-    """Return how the recorded params.yaml differs from the run's params, or None."""
     try:
         written = flatten(Params(path).values)
     except SettingsError as error:
@@ -171,7 +158,6 @@ def _unlike_params(run: "MlflowRun", path: Path) -> str | None:
 
 
 def _is_param_text(value: object, text: str) -> bool:
-    """Say whether a param of MLflow is the value; MLflow cuts long ones off."""
     if param_text(value)[:_LONGEST_PARAM] == text:
         return True
     try:
@@ -182,7 +168,6 @@ def _is_param_text(value: object, text: str) -> bool:
 
 
 def _read_state(content: bytes, kind: str, tags: Mapping[str, str]) -> "dict[str, Tensor] | str":
-    """Return a state_dict, or how it is damaged."""
     digest = hashlib.sha256(content).hexdigest()
     if tags.get(names.state_tag(kind), digest) != digest:
         return f"its artifact {names.state_path(kind)} is damaged: its digest is not that of its tag"
@@ -193,7 +178,6 @@ def _read_state(content: bytes, kind: str, tags: Mapping[str, str]) -> "dict[str
 
 
 def _read_curve(store: Store, run_id: str, name: str) -> "pd.Series[float] | str":
-    """Return a metric by epoch, or which epoch is missing or has two values."""
     with store.errors():
         logged = {(metric.step, metric.value) for metric in store.connect().get_metric_history(run_id, name)}
     for expected, (step, _) in enumerate(sorted(logged), 1):
@@ -204,10 +188,7 @@ def _read_curve(store: Store, run_id: str, name: str) -> "pd.Series[float] | str
 
 
 def read_model(store: Store, run: "MlflowRun") -> tuple[Model, ModelDescription]:
-    """Return the model that a run's training kept, under eval(), and its description.
-
-    Raises ModelError where the run has none, or where one of its artifacts is missing or damaged.
-    """
+    """Return the model that a run's training kept, under eval(); raises ModelError where there is no whole one."""
     where, digest = f"run {run.info.run_id}: ", run.data.tags.get(names.DIGEST_TAG)
     if digest is None:
         raise ModelError(f"{where}it has no tag {names.DIGEST_TAG}: no training ended in it")
@@ -231,8 +212,7 @@ def read_model(store: Store, run: "MlflowRun") -> tuple[Model, ModelDescription]
 def publish(store: Store, report: Report, run_name: str, picture: bytes | None) -> str:
     """Add the report to both runs, as artifacts named by the new run's id and as tags; return the artifacts' name.
 
-    The new run is called a rerun of `run_name`. Where nothing ran again, the recorded run alone gets the report, and loses the
-    tag of the run that judged it before.
+    Where nothing ran again, the recorded run alone gets it, and loses the tag of the run that judged it before.
     """
     client = store.connect()
     name = f"{names.RERUN}/{report.again or report.recorded}"

@@ -1,7 +1,4 @@
-"""`truefit rerun`: a recorded run, run again from its record, compared, and judged.
-
-A run is told its verdict as a whole or not at all: what a signal interrupts leaves no run behind.
-"""
+"""`truefit rerun`: a recorded run, run again from its record, compared, and judged."""
 
 import json
 import math
@@ -32,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rerun:
-    """What `run_again` gives: the report, the name of its artifacts, and the worktree that was kept."""
+    """The report, the name of its artifacts, and the worktree that was kept."""
 
     report: Report
     artifacts: str
@@ -42,8 +39,7 @@ class Rerun:
 def run_again(store: Store, run: "MlflowRun", tolerance: float, keep: bool = False) -> Rerun:
     """Run a recorded run again and return the verdict, after adding it to both runs in the store.
 
-    Raises TrackingError where the store fails, and StoppedError for a signal inside `stoppable`; no run, no worktree and no
-    verdict stay then.
+    Raises TrackingError where the store fails; no run, no worktree and no verdict stay then, nor after a signal.
     """
     attempt = _Attempt(store, run, keep)
     artifacts = None
@@ -61,7 +57,7 @@ def run_again(store: Store, run: "MlflowRun", tolerance: float, keep: bool = Fal
 
 
 class _Attempt:
-    """One attempt to run `run` again; `kept` is the worktree, where that is to stay."""
+    """One attempt to run `run` again."""
 
     def __init__(self, store: Store, run: "MlflowRun", keep: bool) -> None:
         self._store = store
@@ -101,7 +97,7 @@ class _Attempt:
         return Report(Verdict.INCONCLUSIVE, self._run.info.run_id, again, reason)
 
     def _run_pipeline(self, record: Path) -> str | None:
-        """Run the recorded pipeline in a worktree; return what kept it from making a run that ended well, or None."""
+        """Return what kept the recorded pipeline from making a run that ended well, or None."""
         store, tags, params = self._store, self._run.data.tags, Params(record / "params.yaml").values
         with recorded_workspace(repository_root(), self._keep) as worktree:
             reason = (
@@ -122,11 +118,11 @@ class _Attempt:
                 raise TrackingError(
                     f"MLflow store {store.redacted_uri}: did not take the whole run; try again when it answers"
                 )
-        runs, fault = self._new_runs(), "it made no run in MLflow"
-        if done.returncode:
-            fault = f"its pipeline ended with status {done.returncode}; see above"
-        elif runs:
+        runs = self._new_runs()
+        if runs and done.returncode == 0:
             return None
+        status = f"its pipeline ended with status {done.returncode}; see above"
+        fault = status if done.returncode else "it made no run in MLflow"
         failures = [run.data.tags[FAILURE_TAG] for run in runs if FAILURE_TAG in run.data.tags]
         return f"its rerun failed: {[*failures, fault][0]}"
 
@@ -141,14 +137,13 @@ class _Attempt:
         }
 
     def _new_runs(self) -> "list[MlflowRun]":
-        """Return the run that the pipeline made in the store, if it came so far."""
         if self._experiment is None:
             return []
         return list(search(self._store, self._experiment, f"tags.`{RERUN_KEY_TAG}` = '{self._key}'"))
 
 
 def describe(rerun: Rerun, name: str) -> str:
-    """Return the report as lines for a terminal: the verdict, what was compared, what differs, and where it is kept."""
+    """Return the report as lines for a terminal."""
     report = rerun.report
     lines = [f"{name}, {report.recorded}: {report.verdict}{f', since {report.reason}' if report.reason else ''}"]
     if report.rows:
@@ -164,9 +159,8 @@ def describe(rerun: Rerun, name: str) -> str:
         lines += ["code, params, data and environment: the same"]
     if report.again:
         lines += [f"run again as MLflow run {report.again}"]
-    lines += [
-        f"report: {rerun.artifacts}.json{' and .png' if report.rows else ''}, of {'both runs' if report.again else 'that run'}"
-    ]
+    runs = "both runs" if report.again else "that run"
+    lines += [f"report: {rerun.artifacts}.json{' and .png' if report.rows else ''}, of {runs}"]
     if rerun.kept:
         tree, folder = (shlex.quote(str(path)) for path in (rerun.kept, rerun.kept.parent))
         lines += [f"kept: {rerun.kept}; `git worktree remove --force {tree}; rm -r {folder}` removes it"]

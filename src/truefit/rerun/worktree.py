@@ -1,8 +1,4 @@
-"""A recorded workspace built again: a git worktree of its commit, in a temporary folder, with its changes and its CSV.
-
-The user's working tree, index, branch and cache stay as they are. The folder and git's note of it are gone when the block has
-ended, however it ends.
-"""
+"""A recorded workspace built again, in a temporary git worktree; the user's own tree, index and cache stay as they are."""
 
 import os
 import shutil
@@ -24,8 +20,7 @@ from truefit.core.redaction import redacted
 from truefit.core.signals import Deferred
 from truefit.tracking.git import complaint, git
 
-# Seconds that a pipeline which is asked to stop may take before it is killed.
-PATIENCE = 20.0
+PATIENCE = 20.0  # seconds, before a pipeline that is asked to stop is killed
 # Set by git and DVC for the processes that they start; the last would let an installed truefit take the place of the recorded.
 _INHERITED = (
     *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_"),
@@ -43,7 +38,7 @@ class Worktree:
         self._added = False
 
     def check_out(self, commit: str) -> str | None:
-        """Make the worktree, at the commit; return why that cannot be done, or None."""
+        """Make the worktree; return why that cannot be done, or None."""
         self.project = self.tree / os.fsdecode(self._git("rev-parse", "--show-prefix").stdout).rstrip("\n")
         if self._git("cat-file", "-e", f"{commit}^{{commit}}", check=False).returncode:
             return f"its commit {commit} is not in this repository; `git fetch` may bring it"
@@ -56,10 +51,7 @@ class Worktree:
         return None
 
     def restore(self, record: Path, digest: str | None) -> str | None:
-        """Bring the code to what ran: the commit with the recorded patch and params, and that `digest` where there is one.
-
-        Returns why that cannot be done, or None.
-        """
+        """Bring the code to what ran, of that `digest` where there is one; return why that cannot be done, or None."""
         patch = record / "diff.patch"
         if patch.exists() and patch.stat().st_size:
             applied = self._git("apply", "--whitespace=nowarn", str(patch), cwd=self.tree, check=False)
@@ -93,10 +85,7 @@ class Worktree:
             raise TruefitError(f"{self._root / '.dvc'}: {error}") from None
 
     def bring_csv(self, csv: str, digest: str, record: Path) -> str | None:
-        """Bring the CSV that was read, unless a stage makes it: from the user's working tree, or from DVC.
-
-        Returns why there is none with that digest, or None.
-        """
+        """Bring the CSV, unless a stage makes it, from the working tree or DVC; return why none has the digest, or None."""
         name, outputs = os.path.normpath(csv), _outputs(record / "dvc.lock")
         if outputs is None:
             return "its artifact record/dvc.lock is damaged"
@@ -120,7 +109,7 @@ class Worktree:
         return f"its data are gone: {fault}" if fault else None
 
     def _pull(self, name: str) -> str | None:
-        """Bring what a .dvc file tracks, from the user's cache or else from the remote; return DVC's complaint, or None."""
+        """Bring what a .dvc file tracks; return DVC's complaint, or None."""
         for remote in (["--remote", "truefit-cache"], []):
             done = self.dvc(["pull", *remote, name], {}, capture=True)
             if done.returncode == 0:
@@ -168,10 +157,7 @@ class Worktree:
 
 @contextmanager
 def recorded_workspace(root: Path, keep: bool) -> Iterator[Worktree]:
-    """Give a worktree, yet to be checked out, of the repository at `root`, in the system's folder for temporary files.
-
-    With `keep` it stays, unless the block fails.
-    """
+    """Give a worktree of the repository at `root`, yet to be checked out; with `keep` it stays, unless the block fails."""
     worktree = Worktree(root, Path(tempfile.mkdtemp(prefix="truefit-rerun-")))
     stays = False
     try:
@@ -184,7 +170,7 @@ def recorded_workspace(root: Path, keep: bool) -> Iterator[Worktree]:
 
 
 def _outputs(lock: Path) -> set[str] | None:
-    """Return the paths of what stages made, by a dvc.lock, or None for a damaged one."""
+    """Return the paths of what stages made; None for a damaged dvc.lock."""
     try:
         stages = (YAML(typ="safe", pure=True).load(lock) or {}).get("stages", {})
         return {os.path.normpath(out["path"]) for stage in stages.values() for out in stage.get("outs", [])}
@@ -197,7 +183,6 @@ def _plain_environment() -> dict[str, str]:
 
 
 def _interrupt(process: "subprocess.Popen[str]") -> None:
-    """Ask a pipeline to stop, as Ctrl-C does, and wait for it for a while."""
     with suppress(ProcessLookupError, subprocess.TimeoutExpired):
         os.killpg(process.pid, signal.SIGINT)
         process.communicate(timeout=PATIENCE)

@@ -1,8 +1,4 @@
-"""Checkpoints: everything that a training needs to go on after it was killed, as if it had not been.
-
-Each training has a folder, named by the fingerprint of what decides its result, so that a changed setting, table or line of
-code never goes on from a stranger's state. A checkpoint is whole or absent, and nothing in it is unpickled.
-"""
+"""Checkpoints: all that a training needs to go on after it was killed, as if it had not been. Nothing in one is unpickled."""
 
 import hashlib
 import io
@@ -32,10 +28,7 @@ State = dict[str, Any]
 
 
 class CheckpointSettings(Settings):
-    """Section `checkpoint`: how often a training saves where it is, the earlier of the two; null: not by this measure.
-
-    It decides no result, so no stage of the pipeline depends on it.
-    """
+    """Section `checkpoint`: how often a training saves where it is, the earlier of the two; null: not by this measure."""
 
     epochs: int | None = Field(None, ge=1)
     seconds: float | None = Field(10.0, gt=0)
@@ -52,9 +45,9 @@ def fingerprint(device: torch.device, *given: object) -> str:
 class Checkpoints:
     """The latest two checkpoints of one training, and the signals that ask it to save another and stop.
 
-    As a context it holds the folder against other processes, and removes it when the training is over: see
-    `errors.is_final`. Raises TruefitError where another process trains with the same fingerprint. Inside the context
-    `deferred_signals` no step is torn by SIGINT or SIGTERM, of which `due` tells; the second ends the training at once.
+    As a context it holds the folder, and removes it when the training is over (`errors.is_final`); raises TruefitError where
+    another process holds it. Inside the context `deferred_signals` the first SIGINT or SIGTERM makes a checkpoint `due`, and
+    the second ends the training at once.
     """
 
     def __init__(self, folder: Path, settings: CheckpointSettings) -> None:
@@ -85,7 +78,7 @@ class Checkpoints:
 
     @property
     def signal(self) -> int | None:
-        """The signal that asks the training to stop, or None."""
+        """The signal that asks the training to stop."""
         return self.deferred_signals.first
 
     def due(self, ended_epoch: int | None = None) -> bool:
@@ -123,5 +116,4 @@ class Checkpoints:
         return None
 
     def _paths(self) -> list[Path]:
-        """Return the checkpoints' files, the latest last."""
         return sorted(self._folder.glob("[0-9]*.checkpoint"))

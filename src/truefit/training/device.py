@@ -1,8 +1,4 @@
-"""The device, the threads and the determinism of a process.
-
-Reads what torch reports of the machine; writes the process's own switches. Guarantees that after `configure` the same code
-on the same data and machine gives the same bits, and that no device is assumed.
-"""
+"""The device, the threads and the determinism of a process."""
 
 import os
 import re
@@ -25,16 +21,13 @@ DeviceName = Annotated[str, AfterValidator(_check_name)]
 
 
 def available_devices() -> list[str]:
-    """Return the names of the devices on this machine, as settings take them."""
+    """Return the devices on this machine, by the names that `choose_device` takes."""
     cuda = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     return ["cpu", *(["cuda", *cuda] if cuda else []), *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device called `name`; `auto` is the accelerator that torch reports, or else the CPU.
-
-    Raises TruefitError, listing the devices that are there, when there is none of that name.
-    """
+    """Return the device, for `auto` the accelerator or else the CPU; raises TruefitError for one that is not here."""
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if name not in available_devices():

@@ -28,10 +28,7 @@ def with_engine(settings: TrainSettings, rows: int, device: torch.device) -> Tra
 
 
 def build_engine(train_rows: TableDataset, settings: TrainSettings, device: torch.device) -> Engine:
-    """Return the engine of the settings, which name one, with the model at its start.
-
-    Raises TruefitError where the device cannot hold the table's numbers, or nothing can be compiled.
-    """
+    """Return the engine of the settings; raises TruefitError where it cannot compile, or the device lacks float64."""
     assert settings.engine != "auto"
     if device.type == "mps" and train_rows.table.dtype == "float64":
         raise TruefitError("train.device: found mps with prepare.dtype float64, allowed: float32, which is all that it has")
@@ -53,7 +50,7 @@ def train(
     on_epoch: Callable[[Epoch], None] = lambda _: None,
     checkpoints: Checkpoints | None = None,
 ) -> Outcome:
-    """Build what the settings name, and train it on two datasets, the training and the validation rows; see `fit`."""
+    """Build what the settings name, and `fit` it to two datasets, the training and the validation rows."""
     train_rows, validation_rows = datasets
     engine, chunks = build_engine(train_rows, settings, device), epoch_chunks(train_rows, settings, device)
     return fit(engine, chunks, sequential_loader(validation_rows, device), settings, on_epoch, checkpoints)
@@ -69,10 +66,9 @@ def fit(
 ) -> Outcome:
     """Train for `settings.epochs`, or until early stopping, calling `on_epoch` after each epoch.
 
-    With `checkpoints` the training goes on from the latest, calling `on_epoch` for the epochs before it as well, and ends
-    with the same bits as one that was never interrupted. The state kept is the best where early stopping has a patience, or
-    else the final one. Raises TruefitError, naming epoch and batch, when a loss is not finite, and StoppedError, after
-    saving a checkpoint, when SIGTERM or SIGINT asks for it.
+    With `checkpoints` the training goes on from the latest, calling `on_epoch` for the epochs before it too, and ends with the
+    bits of one that was never interrupted. The state kept is the best where early stopping has a patience, or else the final
+    one. Raises TruefitError for a loss that is not finite, and StoppedError after the checkpoint that a signal asked for.
     """
     progress = Progress(settings, engine.state_dict())
     if checkpoints is not None and (saved := checkpoints.load()) is not None:
@@ -129,7 +125,6 @@ def train_epoch(
 
 
 def _validated(engine: Engine, validation: Loader, number: int, settings: TrainSettings, progress: Progress) -> Epoch:
-    """Return the figures of the epoch whose steps have been taken, with the mean loss of the validation rows."""
     started = time.perf_counter()
     total, rows = 0.0, 0
     for features, target in validation:
@@ -148,7 +143,6 @@ def _validated(engine: Engine, validation: Loader, number: int, settings: TrainS
 
 
 def _not_finite(what: str, settings: TrainSettings) -> TruefitError:
-    """Return the error that says what to try, of what the settings do not do already."""
     advice = [f"a train.optimizer.lr below {settings.optimizer.lr:g}"]
     advice += [] if settings.standardize else ["train.standardize: true"]
     advice += ["a train.clip_norm"] if settings.engine in ("torch", "compiled") and settings.clip_norm is None else []

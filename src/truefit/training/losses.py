@@ -11,7 +11,7 @@ Reduction = Literal["mean", "sum"]
 
 
 class LossSettings(Settings):
-    """`train.loss`: what a training step makes smaller, over the rows of its batch."""
+    """`train.loss`; `delta` is huber's."""
 
     name: Literal["mse", "l1", "huber"] = "mse"
     reduction: Reduction = "mean"
@@ -27,10 +27,8 @@ class LossSettings(Settings):
 def make_loss(settings: LossSettings, reduction: Reduction = "sum") -> nn.Module:
     """Return the function (prediction [B, 1], target [B, 1]) -> the loss summed over the rows, or their mean, a scalar.
 
-    Sums can be added up over batches of different sizes, so engines tell those, whatever `settings.reduction` makes smaller.
-
-    mse: the squared error. l1: the absolute error. huber: half the squared error up to `delta`, and beyond it a line of slope
-    `delta`, so that single rows far away weigh less (Huber, "Robust estimation of a location parameter", 1964).
+    huber is half the squared error up to `delta`, and beyond it a line of slope `delta`, so that single rows far away weigh
+    less (Huber, "Robust estimation of a location parameter", 1964).
 
     >>> import torch
     >>> errors = torch.tensor([[0.0], [1.0], [3.0]])

@@ -17,22 +17,16 @@ from truefit.data.dataset import TableDataset
 from truefit.training.loop import build_engine, epoch_chunks
 from truefit.training.settings import TrainSettings
 
-# What the smoothed loss keeps of itself at each step, and the steps over which it is a mean, in effect.
-SMOOTHING, WINDOW = 0.9, 10
-# The test ends where the smoothed loss is so many times its lowest.
-DIVERGED = 4.0
-# The loss has fallen where it is below so much of the untrained model's, on the same batches.
-FALLEN = 0.95
-# The suggestion is the rate of the lowest loss, divided by this.
-MARGIN = 10.0
+SMOOTHING = 0.9  # what the smoothed loss keeps of itself at each step
+WINDOW = 10  # the steps over which it is a mean, in effect
+DIVERGED = 4.0  # the test ends where the smoothed loss is so many times its lowest
+FALLEN = 0.95  # the loss has fallen where it is below so much of the untrained model's
+MARGIN = 10.0  # the suggestion is the rate of the lowest loss, divided by this
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step; losses are means over the rows of its batch, before the step.
-
-    `untrained_loss` is that of the model before the first step; `smoothed_loss` is over the steps before as well.
-    """
+    """Losses are means over the rows of the step's batch, before it; `untrained_loss` is that of the untrained model."""
 
     step: int
     learning_rate: float
@@ -43,7 +37,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the test found: learning rates, or None where there is none; `advice` says why there is no suggestion."""
+    """Learning rates, or None where there is none; `advice` says why there is no suggestion."""
 
     suggested: float | None
     lowest: float
@@ -59,11 +53,10 @@ class Finding:
 def range_test(
     train_rows: TableDataset, settings: TrainSettings, device: torch.device, rates: Sequence[float]
 ) -> Iterator[Step]:
-    """Give a step of a training for each learning rate, until the loss diverges.
+    """Give a step of a training for each learning rate, until the loss diverges: is not finite, or DIVERGED times its lowest.
 
-    The smoothed loss is a mean in which a step weighs SMOOTHING times what the next one does, divided by the sum of the
-    weights, as Adam corrects its means (Kingma and Ba, 2015). The test ends before a loss that is not finite, and after a
-    smoothed one of DIVERGED times its lowest. The first WINDOW steps, in which single batches weigh much, do not count.
+    The smoothed loss is a mean in which a step weighs SMOOTHING times what the next one does, corrected as Adam's means are
+    (Kingma and Ba, 2015). The first WINDOW steps, in which single batches weigh much, do not count.
     """
     engine, untrained = (build_engine(train_rows, settings, device) for _ in range(2))
     mean, lowest = 0.0, math.inf
@@ -83,7 +76,6 @@ def range_test(
 
 
 def _batches(chunks: EpochChunks) -> Iterator[Chunk]:
-    """Give batches (features [B, F], target [B, 1]) without end, in the order of a training's epochs."""
     for number in itertools.count(1):
         for features, target in chunks.epoch(number):
             yield from zip(features.split(chunks.batch_size), target.split(chunks.batch_size), strict=True)
@@ -92,9 +84,8 @@ def _batches(chunks: EpochChunks) -> Iterator[Chunk]:
 def find(curve: pd.DataFrame, rates: Sequence[float]) -> Finding:
     """Return what a curve, with the columns of Step, says; `rates` are all that were to be tried.
 
-    Suggested is a tenth of the rate at which the loss is lowest, as S. Gugger advises (2018), rounded to two digits. The lab
-    notebook has why, and not the steepest descent. The loss is taken relative to that of the untrained model on the same
-    batches, so that easy batches do not make it low.
+    Suggested is a tenth of the rate at which the loss is lowest, as S. Gugger advises (2018); the lab notebook has why not the
+    steepest descent. The loss is relative to the untrained model's on the same batches, so that easy ones do not make it low.
     """
     start = curve["untrained_loss"].ewm(alpha=1 - SMOOTHING).mean()  # pandas divides by the sum of the weights too
     smoothed = curve["smoothed_loss"].iloc[WINDOW - 1 :]

@@ -13,7 +13,7 @@ from truefit.core.config import Settings, invalid_value, require_defaults
 
 
 class OptimizerSettings(Settings):
-    """`train.optimizer`: how a step moves the parameters; what is not here has torch's default."""
+    """`train.optimizer`; what is not here has torch's default."""
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = Field(0.1, gt=0)
@@ -48,33 +48,26 @@ def make_optimizer(parameters: list[nn.Parameter], settings: OptimizerSettings) 
 
 
 def first_state(settings: OptimizerSettings, parameter: Tensor) -> dict[str, Tensor]:
-    """Return what torch's optimizer keeps for a parameter before its first step, under torch's names.
-
-    But for the number of steps, which is in float64, as the eager step computes with it: a float32 would lose digits of adam's
-    correction, 1 - 0.999^step, at the first steps.
-    """
+    """Return what torch's optimizer keeps for a parameter before its first step, by torch's names."""
     match settings.name:
         case "sgd":
             return {"momentum_buffer": torch.zeros_like(parameter)} if settings.momentum else {}
         case "adam" | "adamw":
             moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            # In float64, as the eager step computes: float32 loses digits of the correction 1 - 0.999^step at the first steps.
             return moments | {"step": torch.zeros((), dtype=torch.float64)}
 
 
 def update(
     settings: OptimizerSettings, parameters: list[Tensor], gradients: list[Tensor], state: dict[str, list[Tensor]], lr: Tensor
 ) -> None:
-    """Move the parameters by their gradients, with the function under torch's own optimizer, for a compiled graph.
+    """Move the parameters in place, with the function under torch's own optimizer, for a compiled graph.
 
-    `state` holds, for each name in `first_state`, a tensor a parameter; they change in place, as the parameters do.
+    `state` holds, for each name in `first_state`, a tensor a parameter, and changes in place too. `lr` is a tensor, so that
+    another rate is not another graph.
     """
-    common: dict[str, Any] = {
-        "lr": lr,  # a tensor, so that another rate is not another graph
-        "weight_decay": settings.weight_decay,
-        "foreach": False,
-        "fused": False,
-        "maximize": False,
-    }
+    decay = settings.weight_decay
+    common: dict[str, Any] = {"lr": lr, "weight_decay": decay, "foreach": False, "fused": False, "maximize": False}
     match settings.name:
         case "sgd":
             buffers: list[Tensor | None] = [*state.get("momentum_buffer", [None] * len(parameters))]

@@ -15,7 +15,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch's figures; losses are means over rows, `learning_rate` the one its steps took."""
+    """One epoch's figures; losses are means over rows."""
 
     epoch: int
     train_loss: float
@@ -32,7 +32,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training ends with: its epochs, the state after the last, and the state with the lowest validation loss."""
+    """What a training ends with; `best_state` has the lowest validation loss."""
 
     epochs: list[Epoch]
     final_state: State
@@ -47,7 +47,7 @@ class Outcome:
 
 @dataclass
 class Position:
-    """How far the epoch is that goes on: `rows` in `batches` have been trained on, with the summed `loss`, in `seconds`."""
+    """How far the epoch is that goes on; `loss` is summed over its rows so far."""
 
     loss: float = 0.0
     rows: int = 0
@@ -56,18 +56,14 @@ class Position:
 
 
 class Progress:
-    """How far a training is: what a checkpoint holds beside the engine's state.
-
-    The schedule and early stopping follow from the epochs that have ended, so they are not saved.
-    """
+    """What a checkpoint holds beside the engine's state; schedule and early stopping follow from the epochs so far."""
 
     def __init__(self, settings: TrainSettings, state: State) -> None:
         self.schedule = Schedule(settings.schedule, settings.optimizer.lr, settings.epochs)
         self._stopping = settings.early_stopping
         self.epochs: list[Epoch] = []
         self.best_loss, self.best_epoch, self.best_state = math.inf, 0, state
-        # The last loss that counted as lower, and its epoch.
-        self._reference_loss, self._reference_epoch = math.inf, 0
+        self._reference_loss, self._reference_epoch = math.inf, 0  # of the last fall by more than min_delta
         self.position = Position()
 
     def end_epoch(self, epoch: Epoch) -> bool:

@@ -10,11 +10,10 @@ from truefit.core.config import Settings, require_defaults
 
 
 class ScheduleSettings(Settings):
-    """`train.schedule`: how the learning rate changes from epoch to epoch.
+    """`train.schedule`.
 
-    constant: not at all. step: multiplied by `gamma` every `step_size` epochs. cosine: down to `min_lr` along half a cosine
-    over all epochs. plateau: multiplied by `factor` when the validation loss has not fallen, by torch's threshold of 0.01 %,
-    for more than `patience` epochs.
+    step: times `gamma` every `step_size` epochs. cosine: down to `min_lr` along half a cosine over all epochs. plateau: times
+    `factor` when the validation loss has not fallen, by torch's threshold of 0.01 %, for more than `patience` epochs.
     """
 
     name: Literal["constant", "step", "cosine", "plateau"] = "constant"
@@ -46,7 +45,7 @@ class Schedule:
         return float(self._optimizer.param_groups[0]["lr"])
 
     def advance(self, validation_loss: float) -> None:
-        """Go on to the next epoch, given the validation loss of the one that ended."""
+        """Go on to the next epoch."""
         self._optimizer.step()  # moves nothing; torch warns where a scheduler goes ahead of its optimizer
         if isinstance(self._scheduler, lr_scheduler.ReduceLROnPlateau):
             self._scheduler.step(validation_loss)

@@ -38,7 +38,7 @@ class EarlyStoppingSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """Section `train`: all that decides a training, beside the table."""
+    """Section `train`."""
 
     engine: Literal[EngineName, "auto"] = "torch"
     device: DeviceName = "auto"
@@ -64,20 +64,18 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _engine_can_do_it(self) -> Self:
+        if self.engine == "compiled" and self.device == "mps":
+            raise invalid_value("engine", self.engine, "torch or auto with device mps")
         if self.engine in ("compiled", "auto"):
-            if self.engine == "compiled" and self.device == "mps":
-                raise invalid_value("engine", self.engine, "torch or auto with device mps")
             return self
         if self.compile != (default := CompileSettings()):
             raise invalid_value("compile", self.compile.model_dump(), f"{default.model_dump()} with engine {self.engine}")
         if self.engine == "torch":
             return self
-        optimizer = self.optimizer
-        plain = optimizer.name == "sgd" and not (optimizer.momentum or optimizer.weight_decay)
         for needed, found in [
             ("the model linear", self.model.name == "linear"),
             ("the loss mse", self.loss.name == "mse"),
-            ("plain sgd", plain),
+            ("plain sgd", self.optimizer == OptimizerSettings(lr=self.optimizer.lr)),
             ("no clip_norm", self.clip_norm is None),
         ]:
             if not found:
@@ -93,21 +91,20 @@ class TrainSettings(Settings):
 
     @property
     def step(self) -> StepSettings:
-        """What a step is."""
+        """What the engine takes of the settings."""
         return StepSettings(self.loss, self.optimizer, self.clip_norm)
 
     @property
     def title(self) -> str:
         """The model and how it is trained, in a few words that tell runs apart."""
-        optimizer = self.optimizer
-        return f"{self.model.name} {optimizer.name} lr={optimizer.lr:g} batch={self.batch_size} {self.engine}"
+        return f"{self.model.name} {self.optimizer.name} lr={self.optimizer.lr:g} batch={self.batch_size} {self.engine}"
 
     def batch_rows(self, rows: int) -> int:
-        """Return the rows of a batch, of `rows` in all."""
+        """Return the rows of a batch."""
         return rows if self.batch_size == "all" else min(rows, self.batch_size)
 
     def steps(self, rows: int) -> int:
-        """Return the number of training steps on so many rows, if it does not stop early."""
+        """Return the steps of all epochs."""
         return self.epochs * -(-rows // self.batch_rows(rows))
 
 

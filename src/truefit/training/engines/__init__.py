@@ -1,8 +1,4 @@
-"""Ways to take the same training step: from the gradient by hand to `nn.Module` and `torch.optim`.
-
-Each engine takes a chunk of batches and returns their losses (base.Engine). From the same seed all follow the same loss
-curve to rounding. A further engine is a module here, a name in `EngineName` and a case in `make_engine`.
-"""
+"""Ways to take the same training step. Another one is a module here, a name in `EngineName` and a case in `make_engine`."""
 
 from typing import Literal
 
@@ -22,7 +18,7 @@ COMPILING_PAYS = 100_000
 
 
 def choose_engine(steps: int, device: torch.device) -> tuple[EngineName, str]:
-    """Return the faster of the engines that take every setting, for a training of so many steps, and the reason."""
+    """Return the faster of the engines that take every setting, and the reason."""
     if steps < COMPILING_PAYS:
         return "torch", f"for {steps:,} steps compiling does not pay; it does from {COMPILING_PAYS:,} on"
     if device.type not in ("cpu", "cuda"):
@@ -35,11 +31,7 @@ def choose_engine(steps: int, device: torch.device) -> tuple[EngineName, str]:
 def make_engine(
     name: EngineName, model: Model, step: StepSettings, device: torch.device, graph: Graph | None = None
 ) -> Engine:
-    """Return the engine called `name`, starting from the parameters of `model`, on `device`.
-
-    `compiled` needs to know the `graph` that it is to make. `numpy` and `autograd` have only the linear model, the MSE loss
-    and plain SGD; the training's settings refuse the rest.
-    """
+    """Return the engine called `name`, of which `compiled` needs the `graph`; that it can do the rest, TrainSettings holds."""
     match name:
         case "compiled":
             assert graph is not None

@@ -16,8 +16,7 @@ class AutogradEngine:
     def __init__(self, model: Linear, reduction: Reduction, device: torch.device) -> None:
         self.reduction = reduction
         self.device = device
-        self.learning_rate = 0.0
-        self._load(model.state_dict())
+        self.load_training_state({"model": model.state_dict(), "learning_rate": 0.0})
 
     def begin_epoch(self, epoch: int, learning_rate: float) -> None:
         """Set the learning rate."""
@@ -41,22 +40,20 @@ class AutogradEngine:
         return {name: (self.buffers | parameters)[name].detach().cpu().clone() for name in self.names}
 
     def training_state(self) -> dict[str, Any]:
-        """Return the parameters, buffers and learning rate: plain SGD remembers nothing else."""
+        """Return the parameters, buffers and learning rate."""
         return {"model": self.state_dict(), "learning_rate": self.learning_rate}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Go on from a `training_state`."""
-        self._load(state["model"])
+        """Go on from a `training_state`, with parameters made anew on the device."""
         self.learning_rate = state["learning_rate"]
-
-    def _load(self, state: dict[str, Tensor]) -> None:
-        """Make the parameters anew on the device, with the values of `state`."""
-        self.names = list(state)
-        weight, bias = state["linear.weight"].T.tolist(), state["linear.bias"].tolist()
-        dtype = state["linear.weight"].dtype
+        tensors: dict[str, Tensor] = state["model"]
+        self.names = list(tensors)
+        weight, bias = tensors["linear.weight"].T.tolist(), tensors["linear.bias"].tolist()
+        dtype = tensors["linear.weight"].dtype
         self.weight = torch.tensor(weight, dtype=dtype, device=self.device, requires_grad=True)  # [F, 1]
         self.bias = torch.tensor(bias, dtype=dtype, device=self.device, requires_grad=True)  # [1]
-        self.buffers = {name: state[name].to(self.device, copy=True) for name in self.names if not name.startswith("linear.")}
+        buffers = {name: tensor for name, tensor in tensors.items() if not name.startswith("linear.")}
+        self.buffers = {name: tensor.to(self.device, copy=True) for name, tensor in buffers.items()}
 
     def _step(self, x: Tensor, y: Tensor) -> Tensor:
         """Take one step on the batch x [B, F], y [B, 1]; return its loss, summed over its rows."""

@@ -13,7 +13,7 @@ from truefit.training.optimizers import OptimizerSettings
 
 
 class StepSettings(NamedTuple):
-    """What a training step makes smaller, how it moves the parameters, and how long its gradient may be at most."""
+    """What a training step is, whatever the engine."""
 
     loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -39,11 +39,7 @@ class Engine(Protocol):
         """Return a copy of the parameters and buffers, on the CPU, with the names that the torch model gives them."""
 
     def training_state(self) -> dict[str, Any]:
-        """Return all that the next step depends on beside its batch, as tensors, numbers, lists and dicts.
-
-        That is the parameters and buffers, the learning rate, and what the optimizer and dropout carry along. What is
-        returned may change with the next step.
-        """
+        """Return all that the next step depends on beside its batch, as tensors and plain values; the step may change it."""
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Go on from a `training_state` of an engine with the same settings, to the bit, also inside an epoch."""

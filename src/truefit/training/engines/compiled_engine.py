@@ -1,10 +1,7 @@
 """Engine `compiled`: the training step as a function, many batches of it in one `torch.compile` graph.
 
-Takes what the engine `torch` takes, on the CPU and on CUDA. Inductor keeps its graphs in the folder that
-TORCHINDUCTOR_CACHE_DIR names.
-
 One eager step of a small model is nearly all overhead: Python, the dispatcher, autograd, the optimizer. In the graph none of
-that is left. Gradients come from `torch.func`, and the update is the function under torch's own optimizer.
+that is left.
 """
 
 import copy
@@ -15,6 +12,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +35,7 @@ OptimizerState = dict[str, list[Tensor]]  # for each of torch's names a tensor a
 
 
 class CompileSettings(Settings):
-    """`train.compile`: how the engine `compiled` makes its graph."""
+    """`train.compile`."""
 
     batches: int = Field(16, ge=1)
     cpp_wrapper: bool = True
@@ -49,7 +47,7 @@ class CompileSettings(Settings):
 
 
 class Graph(NamedTuple):
-    """What a graph is made for: so many batches a call, of so many rows, called through C++ or through Python."""
+    """What a graph is made for: so many batches a call, of so many rows."""
 
     batches: int
     batch_size: int
@@ -57,7 +55,7 @@ class Graph(NamedTuple):
 
 
 def missing_tool(device: torch.device) -> str | None:
-    """Return what would have to be installed before anything can be compiled for `device`; None where all is there."""
+    """Return what has to be installed before anything can be compiled for the device, or None."""
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return "the package triton"
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
@@ -69,22 +67,20 @@ def missing_tool(device: torch.device) -> str | None:
 
 
 def make_steps(model: nn.Module, step: StepSettings, batches: int) -> Callable[..., Tensor]:
-    """Return the function that takes as many training steps as `batches`, each on its part of the rows it is given.
+    """Return the function that takes `batches` training steps, for a model in train() mode.
 
     It takes the parameters and the optimizer's state, which it changes in place; the learning rate; for each dropout its masks
-    [batches, B, H]; and the rows x [batches·B, F], y [batches·B, 1]. It returns each batch's summed loss before its step
-    [batches]. The model is to be in train() mode.
+    [batches, B, H]; and the rows x [batches·B, F], y [batches·B, 1]. It returns the batches' summed losses [batches].
     """
     buffers, model = dict(model.named_buffers()), _with_products(model)
     names = [name for name, _ in model.named_parameters()]
     keeps = [f"{name}.keep" for name, module in model.named_modules() if isinstance(module, Dropout)]
     # The mean itself, since Inductor would make of a sum that is divided another graph, which rounds otherwise.
-    loss = make_loss(step.loss, step.loss.reduction)
+    loss: Callable[[Tensor, Tensor], Tensor] = make_loss(step.loss, step.loss.reduction)
 
     def objective(parameters: list[Tensor], masks: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
         tensors = buffers | dict(zip(names + keeps, parameters + masks, strict=True))
-        result: Tensor = loss(functional_call(model, tensors, (x,)), y)
-        return result
+        return loss(functional_call(model, tensors, (x,)), y)
 
     gradient_and_value = grad_and_value(objective)
 
@@ -108,9 +104,8 @@ def make_steps(model: nn.Module, step: StepSettings, batches: int) -> Callable[.
 class CompiledEngine(TorchEngine):
     """The engine `torch`, but for whole runs of batches, which one graph takes; batches that are left over go by themselves.
 
-    The graph changes the model's parameters and the optimizer's state in place, so that all the rest, single steps,
-    validation and checkpoints, is the engine `torch`'s own. `compile_seconds` is what making the graph took. Raises
-    TruefitError, naming what to install, where there is no compiler.
+    The graph changes the model's parameters and the optimizer's state in place, so that all the rest is the engine `torch`'s
+    own. Raises TruefitError, naming what to install, where there is no compiler.
     """
 
     def __init__(self, model: Model, step: StepSettings, device: torch.device, graph: Graph) -> None:
@@ -122,7 +117,7 @@ class CompiledEngine(TorchEngine):
             self.optimizer.state[parameter] = first_state(step.optimizer, parameter)
         self._rate = torch.zeros((), dtype=self._parameters[0].dtype, device=device)
         self._run_rows = graph.batches * graph.batch_size
-        options: dict[str, str | int | bool | Callable[..., Any]] = {
+        options: dict[str, Any] = {
             "cpp_wrapper": graph.cpp_wrapper,
             "deterministic": True,
             # One of Inductor's patterns in torch 2.13 makes addmm of `gradient.add(parameter, alpha=decay)`, where the
@@ -143,10 +138,8 @@ class CompiledEngine(TorchEngine):
         # Of the layout of those that a loader gives: views of rows that end with the target.
         rows = torch.zeros(self._run_rows, model.width + 1, dtype=self._rate.dtype)
         x, y = to_device(rows[:, :-1], device), to_device(rows[:, -1:], device)
-        self._masks = [
-            torch.ones(graph.batches, *shape, dtype=y.dtype, device=device)
-            for shape in self._dropout_shapes(x[: graph.batch_size])
-        ]
+        shapes = self._dropout_shapes(x[: graph.batch_size])
+        self._masks = [torch.ones(graph.batches, *shape, dtype=y.dtype, device=device) for shape in shapes]
         self.compile_seconds = self._compile(x, y)
 
     def train_chunk(self, features: Tensor, target: Tensor, batch_size: int) -> Tensor:
@@ -167,7 +160,7 @@ class CompiledEngine(TorchEngine):
         return torch.cat(losses).cpu().double()
 
     def _compile(self, x: Tensor, y: Tensor) -> float:
-        """Make the graph, by a first call on copies of all that it changes; return the seconds that it took."""
+        """Make the graph, by a first call on copies of all that it changes; return its seconds."""
         started = time.perf_counter()
         parameters, state = copy.deepcopy(self._tensors())
         self.model.train()
@@ -176,23 +169,17 @@ class CompiledEngine(TorchEngine):
         return time.perf_counter() - started
 
     def _tensors(self) -> tuple[list[Tensor], OptimizerState]:
-        """Return the parameters and the optimizer's state, as the graph takes them."""
         states = [self.optimizer.state[parameter] for parameter in self._parameters]
-        return [parameter.detach() for parameter in self._parameters], {
-            name: [state[name] for state in states] for name in states[0]
-        }
+        parameters = [parameter.detach() for parameter in self._parameters]
+        return parameters, {name: [state[name] for state in states] for name in states[0]}
 
     def _dropout_shapes(self, x: Tensor) -> list[torch.Size]:
         """Return the shapes [B, H] of what each dropout is given for x [B, F]."""
         shapes: list[torch.Size] = []
-        hooks = [
-            dropout.register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape)) for dropout in self._dropouts
-        ]
-        self.model.eval()
-        with torch.no_grad():
-            self.model(x)
-        for hook in hooks:
-            hook.remove()
+        with ExitStack() as hooks, torch.no_grad():
+            for dropout in self._dropouts:
+                hooks.enter_context(dropout.register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape)))
+            self.model.eval()(x)
         return shapes
 
     def _draw_masks(self) -> None:
@@ -203,10 +190,7 @@ class CompiledEngine(TorchEngine):
 
 
 class _Product(nn.Linear):
-    """A layer of one output, as a sum of products: loops that Inductor joins with those around them, also backwards.
-
-    A matrix product is a call into a library, which for one column costs more than the work.
-    """
+    """A layer of one output as loops, which Inductor joins with others; a call into a library costs more than the work."""
 
     def forward(self, values: Tensor) -> Tensor:
         """Return the outputs [B, 1] for values [B, H]."""
@@ -214,7 +198,7 @@ class _Product(nn.Linear):
 
 
 def _with_products(model: nn.Module) -> nn.Module:
-    """Return a copy of the model, without memory of its own, whose layers of one output are sums of products."""
+    """Return a copy of the model, on meta, whose layers of one output are sums of products."""
     model = copy.deepcopy(model).to("meta")
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear) and layer.out_features == 1:

@@ -20,8 +20,7 @@ class NumpyEngine:
 
     def __init__(self, model: Linear, reduction: Reduction) -> None:
         self.reduction = reduction
-        self.learning_rate = 0.0
-        self._load(model.state_dict())
+        self.load_training_state({"model": model.state_dict(), "learning_rate": 0.0})
 
     def begin_epoch(self, epoch: int, learning_rate: float) -> None:
         """Set the learning rate."""
@@ -48,17 +47,14 @@ class NumpyEngine:
         return {name: torch.tensor((self.buffers | parameters)[name]) for name in self.names}
 
     def training_state(self) -> dict[str, Any]:
-        """Return the parameters, buffers and learning rate: plain SGD remembers nothing else."""
+        """Return the parameters, buffers and learning rate."""
         return {"model": self.state_dict(), "learning_rate": self.learning_rate}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Go on from a `training_state`."""
-        self._load(state["model"])
         self.learning_rate = state["learning_rate"]
-
-    def _load(self, state: dict[str, Tensor]) -> None:
-        self.names = list(state)
-        arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}
+        self.names = list(state["model"])
+        arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in state["model"].items()}
         self.weight, self.bias = arrays.pop("linear.weight").T, arrays.pop("linear.bias")  # w [F, 1], b [1]
         self.buffers = arrays
 

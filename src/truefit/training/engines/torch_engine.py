@@ -1,7 +1,4 @@
-"""Engine `torch`: an `nn.Module`, a loss function and an optimizer, joined by `make_train_step`.
-
-Takes every model, loss and optimizer of the settings, on every device.
-"""
+"""Engine `torch`: an `nn.Module`, a loss function and an optimizer, joined by `make_train_step`."""
 
 from collections.abc import Callable
 from functools import cache
@@ -87,7 +84,7 @@ class TorchEngine:
         return {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
 
     def training_state(self) -> dict[str, Any]:
-        """Return the parameters, the optimizer's state with its learning rate, and where dropout's streams are."""
+        """Return the parameters, the optimizer's state, and where dropout's streams are."""
         streams = [dropout.generator.get_state() for dropout in self._dropouts]
         return {"model": self.state_dict(), "optimizer": self.optimizer.state_dict(), "dropout": streams}
 
