@@ -16,7 +16,7 @@ from helpers_data import numbered_csv, prepare
 from helpers_stages import Stages
 from workspace import Workspace
 
-from truefit.core.errors import ModelError
+from truefit.core.errors import TruefitError
 from truefit.data.table import Table
 from truefit.model.files import load_model, save_model
 from truefit.model.models import ModelSettings, build_model
@@ -60,7 +60,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Table:
 def test_a_planted_pickle_is_refused_and_not_run(archived: bool, table: Table) -> None:
     plant(Path("results/model.pt"), archived)
 
-    with pytest.raises(ModelError, match=r"^results/model\.pt: damaged, or not a state_dict; "):
+    with pytest.raises(TruefitError, match=r"^results/model\.pt: damaged, or not a state_dict; "):
         load_model(Path("results"), table)
     assert not Path("sprung").exists()
 

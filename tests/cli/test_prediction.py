@@ -18,7 +18,7 @@ from helpers_memory import peak_memory
 
 from truefit.cli import prediction
 from truefit.cli.prediction import predict
-from truefit.core.errors import ModelError, TableError
+from truefit.core.errors import TableError, TruefitError
 from truefit.data.table import Dtype
 from truefit.ingest import csv_text
 from truefit.model.files import ModelDescription, open_model, save_model, state_dict_bytes
@@ -271,16 +271,18 @@ def test_a_run_that_is_killed_leaves_what_was_there(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_damaged_or_missing_model_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"^nothing/model.json: cannot be read: No such file or directory$"):
+    with pytest.raises(TruefitError, match=r"^nothing/model.json: cannot be read: No such file or directory$"):
         open_model(Path("nothing"))
     save()
     other = build_model(LINEAR, prepare(Path(), NUMBERED), False, seed=9)
     content = Path("model/model.pt").read_bytes()
     Path("model/model.pt").write_bytes(content[:-30])
-    with pytest.raises(ModelError, match=r"^model/model.pt: damaged"):
+    with pytest.raises(TruefitError, match=r"^model/model.pt: damaged"):
         open_model(Path("model"))
     torch.save(other.state_dict(), "model/model.pt")
-    with pytest.raises(ModelError, match=r"^model/model.pt: its tensors are not those that model/model.json was written for$"):
+    with pytest.raises(
+        TruefitError, match=r"^model/model.pt: its tensors are not those that model/model.json was written for$"
+    ):
         open_model(Path("model"))
 
 
@@ -338,7 +340,7 @@ def test_a_run_whose_model_is_not_whole_is_refused(
         del artifacts[f"state_dict/{name}"]
     else:
         artifacts[f"state_dict/{name}"] = content
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(TruefitError) as caught:
         run_with(root, monkeypatch, tags, artifacts)
     assert re.match(rf"run [0-9a-f]{{32}}: {re.escape(fault)}", str(caught.value))
 

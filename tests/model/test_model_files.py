@@ -13,7 +13,7 @@ import torch
 from helpers_training import same_bits, write_scaled
 from torch import Tensor
 
-from truefit.core.errors import ModelError
+from truefit.core.errors import TruefitError
 from truefit.data.table import Dtype, Table
 from truefit.model.files import load_model, read_state_dict, save_model, state_dict_bytes, state_dict_digest
 from truefit.model.models import ModelSettings, build_model
@@ -115,7 +115,7 @@ def test_a_state_dicts_bytes_are_torchs_own_format(tmp_path: Path) -> None:
 
 def refusal(folder: Path, table: Table) -> str:
     """Return the text with which the model in folder/model is refused."""
-    with pytest.raises(ModelError) as error:
+    with pytest.raises(TruefitError) as error:
         load_model(folder / "model", table)
     return str(error.value)
 
@@ -189,7 +189,7 @@ def test_a_model_pt_with_any_byte_changed_is_refused_or_the_same(tmp_path: Path)
         path.write_bytes(content[:at] + bytes([content[at] ^ 0x10]) + content[at + 1 :])
         try:
             model, _ = load_model(tmp_path / "model", table)
-        except ModelError:
+        except TruefitError:
             refused += 1
         else:
             assert same_bits(dict(model.state_dict()), expected)

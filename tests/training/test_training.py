@@ -411,7 +411,7 @@ def test_on_epoch_is_called_once_after_each_epoch(tmp_path: Path) -> None:
     outcome = train(open_verified(tmp_path, "train", "validation"), TrainSettings(epochs=5), CPU, seen.append)
     assert [epoch.epoch for epoch in seen] == [1, 2, 3, 4, 5]
     assert seen == outcome.epochs
-    assert all(epoch.seconds > 0 and epoch.train_rows_per_second > 0 for epoch in seen)
+    assert all(epoch.epoch_seconds > 0 and epoch.train_rows_per_second > 0 for epoch in seen)
 
 
 def test_an_error_of_on_epoch_ends_the_training(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ The tree:
     TruefitError
     ├── SettingsError    params.yaml: a key, a value, a combination
     ├── TableError       a CSV, or the table prepared from one
-    ├── ModelError       a saved model that cannot be read
     ├── TrackingError    an MLflow store, or a journal kept for one, that cannot be used
     │   └── StoreAwayError   … for now: a server that does not answer
     └── StoppedError     a signal that asked a training to stop
@@ -31,10 +30,6 @@ class SettingsError(TruefitError):
 
 class TableError(TruefitError):
     """A CSV or a prepared table is unusable: file, line and column, what was found and what is allowed."""
-
-
-class ModelError(TruefitError):
-    """A saved model cannot be read: file and reason."""
 
 
 class TrackingError(TruefitError):

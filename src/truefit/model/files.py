@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
-from truefit.core.errors import ModelError
+from truefit.core.errors import TruefitError
 from truefit.core.files import write_bytes
 from truefit.data.table import Dtype, Table
 from truefit.model.layers import Standardize
@@ -104,25 +104,25 @@ def save_model(
 
 
 def load_model(folder: Path, table: Table) -> tuple[Model, ModelDescription]:
-    """Open the model of stage train; raises ModelError also when it was trained on other columns than the table's."""
+    """Open the model of stage train; raises TruefitError also when it was trained on other columns than the table's."""
     model, description = open_model(folder, of_stage=True)
     trained, found = [*description.features, description.target, description.dtype], [*table.columns, table.dtype]
     if trained != found:
-        raise ModelError(f"{folder / MODEL_JSON}: trained on {', '.join(trained)}, found in the table: {', '.join(found)}")
+        raise TruefitError(f"{folder / MODEL_JSON}: trained on {', '.join(trained)}, found in the table: {', '.join(found)}")
     return model, description
 
 
 def open_model(folder: Path, of_stage: bool = False) -> tuple[Model, ModelDescription]:
     """Return the model saved in `folder`, under eval(), and its description.
 
-    Raises ModelError when a file is missing or damaged, which says what to do where the folder is that `of_stage` train.
+    Raises TruefitError when a file is missing or damaged, which says what to do where the folder is that `of_stage` train.
     """
     description = _load(folder / MODEL_JSON, read_description, of_stage)
     state = _load(folder / MODEL_PT, read_state_dict, of_stage)
     try:
         return rebuild_model(description, state, str(folder / MODEL_JSON)), description
     except ValueError as error:
-        raise ModelError(f"{folder / MODEL_PT}: {error}") from None
+        raise TruefitError(f"{folder / MODEL_PT}: {error}") from None
 
 
 def read_description(content: bytes) -> ModelDescription:
@@ -159,4 +159,4 @@ def _load(path: Path, read: Callable[[bytes], T], of_stage: bool) -> T:
         fault, advice = f"cannot be read: {error.strerror}", "`dvc repro train` writes it"
     except ValueError as error:
         fault, advice = str(error), "`dvc repro --force train` writes it anew"
-    raise ModelError(f"{path}: {fault}" + (f"; {advice}" if of_stage else ""))
+    raise TruefitError(f"{path}: {fault}" + (f"; {advice}" if of_stage else ""))

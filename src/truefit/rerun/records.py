@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from truefit.core.config import Params, flatten
-from truefit.core.errors import ModelError, SettingsError, TrackingError
+from truefit.core.errors import SettingsError, TrackingError, TruefitError
 from truefit.model.files import ModelDescription, read_description, read_state_dict, rebuild_model, state_dict_digest
 from truefit.model.models import Model
 from truefit.rerun.comparison import Report, Result
 from truefit.tracking import names
 from truefit.tracking.provenance import ENVIRONMENT, param_text
 from truefit.tracking.store import Store
+from truefit.training.progress import CURVES
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -95,7 +96,7 @@ def read_result(store: Store, run: "MlflowRun", folder: Path) -> Result | str:
         states[kind] = state
     if tags[names.DIGEST_TAG] not in map(state_dict_digest, states.values()):
         return f"neither of its states has the digest in its tag {names.DIGEST_TAG}"
-    for name in names.CURVES:
+    for name in CURVES:
         curve = _read_curve(store, run.info.run_id, name)
         if isinstance(curve, str):
             return curve
@@ -188,14 +189,14 @@ def _read_curve(store: Store, run_id: str, name: str) -> "pd.Series[float] | str
 
 
 def read_model(store: Store, run: "MlflowRun") -> tuple[Model, ModelDescription]:
-    """Return the model that a run's training kept, under eval(); raises ModelError where there is no whole one."""
+    """Return the model that a run's training kept, under eval(); raises TruefitError where there is no whole one."""
     where, digest = f"run {run.info.run_id}: ", run.data.tags.get(names.DIGEST_TAG)
     if digest is None:
-        raise ModelError(f"{where}it has no tag {names.DIGEST_TAG}: no training ended in it")
+        raise TruefitError(f"{where}it has no tag {names.DIGEST_TAG}: no training ended in it")
     needed = [names.MODEL_DESCRIPTION, *map(names.state_path, names.STATES)]
     with tempfile.TemporaryDirectory(prefix="truefit-model-") as folder:
         if missing := _download(store, run, Path(folder), needed):
-            raise ModelError(f"{where}its artifact {missing} is missing, without which its model cannot be rebuilt")
+            raise TruefitError(f"{where}its artifact {missing} is missing, without which its model cannot be rebuilt")
         contents = {name: Path(folder, name).read_bytes() for name in needed}
     name = names.MODEL_DESCRIPTION
     try:
@@ -205,8 +206,8 @@ def read_model(store: Store, run: "MlflowRun") -> tuple[Model, ModelDescription]
             if state_dict_digest(state) == digest:
                 return rebuild_model(description, state), description
     except ValueError as error:
-        raise ModelError(f"{where}its artifact {name}: {error}") from None
-    raise ModelError(f"{where}neither of its states has the digest in its tag {names.DIGEST_TAG}")
+        raise TruefitError(f"{where}its artifact {name}: {error}") from None
+    raise TruefitError(f"{where}neither of its states has the digest in its tag {names.DIGEST_TAG}")
 
 
 def publish(store: Store, report: Report, run_name: str, picture: bytes | None) -> str:

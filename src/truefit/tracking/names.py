@@ -26,9 +26,8 @@ MODELS_TAG = "mlflow.log-model.history"  # by which it knows of a model among th
 SOURCE_COMMIT_TAG = "mlflow.source.git.commit"
 DATASET_TAG = "mlflow.data.context"
 
-# Metrics of an epoch; CURVES are those that decide what a training is, and stand in history.csv.
-TRAIN_LOSS, VALIDATION_LOSS, LEARNING_RATE = CURVES = ("train_loss", "validation_loss", "learning_rate")
-EPOCH_SECONDS, TRAIN_ROWS_PER_SECOND = "epoch_seconds", "train_rows_per_second"
+# Metrics of an epoch are the fields of training's Epoch; these two are asked for here too.
+VALIDATION_LOSS, LEARNING_RATE = "validation_loss", "learning_rate"
 
 # Metrics of the test rows: the prefix of each, and the mean squared error over that of least squares, less 1.
 TEST_PREFIX = "test_"

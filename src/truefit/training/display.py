@@ -34,7 +34,7 @@ def progress(epochs: int) -> "Iterator[Callable[[Epoch], None]]":
             nonlocal seconds, last
             elapsed = bar.format_dict["elapsed"]
             # An epoch's own seconds, where it is one of before; else with what came between it and the last.
-            seconds, last = seconds + max(epoch.seconds, elapsed - last), elapsed
+            seconds, last = seconds + max(epoch.epoch_seconds, elapsed - last), elapsed
             left = tqdm.format_interval(seconds / epoch.epoch * (epochs - epoch.epoch)).removeprefix("0") + " left"
             train, validation = f"{epoch.train_loss:.4g}", f"{epoch.validation_loss:.4g}"
             speed = f"{epoch.train_rows_per_second:,.0f} rows/s"

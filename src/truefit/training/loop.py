@@ -137,7 +137,7 @@ def _validated(engine: Engine, validation: Loader, number: int, settings: TrainS
         train_loss=position.loss / position.rows,
         validation_loss=total / rows,
         learning_rate=progress.schedule.learning_rate,
-        seconds=position.seconds + time.perf_counter() - started,
+        epoch_seconds=position.seconds + time.perf_counter() - started,
         train_rows_per_second=position.rows / position.seconds,
     )
 

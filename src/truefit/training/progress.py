@@ -11,23 +11,23 @@ from truefit.training.schedules import Schedule
 from truefit.training.settings import TrainSettings
 
 State = dict[str, Tensor]
+CURVES = ("train_loss", "validation_loss", "learning_rate")  # what stands in history.csv, and what a rerun compares
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch's figures; losses are means over rows."""
+    """One epoch's figures, by their names in MLflow; losses are means over rows."""
 
     epoch: int
     train_loss: float
     validation_loss: float
     learning_rate: float
-    seconds: float
+    epoch_seconds: float
     train_rows_per_second: float
 
     def metrics(self) -> dict[str, float]:
-        """Return the figures by their names in MLflow, where the epoch is the step."""
-        names = ("train_loss", "validation_loss", "learning_rate", "train_rows_per_second")
-        return {name: getattr(self, name) for name in names} | {"epoch_seconds": self.seconds}
+        """Return the figures; in MLflow the epoch is their step."""
+        return {name: value for name, value in asdict(self).items() if name != "epoch"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Outcome:
 
     def history(self) -> pd.DataFrame:
         """Return the losses and learning rates, a row an epoch, as history.csv holds them."""
-        return pd.DataFrame(self.epochs)[["epoch", "train_loss", "validation_loss", "learning_rate"]]
+        return pd.DataFrame(self.epochs)[["epoch", *CURVES]]
 
 
 @dataclass

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from truefit.core.config import Settings, invalid_value, require_defaults
-from truefit.core.errors import ModelError
+from truefit.core.errors import TruefitError
 from truefit.data.batches import Shuffle
 from truefit.model.files import MODEL_JSON, ModelDescription
 from truefit.model.models import ModelSettings
@@ -109,11 +109,11 @@ class TrainSettings(Settings):
 
 
 def trained_with(description: ModelDescription) -> TrainSettings:
-    """Return the settings that a model on the disk was trained with; raises ModelError where it does not tell them."""
+    """Return the settings that a model on the disk was trained with; raises TruefitError where it does not tell them."""
     given = {"model": description.model.model_dump(), "standardize": description.standardize, **description.training}
     try:
         return TrainSettings.model_validate(given)
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
         reason = f"training.{place}: {error.errors()[0]['msg']}"
-        raise ModelError(f"{MODEL_JSON}: {reason}; `dvc repro --force train` writes it anew") from None
+        raise TruefitError(f"{MODEL_JSON}: {reason}; `dvc repro --force train` writes it anew") from None
