@@ -65,7 +65,7 @@ check: $(READY) ## check style, types, the direction of imports, and the documen
 
 # A warning is an error: a link that leads nowhere, a page that the README's lists do not name. Links to other sites stay unasked.
 docs: $(READY) ## make the site of the documents, docs/_build/index.html
-	sphinx-build --quiet --fresh-env --nitpicky --fail-on-warning -c docs . docs/_build
+	sphinx-build --quiet --no-color --fresh-env --nitpicky --fail-on-warning -c docs . docs/_build
 	@echo "docs/_build/index.html"
 
 # --strict: a package that the service does not know, or does not answer for, is a failure. torch is not in the list.
