@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from truefit.core import errors
@@ -25,11 +24,12 @@ from truefit.evaluation.report import (
     sample_predictions,
     summary,
 )
-from truefit.model.files import load_model
+from truefit.model.files import MODEL_JSON, load_model
 from truefit.tracking.names import EVALUATED_CODE_TAG, EXCESS_MSE, FIGURES, NOTE_TAG, TEST_PREFIX
 from truefit.tracking.run import Run, TrackSettings
 from truefit.tracking.store import Store
 from truefit.training.device import configure
+from truefit.training.progress import read_history
 from truefit.training.settings import trained_with
 
 UI = "http://127.0.0.1:5000"  # `make ui`
@@ -45,11 +45,11 @@ def main() -> None:
     train, test = open_verified(arguments.table, "train", "test")
     table = test.table
     model, description = load_model(results, table)
-    training, truth = trained_with(description), generating_settings(table, arguments.synthetic, params)
+    training, truth = trained_with(description, results / MODEL_JSON), generating_settings(table, arguments.synthetic, params)
     fit = least_squares(train)
     metrics = compute_metrics(test, model, fit.line, truth)
     features, predictions = sample_predictions(test, model_predictor(model, getattr(torch, table.dtype)), settings.sample)
-    history, levels = pd.read_csv(results / "history.csv"), loss_levels(training.loss.name, fit, truth)
+    history, levels = read_history(results / "history.csv"), loss_levels(training.loss.name, fit, truth)
     figures = draw_figures(history, levels, features, predictions, line_predictor(fit.line), table.columns)
     write_json(results / "metrics.json", metrics)
     write_bytes(results / "predictions.csv", predictions.to_csv(index=False).encode())

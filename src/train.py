@@ -80,14 +80,14 @@ def parse() -> argparse.Namespace:
 
 def save_outcome(outcome: Outcome, settings: TrainSettings, table: Table, results: Path, run: Run, log_model: bool) -> None:
     """Write the model and its history; log both states under the digest of the one kept, and how to rebuild the model."""
-    training = settings.model_dump(mode="json", exclude={"model", "standardize"})
-    files = save_model(results, outcome.kept_state, settings.model, settings.standardize, table, training)
+    state, training = outcome.kept_state, settings.beside_the_model()
+    files = save_model(results, state, settings.model, settings.standardize, table, training)
     write_bytes(results / "history.csv", outcome.history().to_csv(index=False).encode())
     states = {"best": state_dict_bytes(outcome.best_state), "final": state_dict_bytes(outcome.final_state)}
     artifacts = {state_path(kind): content for kind, content in states.items()}
     run.log_artifacts(artifacts | {MODEL_DESCRIPTION: files[MODEL_JSON]})
     digests = {state_tag(kind): hashlib.sha256(content).hexdigest() for kind, content in states.items()}
-    run.set_tags({DIGEST_TAG: state_dict_digest(outcome.kept_state), **digests})
+    run.set_tags({DIGEST_TAG: state_dict_digest(state), **digests})
     if log_model:
         run.log_model(serving, files, serving.example_rows(table), table.dtype)
 

@@ -19,7 +19,7 @@ from truefit.core.config import flatten
 from truefit.data.dataset import TableDataset
 from truefit.evaluation.figures import draw_figures
 from truefit.evaluation.least_squares import least_squares
-from truefit.evaluation.metrics import line_predictor
+from truefit.evaluation.metrics import METRICS, line_predictor
 
 ARGUMENTS = {
     "generate": ["data/synthetic.csv"],
@@ -76,7 +76,7 @@ def test_repro_prints_the_test_metrics_against_the_optimum(reproduced: tuple[Wor
     for title, key in [("model", "test"), ("least squares", "least_squares")]:
         figures = re.search(rf"^{title} +(.+)$", printed, re.MULTILINE)
         assert figures is not None
-        expected = [metrics[key][name] for name in ("mse", "rmse", "mae", "r2")]
+        expected = [metrics[key][name] for name in METRICS]
         assert [float(figure) for figure in figures[1].split()] == pytest.approx(expected, rel=1e-5)
     assert f"excess mse over least squares: {metrics['excess_mse']:+.3%}" in printed
     (run,) = re.findall(r"^MLflow run '.+', (\w{32})$", printed[printed.index("evaluate.py") :], re.MULTILINE)

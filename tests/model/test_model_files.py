@@ -25,6 +25,9 @@ SMALL_MLP = ModelSettings(name="mlp", hidden=(5, 4))
 # The digest.
 
 
+ANEW = "`dvc repro --force train` writes it anew"
+
+
 def digest(**tensors_by_name: Tensor) -> str:
     return state_dict_digest(tensors_by_name)
 
@@ -147,7 +150,10 @@ def test_a_model_json_that_describes_another_model_than_the_tensors_is_refused(t
     table = save(tmp_path, SMALL_MLP)
     path = tmp_path / "model/model.json"
     path.write_text(path.read_text().replace("5,", "6,"))
-    assert refusal(tmp_path, table) == f"{tmp_path / 'model/model.pt'}: its tensors do not fit the model that {path} describes"
+    assert (
+        refusal(tmp_path, table)
+        == f"{tmp_path / 'model/model.pt'}: its tensors do not fit the model that {path} describes; {ANEW}"
+    )
 
 
 def test_a_missing_model_pt_is_refused(tmp_path: Path) -> None:
@@ -241,7 +247,8 @@ def test_tensors_other_than_those_described_are_refused(tmp_path: Path) -> None:
     other = build_model(LINEAR, table, False, seed=8)
     path.write_bytes(state_dict_bytes(other.state_dict()))
     assert (
-        refusal(tmp_path, table) == f"{path}: its tensors are not those that {tmp_path / 'model/model.json'} was written for"
+        refusal(tmp_path, table)
+        == f"{path}: its tensors are not those that {tmp_path / 'model/model.json'} was written for; {ANEW}"
     )
 
 
@@ -251,7 +258,8 @@ def test_tensors_of_another_kind_are_refused(tmp_path: Path) -> None:
     state = {name: tensor.to(torch.bfloat16) for name, tensor in read_state_dict(path.read_bytes()).items()}
     torch.save(state, path)
     assert (
-        refusal(tmp_path, table) == f"{path}: its tensors are not those that {tmp_path / 'model/model.json'} was written for"
+        refusal(tmp_path, table)
+        == f"{path}: its tensors are not those that {tmp_path / 'model/model.json'} was written for; {ANEW}"
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers_training import CPU, Rows, global_streams, normal_line, same_bits, tensors, train_with, write_prepared
@@ -18,11 +19,12 @@ from truefit.data.generating import GenerateSettings
 from truefit.data.table import Dtype, read_table
 from truefit.ingest.prepare import PrepareSettings, write_table
 from truefit.ingest.synthetic import write_csv
+from truefit.model.files import ModelDescription, load_model, save_model
 from truefit.model.models import Linear, ModelSettings, build_model
 from truefit.training.engines import EngineName
 from truefit.training.loop import train
-from truefit.training.progress import Epoch, Outcome
-from truefit.training.settings import TrainSettings
+from truefit.training.progress import Epoch, Outcome, read_history
+from truefit.training.settings import TrainSettings, trained_with
 
 ENGINES: tuple[EngineName, ...] = ("numpy", "autograd", "torch")
 
@@ -480,3 +482,66 @@ def test_a_feature_constant_in_training_can_be_standardised_and_vary_elsewhere(
     outcome = train_with(tmp_path / "prepared", standardize=True, epochs=20)
     # The coefficient of the constant feature stays where it started, below 1 / √2: half of it is what the loss can show.
     assert outcome.epochs[-1].validation_loss < 0.13
+
+
+# What evaluate takes from the files of train.
+
+
+@pytest.mark.parametrize(
+    "content", ["a,b\n1,x\n", "", "epoch,train_loss,validation_loss,learning_rate\n1,x,1.0,0.1\n", "epoch,train_loss\n1,1.0\n"]
+)
+def test_a_damaged_history_is_one_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "history.csv"
+    path.write_text(content)
+    with pytest.raises(TruefitError) as caught:
+        read_history(path)
+    assert str(caught.value) == (
+        f"{path}: damaged, allowed: the columns epoch, train_loss, validation_loss, learning_rate, with numbers; "
+        "`dvc repro --force train` writes it anew"
+    )
+
+
+def test_a_missing_history_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        TruefitError, match=r"history\.csv: cannot be read: No such file or directory; `dvc repro train` writes it$"
+    ):
+        read_history(tmp_path / "history.csv")
+
+
+def test_a_history_reads_back_as_it_was(tmp_path: Path) -> None:
+    write_line(tmp_path)
+    history = train_with(tmp_path, epochs=3).history()
+    history.to_csv(tmp_path / "history.csv", index=False)
+    pd.testing.assert_frame_equal(read_history(tmp_path / "history.csv"), history)
+
+
+def described(tmp_path: Path, settings: TrainSettings, **changes: object) -> ModelDescription:
+    """Return what model.json says of a model of the settings, with some of these changed or, where empty, left out."""
+    write_line(tmp_path)
+    training = {key: value for key, value in {**settings.beside_the_model(), **changes}.items() if value != {}}
+    table, model = read_table(tmp_path), settings.model
+    state = build_model(model, table, settings.standardize, settings.seed).state_dict()
+    save_model(tmp_path, state, model, settings.standardize, table, training)
+    return load_model(tmp_path, table)[1]
+
+
+def test_a_model_says_how_it_was_trained(tmp_path: Path) -> None:
+    settings = TrainSettings.model_validate(
+        {"standardize": True, "model": {"name": "mlp", "hidden": [3]}, "loss": {"name": "huber", "delta": 0.5}, "epochs": 9}
+    )
+    assert trained_with(described(tmp_path, settings), tmp_path / "model.json") == settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"loss": {}}, "training: lacks settings, allowed: all that stage train writes"),
+        ({"loss": {"name": "l1"}}, "training: lacks settings, allowed: all that stage train writes"),
+        ({"epochs": 0}, "training.epochs: Input should be greater than or equal to 1"),
+    ],
+)
+def test_a_model_that_does_not_say_how_it_was_trained_is_refused(tmp_path: Path, changes: dict[str, Any], fault: str) -> None:
+    description, path = described(tmp_path, TrainSettings(), **changes), tmp_path / "model.json"
+    with pytest.raises(TruefitError) as caught:
+        trained_with(description, path)
+    assert str(caught.value) == f"{path}: {fault}; `dvc repro --force train` writes it anew"

@@ -11,11 +11,11 @@ import os
 import sys
 import weakref
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Self
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from truefit.core.errors import TableError
@@ -37,16 +37,16 @@ class CsvSource(BaseModel, frozen=True, extra="forbid", strict=True):
     sha256: str
 
 
-class Table(BaseModel, frozen=True, extra="forbid", strict=True):
+class Table(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
     """What table.json says; `mean` and `std` (population) are the training rows', a number for each of `columns`."""
 
     csv: CsvSource
     features: list[str]
     target: str
     dtype: Dtype
-    rows: dict[Split, int]
+    rows: dict[Split, Annotated[int, Field(ge=1)]]
     mean: list[float]
-    std: list[float]
+    std: list[Annotated[float, Field(ge=0)]]
     sha256: dict[Split, str]
 
     @model_validator(mode="after")
@@ -55,6 +55,8 @@ class Table(BaseModel, frozen=True, extra="forbid", strict=True):
             raise PydanticCustomError("incomplete", "rows and sha256 must have train, validation and test")
         if not (len(self.mean) == len(self.std) == len(self.columns)):
             raise PydanticCustomError("incomplete", "mean and std must have a number for each feature and the target")
+        if len(set(self.columns)) < len(self.columns):
+            raise PydanticCustomError("doubled", "features and target must be different columns")
         return self
 
     @property

@@ -23,6 +23,7 @@ from truefit.model.models import Model, ModelSettings, assemble
 
 MODEL_PT = "model.pt"
 MODEL_JSON = "model.json"
+_ANEW = "`dvc repro --force train` writes it anew"
 
 T = TypeVar("T")
 
@@ -122,7 +123,8 @@ def open_model(folder: Path, of_stage: bool = False) -> tuple[Model, ModelDescri
     try:
         return rebuild_model(description, state, str(folder / MODEL_JSON)), description
     except ValueError as error:
-        raise TruefitError(f"{folder / MODEL_PT}: {error}") from None
+        advice = f"; {_ANEW}" if of_stage else ""
+        raise TruefitError(f"{folder / MODEL_PT}: {error}{advice}") from None
 
 
 def read_description(content: bytes) -> ModelDescription:
@@ -158,5 +160,5 @@ def _load(path: Path, read: Callable[[bytes], T], of_stage: bool) -> T:
     except OSError as error:
         fault, advice = f"cannot be read: {error.strerror}", "`dvc repro train` writes it"
     except ValueError as error:
-        fault, advice = str(error), "`dvc repro --force train` writes it anew"
+        fault, advice = str(error), _ANEW
     raise TruefitError(f"{path}: {fault}" + (f"; {advice}" if of_stage else ""))

@@ -20,7 +20,7 @@ class LossSettings(Settings):
     @model_validator(mode="after")
     def _delta_is_hubers(self) -> Self:
         if self.name != "huber":
-            require_defaults(self, ("delta",), f"with loss {self.name}")
+            require_defaults(self, ("delta",), f"with loss {self.name}, which has none")
         return self
 
 

@@ -67,13 +67,13 @@ def update(
     another rate is not another graph.
     """
     decay = settings.weight_decay
-    common: dict[str, Any] = {"lr": lr, "weight_decay": decay, "foreach": False, "fused": False, "maximize": False}
+    common: dict[str, Any] = {"lr": lr, "weight_decay": decay, "foreach": False, "maximize": False}
     match settings.name:
         case "sgd":
             buffers: list[Tensor | None] = [*state.get("momentum_buffer", [None] * len(parameters))]
             momentum, nesterov = settings.momentum, settings.nesterov
-            sgd(parameters, gradients, buffers, momentum=momentum, dampening=0.0, nesterov=nesterov, **common)
+            sgd(parameters, gradients, buffers, momentum=momentum, dampening=0.0, nesterov=nesterov, fused=False, **common)
         case "adam" | "adamw":
             step = adam if settings.name == "adam" else adamw
-            defaults: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False}
+            defaults: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False, "fused": False}
             step(parameters, gradients, state["exp_avg"], state["exp_avg_sq"], [], state["step"], **defaults, **common)

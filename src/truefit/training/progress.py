@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from torch import Tensor
 
+from truefit.core.errors import TruefitError
 from truefit.training.schedules import Schedule
 from truefit.training.settings import TrainSettings
 
@@ -43,6 +45,17 @@ class Outcome:
     def history(self) -> pd.DataFrame:
         """Return the losses and learning rates, a row an epoch, as history.csv holds them."""
         return pd.DataFrame(self.epochs)[["epoch", *CURVES]]
+
+
+def read_history(path: Path) -> pd.DataFrame:
+    """Return what `Outcome.history` gave, from a file; raises TruefitError where it is not there, or damaged."""
+    try:
+        return pd.read_csv(path)[["epoch", *CURVES]].astype({"epoch": "int64", **dict.fromkeys(CURVES, "float64")})
+    except OSError as error:
+        raise TruefitError(f"{path}: cannot be read: {error.strerror}; `dvc repro train` writes it") from None
+    except (ValueError, KeyError):
+        allowed = f"the columns epoch, {', '.join(CURVES)}, with numbers"
+        raise TruefitError(f"{path}: damaged, allowed: {allowed}; `dvc repro --force train` writes it anew") from None
 
 
 @dataclass

@@ -1,13 +1,14 @@
 """Section `train` of params.yaml: all that decides a training, beside its table."""
 
-from typing import Annotated, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from truefit.core.config import Settings, invalid_value, require_defaults
 from truefit.core.errors import TruefitError
 from truefit.data.batches import Shuffle
-from truefit.model.files import MODEL_JSON, ModelDescription
+from truefit.model.files import ModelDescription
 from truefit.model.models import ModelSettings
 from truefit.training.device import DeviceName
 from truefit.training.engines import EngineName
@@ -99,6 +100,10 @@ class TrainSettings(Settings):
         """The model and how it is trained, in a few words that tell runs apart."""
         return f"{self.model.name} {self.optimizer.name} lr={self.optimizer.lr:g} batch={self.batch_size} {self.engine}"
 
+    def beside_the_model(self) -> dict[str, Any]:
+        """Return the settings that a model's description holds beside those that rebuild it."""
+        return self.model_dump(mode="json", exclude={"model", "standardize"})
+
     def batch_rows(self, rows: int) -> int:
         """Return the rows of a batch."""
         return rows if self.batch_size == "all" else min(rows, self.batch_size)
@@ -108,12 +113,16 @@ class TrainSettings(Settings):
         return self.epochs * -(-rows // self.batch_rows(rows))
 
 
-def trained_with(description: ModelDescription) -> TrainSettings:
-    """Return the settings that a model on the disk was trained with; raises TruefitError where it does not tell them."""
+def trained_with(description: ModelDescription, path: Path) -> TrainSettings:
+    """Return the settings that the model described in `path` was trained with; raises TruefitError where it lacks any."""
     given = {"model": description.model.model_dump(), "standardize": description.standardize, **description.training}
     try:
-        return TrainSettings.model_validate(given)
+        settings = TrainSettings.model_validate(given)
     except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        reason = f"training.{place}: {error.errors()[0]['msg']}"
-        raise TruefitError(f"{MODEL_JSON}: {reason}; `dvc repro --force train` writes it anew") from None
+        first = error.errors()[0]
+        fault = f"training.{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    else:
+        if settings.beside_the_model() == description.training:
+            return settings
+        fault = "training: lacks settings, allowed: all that stage train writes"
+    raise TruefitError(f"{path}: {fault}; `dvc repro --force train` writes it anew")
