@@ -193,7 +193,11 @@ def test_a_read_only_disk_ends_a_stage(stage: str, folder: Path, disk: Disk, ref
         ("train", "data/prepared/train.npy", f"data/prepared/train.npy: cannot be read: Is a directory; {PREPARE}"),
         ("train", "disk/results/model.pt", "disk/results/model.pt: Is a directory"),
         ("evaluate", "disk/results/model.pt", f"disk/results/model.pt: cannot be read: Is a directory; {TRAIN}"),
-        ("evaluate", "disk/results/history.csv", "disk/results/history.csv: Is a directory"),
+        (
+            "evaluate",
+            "disk/results/history.csv",
+            "disk/results/history.csv: cannot be read: Is a directory; `dvc repro train` writes it",
+        ),
         ("evaluate", "disk/results/metrics.json", "disk/results/metrics.json: Is a directory"),
     ],
 )  # fmt: skip
@@ -217,7 +221,11 @@ def test_a_folder_in_the_place_of_a_file_ends_a_stage(
         ("train", "data/prepared/validation.npy", f"data/prepared/validation.npy: {ABSENT}; {PREPARE}"),
         ("evaluate", "data/prepared/test.npy", f"data/prepared/test.npy: {ABSENT}; {PREPARE}"),
         ("evaluate", "disk/results/model.json", f"disk/results/model.json: {ABSENT}; {TRAIN}"),
-        ("evaluate", "disk/results/history.csv", "disk/results/history.csv: No such file or directory"),
+        (
+            "evaluate",
+            "disk/results/history.csv",
+            "disk/results/history.csv: cannot be read: No such file or directory; `dvc repro train` writes it",
+        ),
     ],
 )  # fmt: skip
 def test_a_missing_file_ends_a_stage(stage: str, place: str, line: str, folder: Path, reference: Path, run_stage: Run) -> None:
