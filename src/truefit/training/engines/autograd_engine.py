@@ -59,7 +59,8 @@ class AutogradEngine:
         """Take one step on the batch x [B, F], y [B, 1]; return its loss, summed over its rows."""
         error = x @ self.weight + self.bias - y  # [B, 1]
         loss = (error**2).sum()
-        (loss / len(x) if self.reduction == "mean" else loss).backward()
+        # The derivative of what is made smaller by the sum: with the mean, 1/B.
+        loss.backward(loss.new_tensor(1 / len(x) if self.reduction == "mean" else 1))
         with torch.no_grad():
             for parameter in (self.weight, self.bias):
                 assert parameter.grad is not None
