@@ -12,7 +12,6 @@ from tqdm import tqdm
 from truefit.core import errors
 from truefit.core.config import Params
 from truefit.core.files import write_bytes
-from truefit.data.batches import sequential_loader
 from truefit.data.dataset import open_verified
 from truefit.data.table import Table
 from truefit.model import serving
@@ -22,11 +21,12 @@ from truefit.tracking.names import CHANGED_TAG, COMPILE_SECONDS_TAG, DIGEST_TAG,
 from truefit.tracking.provenance import changed_since, code_in_use, read_origin
 from truefit.tracking.run import Run, TrackSettings
 from truefit.tracking.store import Store
+from truefit.training.build import build_engine, untrained_model, with_engine
 from truefit.training.checkpoint import Checkpoints, CheckpointSettings, fingerprint
 from truefit.training.device import choose_device, configure
 from truefit.training.display import progress
 from truefit.training.engines.compiled_engine import CompiledEngine
-from truefit.training.loop import build_engine, epoch_chunks, fit, with_engine
+from truefit.training.loop import fit
 from truefit.training.progress import Epoch, Outcome
 from truefit.training.settings import TrainSettings
 
@@ -40,7 +40,8 @@ def main() -> None:
     configure(as_written.threads)
     # Inductor unpickles what it finds in its cache; its own choice is a folder under /tmp, with a name that others can guess.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(repository_root() / ".truefit/inductor"))
-    train_rows, validation_rows = open_verified(arguments.table, "train", "validation")
+    datasets = open_verified(arguments.table, "train", "validation")
+    train_rows, _ = datasets
     table, settings = train_rows.table, with_engine(as_written, len(train_rows), device)
     tracked = track.model_dump(exclude={"largest_file_mb"})  # a run of another experiment or name is another run
     identity = fingerprint(device, settings.model_dump(), table.digest, tracked, store.address)
@@ -56,12 +57,12 @@ def main() -> None:
             run.log_metrics(epoch.metrics(), epoch.epoch)
             show(epoch)
 
-        engine = build_engine(train_rows, settings, device)
+        model = untrained_model(datasets, settings)
+        engine = build_engine(model, train_rows, settings, device)
         if isinstance(engine, CompiledEngine):
             run.set_tags({COMPILE_SECONDS_TAG: f"{engine.compile_seconds:.1f}"})
             tqdm.write(f"compiled in {engine.compile_seconds:.1f} s")
-        chunks, validation = epoch_chunks(train_rows, settings, device), sequential_loader(validation_rows, device)
-        outcome = fit(engine, chunks, validation, settings, on_epoch, checkpoints)
+        outcome = fit(engine, model, datasets, settings, device, on_epoch, checkpoints)
         save_outcome(outcome, as_written, table, arguments.results, run, track.log_model)
         if changed := changed_since(code):
             run.set_tags({CHANGED_TAG: ", ".join(changed)[:5000]})
@@ -81,7 +82,7 @@ def parse() -> argparse.Namespace:
 def save_outcome(outcome: Outcome, settings: TrainSettings, table: Table, results: Path, run: Run, log_model: bool) -> None:
     """Write the model and its history; log both states under the digest of the one kept, and how to rebuild the model."""
     state, training = outcome.kept_state, settings.beside_the_model()
-    files = save_model(results, state, settings.model, settings.standardize, table, training)
+    files = save_model(results, state, settings.model, settings.scale, table, training)
     write_bytes(results / "history.csv", outcome.history().to_csv(index=False).encode())
     states = {"best": state_dict_bytes(outcome.best_state), "final": state_dict_bytes(outcome.final_state)}
     artifacts = {state_path(kind): content for kind, content in states.items()}

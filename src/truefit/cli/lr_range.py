@@ -42,7 +42,8 @@ def _lr_range(folder: Path | None, rates: Sequence[float]) -> tuple[Finding, Run
     settings, track = params.section("train", TrainSettings), params.section("track", TrackSettings)
     device = choose_device(settings.device_name)
     configure(settings.threads)
-    (train_rows,) = open_verified(folder or TABLE, "train")
+    datasets = open_verified(folder or TABLE, "train", "validation")
+    train_rows, _ = datasets
     if folder is None:
         require_prepared_by(params.section("prepare", PrepareSettings), train_rows.table)
     as_written = settings
@@ -56,7 +57,7 @@ def _lr_range(folder: Path | None, rates: Sequence[float]) -> tuple[Finding, Run
     origin = replace(origin, params={**known, **asked})
     made = f"{settings.model.name} {settings.optimizer.name} batch={settings.batch_size} {settings.engine}"
     with store.range_test_run(track, f"lr-range {track.run_name or made}", origin) as run:
-        curve = _record(range_test(train_rows, settings, device, rates), run)
+        curve = _record(range_test(datasets, settings, device, rates), run)
         finding = find(curve, rates)
         artifacts = {
             f"{names.FIGURES}/lr_range.png": lr_range_picture(curve, finding.suggested),

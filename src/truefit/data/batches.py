@@ -4,7 +4,7 @@ Epoch e's order depends on (seed, e) alone. Orders are tensors: with `full` 4 by
 and as many for the next one's; with `block` a bounded buffer, or a batch where that is larger.
 """
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, TypeVar
 
@@ -19,6 +19,7 @@ Shuffle = Literal["full", "block"]
 T = TypeVar("T")
 Chunk = tuple[Tensor, Tensor]  # features [C, F], target [C, 1]
 Loader = DataLoader[Chunk]
+Transform = Callable[[Chunk], Chunk]
 
 CPU = torch.device("cpu")
 
@@ -119,19 +120,28 @@ def _blocks(rows: int, generator: torch.Generator) -> Iterator[Tensor]:
         yield buffer[torch.randperm(len(buffer), generator=generator)]
 
 
-def make_loader(dataset: TableDataset, sampler: Sampler[Tensor], device: torch.device = CPU) -> Loader:
-    """Return a loader that gives `(features [C, F], target [C, 1])` for each chunk of the sampler.
+def make_loader(
+    dataset: TableDataset, sampler: Sampler[Tensor], device: torch.device = CPU, transform: Transform | None = None
+) -> Loader:
+    """Return a loader that gives `(features [C, F], target [C, 1])` for each chunk of the sampler, as `transform` makes it.
 
     `batch_size=None` makes the loader ask the dataset once for a whole chunk. The loader's own generator, which only worker
     processes use, keeps it from drawing on the global stream. For CUDA the chunks come in pinned memory.
     """
     generator = torch.Generator().manual_seed(0)
-    return DataLoader(dataset, sampler=sampler, batch_size=None, generator=generator, pin_memory=device.type == "cuda")
+    return DataLoader(
+        dataset,
+        sampler=sampler,
+        batch_size=None,
+        collate_fn=transform,  # type: ignore[arg-type]  # called with a chunk, since there are no batches to join
+        generator=generator,
+        pin_memory=device.type == "cuda",
+    )
 
 
-def sequential_loader(dataset: TableDataset, device: torch.device = CPU) -> Loader:
+def sequential_loader(dataset: TableDataset, device: torch.device = CPU, transform: Transform | None = None) -> Loader:
     """Return a loader of all rows, in the table's order."""
-    return make_loader(dataset, SequentialChunks(len(dataset)), device)
+    return make_loader(dataset, SequentialChunks(len(dataset)), device, transform)
 
 
 class EpochChunks:
@@ -145,10 +155,11 @@ class EpochChunks:
         shuffle: Shuffle,
         epochs: int | None = None,
         device: torch.device = CPU,
+        transform: Transform | None = None,
     ) -> None:
         self.batch_size = batch_size
         self._sampler = ShuffledChunks(len(dataset), batch_size, seed, shuffle, epochs)
-        self._loader = make_loader(dataset, self._sampler, device)
+        self._loader = make_loader(dataset, self._sampler, device, transform)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Chunk]:
         """Give the chunks of an epoch, counted from 1, without its first `start` rows, each read while the last is in use."""

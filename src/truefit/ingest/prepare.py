@@ -17,6 +17,7 @@ from truefit.core.config import Settings, invalid_value
 from truefit.core.errors import TableError
 from truefit.core.files import atomic_path, write_json
 from truefit.core.seeds import numpy_generator
+from truefit.data.moments import Moments
 from truefit.data.table import SPLITS, TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table
 from truefit.ingest.csv_batches import read_batches
 from truefit.ingest.csv_check import missing_column, read_header, shown_names
@@ -168,41 +169,6 @@ def _labelled(
         chunk += 1
 
 
-class _Moments:
-    """Mean and standard deviation (population) of rows [C, width] that come chunk by chunk.
-
-    Two samples' moments are joined without a sum of large squares: Chan, Golub and LeVeque (1979).
-    """
-
-    def __init__(self, width: int) -> None:
-        self._count = 0
-        # Counted from the first row: a constant column's deviation is exactly 0, and an offset costs no digits.
-        self._origin, self._mean, self._squares = np.zeros(width), np.zeros(width), np.zeros(width)
-
-    def add(self, chunk: NDArray[Any]) -> None:
-        if not len(chunk):
-            return
-        rows = chunk.astype(np.float64)
-        if not self._count:
-            self._origin = rows[0].copy()
-        rows -= self._origin
-        self._count += len(rows)
-        middle = rows.mean(axis=0)
-        delta = middle - self._mean
-        rows -= middle
-        joined = delta**2 * len(rows) * (self._count - len(rows)) / self._count
-        self._squares += np.square(rows, out=rows).sum(axis=0) + joined
-        self._mean += delta * len(rows) / self._count
-
-    @property
-    def mean(self) -> NDArray[np.float64]:
-        return self._origin + self._mean
-
-    @property
-    def std(self) -> NDArray[np.float64]:
-        return np.sqrt(self._squares / self._count)
-
-
 def _write_splits(
     path: Path,
     folder: Path,
@@ -210,9 +176,9 @@ def _write_splits(
     sizes: dict[Split, int],
     columns: list[str],
     dtype: Dtype,
-) -> tuple[_Moments, dict[Split, str]]:
+) -> tuple[Moments, dict[Split, str]]:
     """Write each split's array; return the training rows' moments, and the arrays' digests."""
-    moments = _Moments(len(columns))
+    moments = Moments(len(columns))
     with ExitStack() as stack:
         paths = {name: stack.enter_context(atomic_path(folder / f"{name}.npy")) for name in sizes}
         writers = {name: stack.enter_context(ArrayWriter(paths[name], sizes[name], len(columns), dtype)) for name in sizes}

@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from truefit.core.errors import TruefitError
 from truefit.core.files import write_bytes
 from truefit.data.table import Dtype, Table
-from truefit.model.layers import Standardize
-from truefit.model.models import Model, ModelSettings, assemble
+from truefit.model.models import Model, ModelSettings, make_body
+from truefit.model.scaling import ScaleSettings, unfitted_scaling
 
 MODEL_PT = "model.pt"
 MODEL_JSON = "model.json"
@@ -32,7 +32,7 @@ class ModelDescription(BaseModel, frozen=True, extra="forbid", strict=True):
     """What model.json says; `training` holds the settings that rebuilding the model does not need."""
 
     model: ModelSettings
-    standardize: bool
+    scale: ScaleSettings
     features: list[str]
     target: str
     dtype: Dtype
@@ -83,14 +83,14 @@ def save_model(
     folder: Path,
     state: Mapping[str, Tensor],
     settings: ModelSettings,
-    standardize: bool,
+    scale: ScaleSettings,
     table: Table,
     training: Mapping[str, Any] | None = None,
 ) -> dict[str, bytes]:
     """Write model.pt, the state_dict, and model.json, its description, to `folder`; return both files' contents by name."""
     description = ModelDescription(
         model=settings,
-        standardize=standardize,
+        scale=scale,
         features=table.features,
         target=table.target,
         dtype=table.dtype,
@@ -145,9 +145,9 @@ def rebuild_model(description: ModelDescription, state: Mapping[str, Tensor], na
     if state_dict_digest(state) != description.state_dict_sha256:
         raise ValueError(f"its tensors are not those that {named} was written for")
     width = len(description.features)
-    scale = Standardize(torch.zeros(width), torch.ones(width)) if description.standardize else nn.Identity()
     try:
-        model = assemble(description.model, width, scale, seed=0).to_empty(device="cpu").to(getattr(torch, description.dtype))
+        body = make_body(description.model, width, seed=0).to_empty(device="cpu")
+        model = Model(unfitted_scaling(description.scale, width), body).to(getattr(torch, description.dtype))
         model.load_state_dict(state)
     except RuntimeError:
         raise ValueError(f"its tensors do not fit the model that {named} describes") from None

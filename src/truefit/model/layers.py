@@ -6,22 +6,6 @@ from torch import Tensor, nn
 from truefit.core.seeds import torch_seed
 
 
-class Standardize(nn.Module):
-    """(x - mean) / std of the training rows, kept as buffers; a constant feature, whose std is 0, is only centred."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", torch.where(std > 0, std, 1))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return the standardised features [B, F]."""
-        return (features - self.mean) / self.std
-
-
 class Dropout(nn.Module):
     """Zeroes each value with probability `p` in training and scales the rest by 1 / (1 - p) (Srivastava et al., 2014).
 

@@ -7,40 +7,17 @@ from contextlib import nullcontext
 
 import torch
 
-from truefit.core.errors import StoppedError, TruefitError
+from truefit.core.errors import StoppedError
 from truefit.data.batches import EpochChunks, Loader, sequential_loader
 from truefit.data.dataset import TableDataset
-from truefit.model.models import build_model
+from truefit.model.models import Model
+from truefit.training.build import build_engine, epoch_chunks, untrained_model
 from truefit.training.checkpoint import Checkpoints
-from truefit.training.engines import choose_engine, make_engine
+from truefit.training.divergence import NotFiniteError, failed, require_learned
 from truefit.training.engines.base import Engine
+from truefit.training.losses import degree
 from truefit.training.progress import Epoch, Outcome, Progress
 from truefit.training.settings import TrainSettings
-
-
-def with_engine(settings: TrainSettings, rows: int, device: torch.device) -> TrainSettings:
-    """Return the settings with an engine: where they say auto, the one for so many rows, which is then told on stdout."""
-    if settings.engine != "auto":
-        return settings
-    engine, reason = choose_engine(settings.steps(rows), device)
-    print(f"engine: {engine}, since {reason}")
-    return settings.model_copy(update={"engine": engine})
-
-
-def build_engine(train_rows: TableDataset, settings: TrainSettings, device: torch.device) -> Engine:
-    """Return the engine of the settings; raises TruefitError where it cannot compile, or the device lacks float64."""
-    assert settings.engine != "auto"
-    if device.type == "mps" and train_rows.table.dtype == "float64":
-        raise TruefitError("train.device: found mps with prepare.dtype float64, allowed: float32, which is all that it has")
-    model = build_model(settings.model, train_rows.table, settings.standardize, settings.seed)
-    graph = settings.compile.graph(len(train_rows), settings.batch_rows(len(train_rows)))
-    return make_engine(settings.engine, model, settings.step, device, graph)
-
-
-def epoch_chunks(train_rows: TableDataset, settings: TrainSettings, device: torch.device) -> EpochChunks:
-    """Return the training rows in the order of the settings."""
-    batch_size = settings.batch_rows(len(train_rows))
-    return EpochChunks(train_rows, batch_size, settings.seed, settings.shuffle, settings.epochs, device)
 
 
 def train(
@@ -51,25 +28,31 @@ def train(
     checkpoints: Checkpoints | None = None,
 ) -> Outcome:
     """Build what the settings name, and `fit` it to two datasets, the training and the validation rows."""
-    train_rows, validation_rows = datasets
-    engine, chunks = build_engine(train_rows, settings, device), epoch_chunks(train_rows, settings, device)
-    return fit(engine, chunks, sequential_loader(validation_rows, device), settings, on_epoch, checkpoints)
+    model = untrained_model(datasets, settings)
+    engine = build_engine(model, datasets[0], settings, device)
+    return fit(engine, model, datasets, settings, device, on_epoch, checkpoints)
 
 
 def fit(
     engine: Engine,
-    chunks: EpochChunks,
-    validation: Loader,
+    model: Model,
+    datasets: Sequence[TableDataset],
     settings: TrainSettings,
+    device: torch.device,
     on_epoch: Callable[[Epoch], None],
     checkpoints: Checkpoints | None = None,
 ) -> Outcome:
     """Train for `settings.epochs`, or until early stopping, calling `on_epoch` after each epoch.
 
-    With `checkpoints` the training goes on from the latest, calling `on_epoch` for the epochs before it too, and ends with the
-    bits of one that was never interrupted. The state kept is the best where early stopping has a patience, or else the final
-    one. Raises TruefitError for a loss that is not finite, and StoppedError after the checkpoint that a signal asked for.
+    `engine` has the body of `model`; `datasets` are the training and the validation rows. With `checkpoints` the training goes
+    on from the latest, calling `on_epoch` for the epochs before it too, and ends with the bits of one that was never
+    interrupted. The state kept is the best where early stopping has a patience, or else the final one. Raises TruefitError for
+    a training that failed (see divergence.py), and StoppedError after the checkpoint that a signal asked for.
     """
+    train_rows, validation_rows = datasets
+    chunks = epoch_chunks(model, train_rows, settings, device)
+    validation = sequential_loader(validation_rows, device, model.scale)
+    unit = model.scale.unit ** degree(settings.loss)
     progress = Progress(settings, engine.state_dict())
     if checkpoints is not None and (saved := checkpoints.load()) is not None:
         progress.load_state(saved["progress"])
@@ -85,29 +68,29 @@ def fit(
                 raise StoppedError(checkpoints.signal, where)
 
     with checkpoints.deferred_signals if checkpoints is not None else nullcontext():
-        while len(progress.epochs) < settings.epochs and not progress.stopped_early:
-            number = len(progress.epochs) + 1
-            if not progress.position.rows:
-                engine.begin_epoch(number, progress.schedule.learning_rate)
-            train_epoch(engine, chunks, number, settings, progress, checkpoint_if_due)
-            epoch = _validated(engine, validation, number, settings, progress)
-            if progress.end_epoch(epoch):
-                progress.best_state = engine.state_dict()
-            on_epoch(epoch)
-            checkpoint_if_due(number)
-    final_state = engine.state_dict()
-    kept_state = final_state if settings.early_stopping.patience is None else progress.best_state
-    return Outcome(progress.epochs, final_state, progress.best_state, progress.best_epoch, kept_state)
+        try:
+            while len(progress.epochs) < settings.epochs and not progress.stopped_early:
+                number = len(progress.epochs) + 1
+                if not progress.position.rows:
+                    engine.begin_epoch(number, progress.schedule.learning_rate)
+                train_epoch(engine, chunks, number, progress, checkpoint_if_due)
+                epoch = _validated(engine, validation, number, progress, unit)
+                if progress.end_epoch(epoch):
+                    progress.best_state = engine.state_dict()
+                on_epoch(epoch)
+                checkpoint_if_due(number)
+        except NotFiniteError as error:
+            raise failed(str(error), datasets, settings, device) from None
+    final, best = model.state_around(engine.state_dict()), model.state_around(progress.best_state)
+    kept, epoch_kept = (
+        (final, len(progress.epochs)) if settings.early_stopping.patience is None else (best, progress.best_epoch)
+    )
+    outcome = Outcome(progress.epochs, final, best, progress.best_epoch, kept)
+    require_learned(outcome, epoch_kept, datasets, settings, device)
+    return outcome
 
 
-def train_epoch(
-    engine: Engine,
-    chunks: EpochChunks,
-    number: int,
-    settings: TrainSettings,
-    progress: Progress,
-    after_chunk: Callable[[], None],
-) -> None:
+def train_epoch(engine: Engine, chunks: EpochChunks, number: int, progress: Progress, after_chunk: Callable[[], None]) -> None:
     """Take the steps of an epoch from its position on, which moves with each chunk."""
     position = progress.position
     started = time.perf_counter() - position.seconds
@@ -116,7 +99,7 @@ def train_epoch(
         finite = torch.isfinite(losses)
         if not finite.all():
             batch = position.batches + int(finite.logical_not().nonzero()[0]) + 1
-            raise _not_finite(f"epoch {number}, batch {batch}: the training loss", settings)
+            raise NotFiniteError(f"epoch {number}, batch {batch}: the training loss is not finite")
         position.loss += float(losses.sum())
         position.rows += len(features)
         position.batches += len(losses)
@@ -124,26 +107,21 @@ def train_epoch(
         after_chunk()
 
 
-def _validated(engine: Engine, validation: Loader, number: int, settings: TrainSettings, progress: Progress) -> Epoch:
+def _validated(engine: Engine, validation: Loader, number: int, progress: Progress, unit: float) -> Epoch:
+    """Return the epoch's figures; `unit` is a loss of 1 between scaled values, in the data's units."""
     started = time.perf_counter()
     total, rows = 0.0, 0
     for features, target in validation:
         total, rows = total + engine.validation_loss(features, target), rows + len(features)
-    if not math.isfinite(total):
-        raise _not_finite(f"epoch {number}, after its last batch: the validation loss", settings)
     position = progress.position
+    losses = position.loss / position.rows * unit, total / rows * unit
+    for name, loss in zip(("training", "validation"), losses, strict=True):
+        if not math.isfinite(loss):
+            raise NotFiniteError(f"epoch {number}, after its last batch: the {name} loss is not finite")
     return Epoch(
         number,
-        train_loss=position.loss / position.rows,
-        validation_loss=total / rows,
+        *losses,
         learning_rate=progress.schedule.learning_rate,
         epoch_seconds=position.seconds + time.perf_counter() - started,
         train_rows_per_second=position.rows / position.seconds,
     )
-
-
-def _not_finite(what: str, settings: TrainSettings) -> TruefitError:
-    advice = [f"a train.optimizer.lr below {settings.optimizer.lr:g}"]
-    advice += [] if settings.standardize else ["train.standardize: true"]
-    advice += ["a train.clip_norm"] if settings.engine in ("torch", "compiled") and settings.clip_norm is None else []
-    return TruefitError(f"{what} is not finite; try {' or '.join(advice)}")

@@ -11,11 +11,11 @@ Reduction = Literal["mean", "sum"]
 
 
 class LossSettings(Settings):
-    """`train.loss`; `delta` is huber's."""
+    """`train.loss`; `delta` is huber's, in units of the scaled target."""
 
     name: Literal["mse", "l1", "huber"] = "mse"
     reduction: Reduction = "mean"
-    delta: float = Field(1.0, gt=0)
+    delta: float = Field(1.0, gt=0, le=1e9)
 
     @model_validator(mode="after")
     def _delta_is_hubers(self) -> Self:
@@ -42,3 +42,15 @@ def make_loss(settings: LossSettings, reduction: Reduction = "sum") -> nn.Module
             return nn.L1Loss(reduction=reduction)
         case "huber":
             return nn.HuberLoss(reduction=reduction, delta=settings.delta)
+
+
+def degree(settings: LossSettings) -> int:
+    """Return the power of the target's unit that the loss is in: with errors `s` times as large it is `s ** degree` times so.
+
+    huber's delta is to grow with them. In the data's units it is `delta` standard deviations of the target.
+    """
+    match settings.name:
+        case "mse" | "huber":
+            return 2
+        case "l1":
+            return 1

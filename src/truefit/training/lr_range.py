@@ -14,7 +14,8 @@ import torch
 
 from truefit.data.batches import Chunk, EpochChunks
 from truefit.data.dataset import TableDataset
-from truefit.training.loop import build_engine, epoch_chunks
+from truefit.training.build import build_engine, epoch_chunks, untrained_model
+from truefit.training.losses import degree
 from truefit.training.settings import TrainSettings
 
 SMOOTHING = 0.9  # what the smoothed loss keeps of itself at each step
@@ -51,24 +52,26 @@ class Finding:
 
 
 def range_test(
-    train_rows: TableDataset, settings: TrainSettings, device: torch.device, rates: Sequence[float]
+    datasets: Sequence[TableDataset], settings: TrainSettings, device: torch.device, rates: Sequence[float]
 ) -> Iterator[Step]:
     """Give a step of a training for each learning rate, until the loss diverges: is not finite, or DIVERGED times its lowest.
 
     The smoothed loss is a mean in which a step weighs SMOOTHING times what the next one does, corrected as Adam's means are
     (Kingma and Ba, 2015). The first WINDOW steps, in which single batches weigh much, do not count.
     """
-    engine, untrained = (build_engine(train_rows, settings, device) for _ in range(2))
+    models = [untrained_model(datasets, settings) for _ in range(2)]
+    engine, untrained = (build_engine(model, datasets[0], settings, device) for model in models)
     mean, lowest = 0.0, math.inf
-    batches = _batches(epoch_chunks(train_rows, settings, device))
+    unit = models[0].scale.unit ** degree(settings.loss)
+    batches = _batches(epoch_chunks(models[0], datasets[0], settings, device))
     for number, (rate, (features, target)) in enumerate(zip(rates, batches, strict=False), 1):
         engine.begin_epoch(number, rate)  # each step counts as an epoch, so dropout's masks differ
-        loss = float(engine.train_chunk(features, target, len(features))) / len(features)
+        loss = float(engine.train_chunk(features, target, len(features))) / len(features) * unit
         if not math.isfinite(loss):
             return
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
         smoothed = mean / (1 - SMOOTHING**number)
-        yield Step(number, rate, loss, smoothed, untrained.validation_loss(features, target) / len(features))
+        yield Step(number, rate, loss, smoothed, untrained.validation_loss(features, target) / len(features) * unit)
         if number >= WINDOW:
             lowest = min(lowest, smoothed)
             if smoothed > DIVERGED * lowest:

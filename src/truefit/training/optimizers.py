@@ -1,5 +1,6 @@
 """Optimizers: how a step moves the parameters. Another one is a name, and a case in each of the functions here."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -11,15 +12,17 @@ from torch.optim.sgd import sgd
 
 from truefit.core.config import Settings, invalid_value, require_defaults
 
+HIGHEST = 1e9  # far below what float32 holds
+
 
 class OptimizerSettings(Settings):
     """`train.optimizer`; what is not here has torch's default."""
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: float = Field(0.1, gt=0)
+    lr: float = Field(0.05, gt=0, le=HIGHEST)
     momentum: float = Field(0.0, ge=0, lt=1)
     nesterov: bool = False
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, le=HIGHEST)
 
     @model_validator(mode="after")
     def _momentum_is_sgds(self) -> Self:
@@ -32,19 +35,32 @@ class OptimizerSettings(Settings):
 
 def make_optimizer(parameters: list[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
     """Return the torch optimizer for `parameters`."""
-    lr, decay = settings.lr, settings.weight_decay
+    lr = settings.lr
+    groups = [
+        {"params": [parameters[place] for place in places], "weight_decay": decay}
+        for places, decay in _by_decay(parameters, settings.weight_decay)
+    ]
     # What torch finds out at each step; its own choice elsewhere.
     foreach = False if parameters[0].device.type == "cpu" else None
     match settings.name:
         case "sgd":
-            momentum, nesterov = settings.momentum, settings.nesterov
-            return torch.optim.SGD(
-                parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay, foreach=foreach
-            )
+            return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, nesterov=settings.nesterov, foreach=foreach)
         case "adam":
-            return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, foreach=foreach)
+            return torch.optim.Adam(groups, lr=lr, foreach=foreach)
         case "adamw":
-            return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, foreach=foreach)
+            return torch.optim.AdamW(groups, lr=lr, foreach=foreach)
+
+
+def _by_decay(parameters: Sequence[Tensor], decay: float) -> list[tuple[list[int], float]]:
+    """Return groups of the parameters' places, each with its weight decay: biases, which only move the predictions, have none.
+
+    Goodfellow, Bengio and Courville, "Deep Learning" (2016), section 7.1.
+    """
+    places = range(len(parameters))
+    if not decay:
+        return [([*places], 0.0)]
+    weights = [place for place in places if parameters[place].ndim > 1]
+    return [(weights, decay), ([place for place in places if place not in weights], 0.0)]
 
 
 def first_state(settings: OptimizerSettings, parameter: Tensor) -> dict[str, Tensor]:
@@ -66,14 +82,16 @@ def update(
     `state` holds, for each name in `first_state`, a tensor a parameter, and changes in place too. `lr` is a tensor, so that
     another rate is not another graph.
     """
-    decay = settings.weight_decay
-    common: dict[str, Any] = {"lr": lr, "weight_decay": decay, "foreach": False, "maximize": False}
-    match settings.name:
-        case "sgd":
-            buffers: list[Tensor | None] = [*state.get("momentum_buffer", [None] * len(parameters))]
-            momentum, nesterov = settings.momentum, settings.nesterov
-            sgd(parameters, gradients, buffers, momentum=momentum, dampening=0.0, nesterov=nesterov, fused=False, **common)
-        case "adam" | "adamw":
-            step = adam if settings.name == "adam" else adamw
-            defaults: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False, "fused": False}
-            step(parameters, gradients, state["exp_avg"], state["exp_avg_sq"], [], state["step"], **defaults, **common)
+    for places, decay in _by_decay(parameters, settings.weight_decay):
+        chosen, slopes = ([tensors[place] for place in places] for tensors in (parameters, gradients))
+        own = {name: [tensors[place] for place in places] for name, tensors in state.items()}
+        common: dict[str, Any] = {"lr": lr, "weight_decay": decay, "foreach": False, "maximize": False, "fused": False}
+        match settings.name:
+            case "sgd":
+                buffers: list[Tensor | None] = [*own.get("momentum_buffer", [None] * len(chosen))]
+                momentum, nesterov = settings.momentum, settings.nesterov
+                sgd(chosen, slopes, buffers, momentum=momentum, dampening=0.0, nesterov=nesterov, **common)
+            case "adam" | "adamw":
+                step = adam if settings.name == "adam" else adamw
+                defaults: dict[str, Any] = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "amsgrad": False}
+                step(chosen, slopes, own["exp_avg"], own["exp_avg_sq"], [], own["step"], **defaults, **common)

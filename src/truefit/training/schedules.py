@@ -16,7 +16,7 @@ class ScheduleSettings(Settings):
     `factor` when the validation loss has not fallen, by torch's threshold of 0.01 %, for more than `patience` epochs.
     """
 
-    name: Literal["constant", "step", "cosine", "plateau"] = "constant"
+    name: Literal["constant", "step", "cosine", "plateau"] = "cosine"
     step_size: int = Field(10, ge=1)
     gamma: float = Field(0.1, gt=0, le=1)
     min_lr: float = Field(0.0, ge=0)

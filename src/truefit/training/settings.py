@@ -10,12 +10,13 @@ from truefit.core.errors import TruefitError
 from truefit.data.batches import Shuffle
 from truefit.model.files import ModelDescription
 from truefit.model.models import ModelSettings
+from truefit.model.scaling import ScaleSettings
 from truefit.training.device import DeviceName
 from truefit.training.engines import EngineName
 from truefit.training.engines.base import StepSettings
 from truefit.training.engines.compiled_engine import CompileSettings
 from truefit.training.losses import LossSettings
-from truefit.training.optimizers import OptimizerSettings
+from truefit.training.optimizers import HIGHEST, OptimizerSettings
 from truefit.training.schedules import ScheduleSettings
 
 
@@ -44,8 +45,8 @@ class TrainSettings(Settings):
     engine: Literal[EngineName, "auto"] = "torch"
     device: DeviceName = "auto"
     seed: int = Field(42, ge=0)
-    threads: int = Field(1, ge=1)
-    standardize: bool = False
+    threads: int = Field(1, ge=1, le=1024)
+    scale: ScaleSettings = ScaleSettings()
     model: ModelSettings = ModelSettings()
     loss: LossSettings = LossSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -53,7 +54,7 @@ class TrainSettings(Settings):
     batch_size: Annotated[int | Literal["all"], BeforeValidator(_check_batch_size)] = 16
     shuffle: Shuffle = "full"
     epochs: int = Field(50, ge=1)
-    clip_norm: float | None = Field(None, gt=0)
+    clip_norm: float | None = Field(None, gt=0, le=HIGHEST)
     early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
     compile: CompileSettings = CompileSettings()
 
@@ -102,7 +103,7 @@ class TrainSettings(Settings):
 
     def beside_the_model(self) -> dict[str, Any]:
         """Return the settings that a model's description holds beside those that rebuild it."""
-        return self.model_dump(mode="json", exclude={"model", "standardize"})
+        return self.model_dump(mode="json", exclude={"model", "scale"})
 
     def batch_rows(self, rows: int) -> int:
         """Return the rows of a batch."""
@@ -115,7 +116,7 @@ class TrainSettings(Settings):
 
 def trained_with(description: ModelDescription, path: Path) -> TrainSettings:
     """Return the settings that the model described in `path` was trained with; raises TruefitError where it lacks any."""
-    given = {"model": description.model.model_dump(), "standardize": description.standardize, **description.training}
+    given = {"model": description.model.model_dump(), "scale": description.scale.model_dump(), **description.training}
     try:
         settings = TrainSettings.model_validate(given)
     except ValidationError as error:

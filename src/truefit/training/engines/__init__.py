@@ -3,8 +3,8 @@
 from typing import Literal
 
 import torch
+from torch import nn
 
-from truefit.model.models import Linear, Model
 from truefit.training.engines.autograd_engine import AutogradEngine
 from truefit.training.engines.base import Engine, StepSettings
 from truefit.training.engines.compiled_engine import CompiledEngine, Graph, missing_tool
@@ -29,18 +29,19 @@ def choose_engine(steps: int, device: torch.device) -> tuple[EngineName, str]:
 
 
 def make_engine(
-    name: EngineName, model: Model, step: StepSettings, device: torch.device, graph: Graph | None = None
+    name: EngineName, body: nn.Module, step: StepSettings, device: torch.device, graph: Graph | None = None
 ) -> Engine:
-    """Return the engine called `name`, of which `compiled` needs the `graph`; that it can do the rest, TrainSettings holds."""
+    """Return the engine called `name` for a model's body, of which `compiled` needs the `graph`.
+
+    That the engine can do the rest, TrainSettings holds.
+    """
     match name:
         case "compiled":
             assert graph is not None
-            return CompiledEngine(model, step, device, graph)
+            return CompiledEngine(body, step, device, graph)
         case "torch":
-            return TorchEngine(model, step, device)
+            return TorchEngine(body, step, device)
         case "autograd":
-            assert isinstance(model, Linear)
-            return AutogradEngine(model, step.loss.reduction, device)
+            return AutogradEngine(body, step.loss.reduction, device)
         case "numpy":
-            assert isinstance(model, Linear)
-            return NumpyEngine(model, step.loss.reduction)
+            return NumpyEngine(body, step.loss.reduction)

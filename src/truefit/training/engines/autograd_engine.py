@@ -3,9 +3,8 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from truefit.model.models import Linear
 from truefit.training.engines.base import to_device
 from truefit.training.losses import Reduction
 
@@ -13,10 +12,10 @@ from truefit.training.losses import Reduction
 class AutogradEngine:
     """The linear model, the squared error and plain SGD, on two tensors with `requires_grad`."""
 
-    def __init__(self, model: Linear, reduction: Reduction, device: torch.device) -> None:
+    def __init__(self, body: nn.Module, reduction: Reduction, device: torch.device) -> None:
         self.reduction = reduction
         self.device = device
-        self.load_training_state({"model": model.state_dict(), "learning_rate": 0.0})
+        self.load_training_state({"model": body.state_dict(), "learning_rate": 0.0})
 
     def begin_epoch(self, epoch: int, learning_rate: float) -> None:
         """Set the learning rate."""
@@ -24,36 +23,31 @@ class AutogradEngine:
 
     def train_chunk(self, features: Tensor, target: Tensor, batch_size: int) -> Tensor:
         """Take a step for each batch of (features [C, F], target [C, 1]); return their summed losses, float64 [K]."""
-        x, y = self._standardized(to_device(features, self.device)), to_device(target, self.device)
+        x, y = to_device(features, self.device), to_device(target, self.device)
         losses = [self._step(*batch) for batch in zip(x.split(batch_size), y.split(batch_size), strict=True)]
         return torch.stack(losses).cpu().double()
 
     def validation_loss(self, features: Tensor, target: Tensor) -> float:
         """Return the squared errors' sum."""
         with torch.no_grad():
-            x, y = self._standardized(features.to(self.device)), target.to(self.device)
-            return float(((x @ self.weight + self.bias - y) ** 2).sum())
+            predicted = (features.to(self.device) @ self.weight + self.bias).cpu()
+        return float(((predicted.double() - target.double()) ** 2).sum())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return a copy of the parameters and buffers, on the CPU."""
-        parameters = {"linear.weight": self.weight.T, "linear.bias": self.bias}
-        return {name: (self.buffers | parameters)[name].detach().cpu().clone() for name in self.names}
+        """Return a copy of the parameters, on the CPU; a weight is [1, F], as nn.Linear keeps it."""
+        return {"weight": self.weight.T.detach().cpu().clone(), "bias": self.bias.detach().cpu().clone()}
 
     def training_state(self) -> dict[str, Any]:
-        """Return the parameters, buffers and learning rate."""
+        """Return the parameters and the learning rate."""
         return {"model": self.state_dict(), "learning_rate": self.learning_rate}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Go on from a `training_state`, with parameters made anew on the device."""
         self.learning_rate = state["learning_rate"]
         tensors: dict[str, Tensor] = state["model"]
-        self.names = list(tensors)
-        weight, bias = tensors["linear.weight"].T.tolist(), tensors["linear.bias"].tolist()
-        dtype = tensors["linear.weight"].dtype
+        weight, bias, dtype = tensors["weight"].T.tolist(), tensors["bias"].tolist(), tensors["weight"].dtype
         self.weight = torch.tensor(weight, dtype=dtype, device=self.device, requires_grad=True)  # [F, 1]
         self.bias = torch.tensor(bias, dtype=dtype, device=self.device, requires_grad=True)  # [1]
-        buffers = {name: tensor for name, tensor in tensors.items() if not name.startswith("linear.")}
-        self.buffers = {name: tensor.to(self.device, copy=True) for name, tensor in buffers.items()}
 
     def _step(self, x: Tensor, y: Tensor) -> Tensor:
         """Take one step on the batch x [B, F], y [B, 1]; return its loss, summed over its rows."""
@@ -68,8 +62,3 @@ class AutogradEngine:
                 parameter -= self.learning_rate * parameter.grad
                 parameter.grad.zero_()  # backward() adds to what is there
         return loss.detach()
-
-    def _standardized(self, x: Tensor) -> Tensor:
-        if not self.buffers:
-            return x
-        return (x - self.buffers["standardize.mean"]) / self.buffers["standardize.std"]

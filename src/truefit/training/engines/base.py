@@ -21,7 +21,7 @@ class StepSettings(NamedTuple):
 
 
 class Engine(Protocol):
-    """One way to take training steps on a model; holds the parameters while it trains."""
+    """One way to take training steps on a model's body; holds its parameters while it trains, and knows scaled rows alone."""
 
     def begin_epoch(self, epoch: int, learning_rate: float) -> None:
         """Set what changes between epochs; epochs count from 1."""
@@ -33,10 +33,10 @@ class Engine(Protocol):
         """
 
     def validation_loss(self, features: Tensor, target: Tensor) -> float:
-        """Return the loss summed over the rows of (features [C, F], target [C, 1]), changing nothing."""
+        """Return the loss summed in float64 over the rows of (features [C, F], target [C, 1]), changing nothing."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return a copy of the parameters and buffers, on the CPU, with the names that the torch model gives them."""
+        """Return a copy of the parameters, on the CPU, with the names that the torch module gives them."""
 
     def training_state(self) -> dict[str, Any]:
         """Return all that the next step depends on beside its batch, as tensors and plain values; the step may change it."""

@@ -25,7 +25,6 @@ from truefit.core.config import Settings
 from truefit.core.errors import TruefitError
 from truefit.data.batches import CHUNK_ROWS
 from truefit.model.layers import Dropout
-from truefit.model.models import Model
 from truefit.training.engines.base import StepSettings, to_device
 from truefit.training.engines.torch_engine import TorchEngine
 from truefit.training.losses import make_loss
@@ -108,7 +107,7 @@ class CompiledEngine(TorchEngine):
     own. Raises TruefitError, naming what to install, where there is no compiler.
     """
 
-    def __init__(self, model: Model, step: StepSettings, device: torch.device, graph: Graph) -> None:
+    def __init__(self, model: nn.Module, step: StepSettings, device: torch.device, graph: Graph) -> None:
         if missing := missing_tool(device):
             raise TruefitError(f"train.engine: compiled needs {missing}; or take the engine torch")
         super().__init__(model, step, device)
@@ -135,9 +134,8 @@ class CompiledEngine(TorchEngine):
             isolate_recompiles=True,
             options=options,
         )
-        # Of the layout of those that a loader gives: views of rows that end with the target.
-        rows = torch.zeros(self._run_rows, model.width + 1, dtype=self._rate.dtype)
-        x, y = to_device(rows[:, :-1], device), to_device(rows[:, -1:], device)
+        first = self._parameters[0]  # a layer's weight [H, F]
+        x, y = first.new_zeros(self._run_rows, first.shape[1]), first.new_zeros(self._run_rows, 1)
         shapes = self._dropout_shapes(x[: graph.batch_size])
         self._masks = [torch.ones(graph.batches, *shape, dtype=y.dtype, device=device) for shape in shapes]
         self.compile_seconds = self._compile(x, y)

@@ -5,9 +5,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from truefit.model.models import Linear
 from truefit.training.losses import Reduction
 
 
@@ -18,9 +17,9 @@ class NumpyEngine:
     dL/db = 2 Σe/B; with the reduction `sum`, without the division by B.
     """
 
-    def __init__(self, model: Linear, reduction: Reduction) -> None:
+    def __init__(self, body: nn.Module, reduction: Reduction) -> None:
         self.reduction = reduction
-        self.load_training_state({"model": model.state_dict(), "learning_rate": 0.0})
+        self.load_training_state({"model": body.state_dict(), "learning_rate": 0.0})
 
     def begin_epoch(self, epoch: int, learning_rate: float) -> None:
         """Set the learning rate."""
@@ -28,7 +27,7 @@ class NumpyEngine:
 
     def train_chunk(self, features: Tensor, target: Tensor, batch_size: int) -> Tensor:
         """Take a step for each batch of (features [C, F], target [C, 1]); return their summed losses, float64 [K]."""
-        x, y = self._standardized(features.numpy()), target.numpy()
+        x, y = features.numpy(), target.numpy()
         # A diverging loss is reported by whoever asked for the steps, not by NumPy's warnings.
         with np.errstate(over="ignore", invalid="ignore"):
             losses = [self._step(x[at : at + batch_size], y[at : at + batch_size]) for at in range(0, len(x), batch_size)]
@@ -37,26 +36,23 @@ class NumpyEngine:
     def validation_loss(self, features: Tensor, target: Tensor) -> float:
         """Return the squared errors' sum."""
         with np.errstate(over="ignore", invalid="ignore"):
-            error = self._standardized(features.numpy()) @ self.weight + self.bias - target.numpy()
-            return float((error**2).sum(dtype=np.float64))
+            error = (features.numpy() @ self.weight + self.bias).astype(np.float64) - target.numpy()
+            return float((error**2).sum())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return a copy of the parameters and buffers."""
-        # The model's weight is [1, F], as nn.Linear keeps it; the formulas read better with w [F, 1].
-        parameters = {"linear.weight": self.weight.T, "linear.bias": self.bias}
-        return {name: torch.tensor((self.buffers | parameters)[name]) for name in self.names}
+        """Return a copy of the parameters."""
+        # A weight is [1, F], as nn.Linear keeps it; the formulas read better with w [F, 1].
+        return {"weight": torch.tensor(self.weight.T), "bias": torch.tensor(self.bias)}
 
     def training_state(self) -> dict[str, Any]:
-        """Return the parameters, buffers and learning rate."""
+        """Return the parameters and the learning rate."""
         return {"model": self.state_dict(), "learning_rate": self.learning_rate}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Go on from a `training_state`."""
         self.learning_rate = state["learning_rate"]
-        self.names = list(state["model"])
         arrays = {name: tensor.detach().cpu().numpy().copy() for name, tensor in state["model"].items()}
-        self.weight, self.bias = arrays.pop("linear.weight").T, arrays.pop("linear.bias")  # w [F, 1], b [1]
-        self.buffers = arrays
+        self.weight, self.bias = arrays["weight"].T, arrays["bias"]  # w [F, 1], b [1]
 
     def _step(self, x: NDArray[Any], y: NDArray[Any]) -> float:
         """Take one step on the batch x [B, F], y [B, 1]; return its loss, summed over its rows."""
@@ -67,9 +63,3 @@ class NumpyEngine:
         self.weight = self.weight - self.learning_rate * weight_gradient
         self.bias = self.bias - self.learning_rate * bias_gradient
         return float((error**2).sum())
-
-    def _standardized(self, x: NDArray[Any]) -> NDArray[Any]:
-        if not self.buffers:
-            return x
-        scaled: NDArray[Any] = (x - self.buffers["standardize.mean"]) / self.buffers["standardize.std"]
-        return scaled

@@ -49,7 +49,7 @@ def make_train_step(
 
 
 class TorchEngine:
-    """Any model, loss and optimizer, with torch doing all the work of a step."""
+    """Any module, loss and optimizer, with torch doing all the work of a step."""
 
     def __init__(self, model: nn.Module, step: StepSettings, device: torch.device) -> None:
         self.model = model.to(device)
@@ -77,10 +77,11 @@ class TorchEngine:
         """Return the loss summed over all rows, under eval() and no_grad()."""
         self.model.eval()
         with torch.no_grad():
-            return float(self._loss(self.model(features.to(self.device)), target.to(self.device)))
+            predicted = self.model(features.to(self.device)).cpu()
+        return float(self._loss(predicted.double(), target.double()))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return a copy of the model's state_dict, on the CPU."""
+        """Return a copy of the module's state_dict, on the CPU."""
         return {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
 
     def training_state(self) -> dict[str, Any]:

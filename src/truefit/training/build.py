@@ -1,0 +1,44 @@
+"""What a training is made of, by its settings: the model, the engine, the training rows in their order."""
+
+from collections.abc import Sequence
+
+import torch
+
+from truefit.core.errors import TruefitError
+from truefit.data.batches import EpochChunks
+from truefit.data.dataset import TableDataset
+from truefit.model.models import Model, build_model
+from truefit.model.scaling import fit_scaling
+from truefit.training.engines import choose_engine, make_engine
+from truefit.training.engines.base import Engine
+from truefit.training.settings import TrainSettings
+
+
+def with_engine(settings: TrainSettings, rows: int, device: torch.device) -> TrainSettings:
+    """Return the settings with an engine: where they say auto, the one for so many rows, which is then told on stdout."""
+    if settings.engine != "auto":
+        return settings
+    engine, reason = choose_engine(settings.steps(rows), device)
+    print(f"engine: {engine}, since {reason}")
+    return settings.model_copy(update={"engine": engine})
+
+
+def untrained_model(datasets: Sequence[TableDataset], settings: TrainSettings) -> Model:
+    """Return the model before any step, on the CPU, with its scaling by the first of `datasets`, the training rows."""
+    scale = fit_scaling(settings.scale, datasets)
+    return build_model(settings.model, scale, datasets[0].table, settings.seed)
+
+
+def build_engine(model: Model, train_rows: TableDataset, settings: TrainSettings, device: torch.device) -> Engine:
+    """Return the engine for the model's body; raises TruefitError where it cannot compile, or the device lacks float64."""
+    assert settings.engine != "auto"
+    if device.type == "mps" and train_rows.table.dtype == "float64":
+        raise TruefitError("train.device: found mps with prepare.dtype float64, allowed: float32, which is all that it has")
+    graph = settings.compile.graph(len(train_rows), settings.batch_rows(len(train_rows)))
+    return make_engine(settings.engine, model.body, settings.step, device, graph)
+
+
+def epoch_chunks(model: Model, train_rows: TableDataset, settings: TrainSettings, device: torch.device) -> EpochChunks:
+    """Return the training rows in the order of the settings, scaled as the model's."""
+    batch_size = settings.batch_rows(len(train_rows))
+    return EpochChunks(train_rows, batch_size, settings.seed, settings.shuffle, settings.epochs, device, model.scale)

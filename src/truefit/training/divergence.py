@@ -1,0 +1,180 @@
+"""A training that failed: how that is known, from which epoch on, whether a cell is at fault, and what to try."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from truefit.core.errors import TruefitError
+from truefit.data.batches import sequential_loader
+from truefit.data.dataset import TableDataset
+from truefit.model.layers import Dropout
+from truefit.model.models import Model
+from truefit.model.scaling import ScaleSettings, Scaling, fit_scaling
+from truefit.training.build import untrained_model
+from truefit.training.losses import degree, make_loss
+from truefit.training.lr_range import find, range_test
+from truefit.training.optimizers import HIGHEST
+from truefit.training.progress import Outcome
+from truefit.training.settings import TrainSettings
+
+Array = NDArray[np.float64]
+
+ODD = 1e6  # a cell so many times as large as half of its column's, or as 1, is at fault
+SAMPLE_NUMBERS = 1 << 21  # of the rows that stand for all, at most
+ITERATIONS = 100  # of the power iteration
+TESTED = np.geomspace(1e-6, 10, 150).tolist()  # learning rates of the short range test
+TESTED_ROWS = 1024  # of its batches, at most
+
+
+class NotFiniteError(Exception):
+    """A loss that is not finite; the text says which, and where."""
+
+
+def require_learned(
+    outcome: Outcome, kept: int, datasets: Sequence[TableDataset], settings: TrainSettings, device: torch.device
+) -> None:
+    """Raise TruefitError where the training loss of epoch `kept` is above the untrained model's or that of the mean.
+
+    An epoch's loss is a mean over a time in which the model still learns, and dropout is on. So after a single epoch, or with
+    dropout, the loss of the state that is kept counts, where it is lower.
+    """
+    model = untrained_model(datasets, settings)
+    has_dropout = any(isinstance(module, Dropout) for module in model.modules())
+    untrained, mean = _losses(model, datasets[0], settings, device)
+    bar, whose = min((untrained, "the untrained model"), (mean if mean > 0 else math.inf, "predicting the mean"))
+    losses = [untrained, *(epoch.train_loss for epoch in outcome.epochs[:kept])]
+    reached = losses[-1]
+    if not reached <= bar and (kept == 1 or has_dropout):
+        model.load_state_dict(outcome.kept_state)
+        reached, _ = _losses(model, datasets[0], settings, device)
+    if reached <= bar:
+        return
+    lowest = int(np.argmin(losses))
+    course = f"it rose from epoch {lowest + 1} on" if lowest < kept else "it was still falling"
+    what = f"epoch {kept}: the training loss, {reached:.4g}, is above that of {whose}, {bar:.4g}; {course}"
+    raise failed(what, datasets, settings, device, rose=lowest < kept)
+
+
+def failed(
+    what: str, datasets: Sequence[TableDataset], settings: TrainSettings, device: torch.device, rose: bool = True
+) -> TruefitError:
+    """Return the error for a training of which `what` says how it failed, with the cell at fault, or what to try."""
+    return TruefitError(f"{what}; {odd_cell(datasets) or advice(datasets, settings, device, rose)}")
+
+
+def odd_cell(datasets: Sequence[TableDataset]) -> str | None:
+    """Return the place of the largest cell that is beyond anything else in its column, or None."""
+    columns = datasets[0].table.columns
+    sample = _sample(datasets[0])
+    typical = np.maximum(np.median(np.abs(sample), axis=0), 1)
+    found = (ODD, "")
+    for rows in datasets:
+        before = 0
+        for chunk in _rows(rows):
+            share = np.abs(chunk) / typical
+            row, column = (int(index) for index in np.unravel_index(share.argmax(), share.shape))
+            place = f"{rows.split} row {before + row}, column {columns[column]!r}: found {chunk[row, column]:g}"
+            rest = f"while half of the column is within {typical[column]:.4g}"
+            found = max(found, (float(share[row, column]), f"{place}, {rest}; mend it in the CSV, or leave the row out"))
+            before += len(chunk)
+    return found[1] or None
+
+
+def advice(datasets: Sequence[TableDataset], settings: TrainSettings, device: torch.device, rose: bool) -> str:
+    """Return settings to try: scaling, where that is off, and a learning rate, lower than now where the loss `rose`."""
+    target = settings.scale.target if settings.scale.target != "none" else "standard"
+    scaled = settings.model_copy(update={"scale": ScaleSettings(features="standard", target=target)})
+    rate = good_rate(datasets, scaled, device)
+    lr = settings.optimizer.lr
+    keys = [f"train.scale: {{features: standard, target: {target}}}"] if scaled.scale != settings.scale else []
+    if not keys and not rose and (rate is None or rate <= lr):
+        return f"try train.epochs: {2 * settings.epochs}, or more"
+    if rate is None:
+        rate = lr / 10
+    elif not keys and rose:
+        rate = min(rate, lr / 3)
+    keys += [f"train.optimizer.lr: {_rounded_down(rate):g}"]
+    return f"try {' with '.join(keys)}"
+
+
+def good_rate(datasets: Sequence[TableDataset], settings: TrainSettings, device: torch.device) -> float | None:
+    """Return a learning rate at which the loss falls, by theory for a linear model with sgd, or else by a short range test."""
+    if settings.model.name == "linear" and settings.optimizer.name == "sgd" and settings.loss.name != "l1":
+        return stable_rate(datasets[0], fit_scaling(settings.scale, datasets), settings) / 2
+    plain = {"engine": "torch", "batch_size": min(settings.batch_rows(len(datasets[0])), TESTED_ROWS)}
+    curve = pd.DataFrame([*range_test(datasets, settings.model_copy(update=plain), device, TESTED)])
+    return None if curve.empty else find(curve, TESTED).suggested
+
+
+def stable_rate(train_rows: TableDataset, scale: Scaling, settings: TrainSettings) -> float:
+    """Return the largest learning rate at which sgd on batches of B rows is stable, for a linear model.
+
+    For the loss e²/2 it is 2B / (β + (B - 1)λ), with λ the largest eigenvalue of the second moments of the inputs, the
+    constant 1 among them, and β the largest squared length of a row's inputs: S. Ma, R. Bassily and M. Belkin, "The Power of
+    Interpolation" (ICML 2018), theorem 1. The loss mse is twice that, and a sum B times the mean. A weight decay adds to the
+    curvature, and a momentum m multiplies steps by 1 / (1 - m) in the long run (Polyak, 1964).
+    """
+    sample = _with_constant(_sample(train_rows)[:, :-1], scale)
+    largest = max(float(np.square(_with_constant(chunk[:, :-1], scale)).sum(axis=1).max()) for chunk in _rows(train_rows))
+    batch = settings.batch_rows(len(train_rows))
+    curvature = (largest + (batch - 1) * largest_eigenvalue(sample)) / batch
+    curvature *= {"mse": 2.0}.get(settings.loss.name, 1.0) * (batch if settings.loss.reduction == "sum" else 1)
+    return min(2 / (curvature + settings.optimizer.weight_decay) * (1 - settings.optimizer.momentum), HIGHEST)
+
+
+def largest_eigenvalue(rows: Array) -> float:
+    """Return the largest eigenvalue of rowsᵀ rows / N, for rows [N, K], by power iteration (Golub and Van Loan, 7.3.1)."""
+    vector = np.ones(rows.shape[1])
+    length = 0.0
+    for _ in range(ITERATIONS):
+        vector = rows.T @ (rows @ (vector / np.linalg.norm(vector))) / len(rows)
+        before, length = length, float(np.linalg.norm(vector))
+        if length <= before * (1 + 1e-6):
+            break
+    return length
+
+
+def _losses(model: Model, train_rows: TableDataset, settings: TrainSettings, device: torch.device) -> tuple[float, float]:
+    """Return the mean loss of the model on the training rows, and that of predicting their mean, in the data's units."""
+    body, loss = model.body.eval().to(device), make_loss(settings.loss)
+    centre = train_rows.table.mean[-1] if settings.scale.target == "none" else 0.0
+    ours, means = 0.0, 0.0
+    with torch.no_grad():
+        for features, target in sequential_loader(train_rows, device, model.scale):
+            actual = target.double()
+            ours += float(loss(body(features.to(device)).cpu().double(), actual))
+            means += float(loss(torch.full_like(actual, centre), actual))
+    unit = model.scale.unit ** degree(settings.loss) / len(train_rows)
+    return ours * unit, means * unit
+
+
+def _rows(rows: TableDataset) -> Iterator[Array]:
+    """Give the rows' columns [C, F + 1], in float64."""
+    for features, target in sequential_loader(rows):
+        yield torch.cat([features, target], dim=1).double().numpy()
+
+
+def _sample(rows: TableDataset) -> Array:
+    """Return evenly spaced rows [N, F + 1], of which there are so many as to be no more than SAMPLE_NUMBERS numbers."""
+    count = min(len(rows), max(1, SAMPLE_NUMBERS // len(rows.table.columns)))
+    features, target = rows[torch.arange(count) * len(rows) // count]
+    return torch.cat([features, target], dim=1).double().numpy()
+
+
+def _with_constant(features: Array, scale: Scaling) -> Array:
+    scaled = scale.scale_features(torch.from_numpy(features))
+    return torch.cat([torch.ones(len(scaled), 1, dtype=torch.float64), scaled.double()], dim=1).numpy()
+
+
+def _rounded_down(rate: float) -> float:
+    """Return the rate with two digits.
+
+    >>> _rounded_down(0.0479)
+    0.047
+    """
+    unit = 10.0 ** (math.floor(math.log10(rate)) - 1)
+    return float(f"{math.floor(rate / unit + 1e-9) * unit:.2g}")
