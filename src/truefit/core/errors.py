@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Callable
 
+LESS = "a smaller train.batch_size or train.model.hidden, fewer prepare.features, or more memory"
 GARBAGE_AFTER = 100_000  # new objects between two collections of garbage in a stage; Python's own threshold is 700
 
 
@@ -53,10 +54,22 @@ def is_final(error: BaseException | None) -> bool:
     return error is None or (isinstance(error, TruefitError) and not isinstance(error, StoppedError))
 
 
+def lacks_memory(error: MemoryError | RuntimeError) -> bool:
+    """Say whether the error is NumPy's, pyarrow's or torch's for memory that is not there, on the CPU or a device."""
+    # torch, which is not imported here, has a class for it on devices only.
+    texts = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(text in str(error) for text in texts)
+    )
+
+
 def run(main: Callable[[], None]) -> int:
     """Run a stage's `main` and return its exit status: 0, or another after printing one line to stderr.
 
-    It is 2 for a TruefitError or an OSError; for a signal 128 and its number: 130 for Ctrl-C, 143 for SIGTERM.
+    It is 2 for a TruefitError, an OSError or a lack of memory; for a signal 128 and its number: 130 for Ctrl-C, 143 for
+    SIGTERM.
     """
     # A stage imports a great deal that stays to the end. To go through it at Python's threshold, and once more as the process
     # ends, would take about a third of a short stage's CPU time.
@@ -70,6 +83,12 @@ def run(main: Callable[[], None]) -> int:
         line, status = "stopped by SIGINT", 128 + signal.SIGINT
     except OSError as error:
         line = f"{error.filename}: {error.strerror or 'failed'}" if error.filename else str(error)
+        status = TruefitError.status
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        found = str(error).partition("\n")[0].rpartition("err == 0. ")[2]  # torch begins with a line of its source
+        line = f"not enough memory: {found or 'found none left'}; try {LESS}"
         status = TruefitError.status
     if status:
         print("error:", " ".join(line.splitlines()), file=sys.stderr)
