@@ -28,6 +28,7 @@ SAMPLE_NUMBERS = 1 << 21  # of the rows that stand for all, at most
 ITERATIONS = 100  # of the power iteration
 TESTED = np.geomspace(1e-6, 10, 150).tolist()  # learning rates of the short range test
 TESTED_ROWS = 1024  # of its batches, at most
+FEW_STEPS = 200  # with fewer, a training may be too short at any learning rate
 
 
 class NotFiniteError(Exception):
@@ -91,13 +92,17 @@ def advice(datasets: Sequence[TableDataset], settings: TrainSettings, device: to
     rate = good_rate(datasets, scaled, device)
     lr = settings.optimizer.lr
     keys = [f"train.scale: {{features: standard, target: {target}}}"] if scaled.scale != settings.scale else []
-    if not keys and not rose and (rate is None or rate <= lr):
-        return f"try train.epochs: {2 * settings.epochs}, or more"
+    enough = bool(keys) or rose or (rate is not None and rate > lr)  # for the number of steps to stay as it is
     if rate is None:
         rate = lr / 10
     elif not keys and rose:
         rate = min(rate, lr / 3)
-    keys += [f"train.optimizer.lr: {_rounded_down(rate):g}"]
+    if enough:
+        keys += [f"train.optimizer.lr: {_rounded_down(rate):g}"]
+    rows = len(datasets[0])
+    steps = max(FEW_STEPS, 0 if enough else 2 * settings.steps(rows))
+    if settings.steps(rows) < steps:
+        keys += [f"train.epochs: {-(-steps * settings.epochs // settings.steps(rows))}"]
     return f"try {' with '.join(keys)}"
 
 
