@@ -200,16 +200,6 @@ def test_predictions_of_a_run_are_those_of_the_model_in_results(workspace: Works
 
 
 @shared_clone
-def test_range_test_leaves_the_pipeline_nothing_to_do_and_no_file_for_git(workspace: Workspace, stages: Stages) -> None:
-    before, model = workspace.run("git", "status", "--porcelain").stdout, (workspace.path / "results/model.pt").read_bytes()
-    assert stages.run(workspace.path, "truefit", "lr-range").status == 0
-    assert re.search(r"^suggested train\.optimizer\.lr: 0\.\d+$", stages.printed, re.MULTILINE)
-    assert workspace.run("git", "status", "--porcelain").stdout == before
-    assert (workspace.path / "results/model.pt").read_bytes() == model
-    assert "Data and pipelines are up to date." in workspace.run("dvc", "repro").stdout
-
-
-@shared_clone
 def test_run_names_the_digests_of_what_it_read_and_wrote(workspace: Workspace) -> None:
     run = workspace.runs()[-1]
     table, tags = workspace.json("data/prepared/table.json"), run.data.tags

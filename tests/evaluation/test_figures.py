@@ -13,7 +13,7 @@ from matplotlib.image import imread
 from numpy.typing import NDArray
 
 import truefit
-from truefit.evaluation.figures import INK, MODEL, ROWS, draw_figures, lr_range_picture, rerun_picture
+from truefit.evaluation.figures import INK, MODEL, ROWS, draw_figures, rerun_picture
 from truefit.evaluation.metrics import line_predictor
 
 SRC = Path(truefit.__file__).parents[1]
@@ -205,20 +205,3 @@ def test_picture_of_a_rerun_shows_both_curves_and_their_difference(tmp_path: Pat
     assert (pixels(same) != pixels(other)).any()
     assert same.read_bytes() == rerun_picture(recorded, recorded)
     rerun_picture(recorded.iloc[:1], recorded.iloc[:0])  # curves of other lengths
-
-
-def test_picture_of_a_range_test_marks_the_suggestion_and_only_that_in_colour(tmp_path: Path) -> None:
-    rates = np.geomspace(1e-6, 10, 50)
-    steps = pd.DataFrame({"learning_rate": rates, "loss": np.linspace(3, 1, 50), "smoothed_loss": np.linspace(3, 2, 50)})
-    drawn = {}
-    for suggested in (0.1, 0.001, None):
-        content = lr_range_picture(steps, suggested)
-        assert content == lr_range_picture(steps, suggested)
-        path = tmp_path / f"{suggested}.png"
-        path.write_bytes(content)
-        drawn[suggested] = pixels(path)
-    assert all(count(picture, GREY) > 0 for picture in drawn.values())
-    assert count(drawn[None], ORANGE) == 0
-    # The mark is an upright line, so its column has more of the colour than the legend has; a smaller rate is further left.
-    columns = [int((np.abs(drawn[rate] - np.array(ORANGE)).max(axis=-1) <= 2).sum(axis=0).argmax()) for rate in (0.001, 0.1)]
-    assert columns[0] < columns[1]

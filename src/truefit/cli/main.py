@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import sys
 from pathlib import Path
 from typing import get_args
@@ -16,8 +15,6 @@ from truefit.core.signals import stoppable
 from truefit.tracking.connection import repository_root
 from truefit.tracking.run import TrackSettings
 from truefit.tracking.store import Store
-
-RATE = click.FloatRange(0, 1e9, min_open=True)
 
 
 @click.group()
@@ -146,43 +143,6 @@ def predict_command(
         model, description = read_model(store, find(store, run, experiment or default_experiment()))
     rows = predict(model, description, source, target, separator)  # type: ignore[arg-type]
     click.echo(f"{target}: {rows} rows, each with a prediction of {description.target!r}")
-
-
-@commands.command(name="lr-range")
-@click.option("--from", "start", type=RATE, default=1e-6, show_default=True, help="The learning rate of the first step.")
-@click.option("--to", "end", type=RATE, default=10.0, show_default=True, help="The learning rate of the last step.")
-@click.option("--steps", type=click.IntRange(50, 100_000), default=200, show_default=True, help="The number of steps.")
-@click.option(
-    "--table",
-    type=click.Path(path_type=Path),
-    help="The folder of the prepared table.  [default: data/prepared in the repository]",
-)
-def lr_range_command(start: float, end: float, steps: int, table: Path | None) -> None:
-    """Try growing learning rates, a training step with each, and suggest one for train.optimizer.lr.
-
-    It is the learning-rate range test, of the model and the data of params.yaml: all of section train has its effect but
-    optimizer.lr, schedule, epochs, early_stopping and compile. The loss is drawn in results/lr_range.png, and the run is in
-    MLflow. For example, around where a first test found something:
-
-        truefit lr-range --from 1e-3 --to 1 --steps 400
-
-    It ends early where the loss diverges. The exit status is 0, also where there is nothing to suggest, which it then says;
-    2 for an error; 130 for Ctrl-C, and 143 for SIGTERM.
-    """
-    # Here, as in rerun.
-    import numpy as np
-
-    from truefit.cli.lr_range import lr_range
-
-    if not start < end:  # nan is not either
-        raise click.UsageError("--from must be below --to")
-    with stoppable("before the end of the range test"):
-        finding, run, files = lr_range(table, np.geomspace(start, end, steps).tolist())
-    click.echo(run)
-    click.echo(f"curve: {', '.join(os.path.relpath(path) for path in files)}")
-    click.echo(finding)
-    if finding.suggested:
-        click.echo(f"next: dvc exp run -S train.optimizer.lr={finding.suggested:g}   train with it")
 
 
 def default_experiment() -> str:

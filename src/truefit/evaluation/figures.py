@@ -55,18 +55,6 @@ def rerun_picture(recorded: pd.DataFrame, again: pd.DataFrame) -> bytes:
     return _as_png(figure)
 
 
-def lr_range_picture(curve: pd.DataFrame, suggested: float | None) -> bytes:
-    """Return a PNG of the losses of a range test, with the columns of `Step`, and of the rate suggested."""
-    figure, axes = _axes("Learning-rate range test", "learning rate", "mean loss of a row, before the step")
-    axes.set(xscale="log", yscale="log")
-    axes.plot(curve["learning_rate"], curve["loss"], color=ROWS, linewidth=1, label="batch")
-    axes.plot(curve["learning_rate"], curve["smoothed_loss"], color=INK, label="smoothed")
-    if suggested is not None:
-        axes.axvline(suggested, color=MODEL, linestyle="--", label=f"suggested ({suggested:g})")
-    axes.legend()
-    return _as_png(figure)
-
-
 def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LONGEST_PARAM = 6000  # where MLflow cuts
-_TRAININGS = f"tags.`{names.COMMIT_TAG}` IS NOT NULL and tags.`{names.RERUN_TAG}` IS NULL and tags.`{names.RANGE_TAG}` IS NULL"
+_TRAININGS = f"tags.`{names.COMMIT_TAG}` IS NOT NULL and tags.`{names.RERUN_TAG}` IS NULL"
 
 
 def find(store: Store, reference: str | None, experiment: str) -> "MlflowRun":
@@ -116,8 +116,6 @@ def read_result(store: Store, run: "MlflowRun", folder: Path) -> Result | str:
 def unfit(run: "MlflowRun") -> str | None:
     """Return why a run cannot be run again, as far as its status and its tags say, or None."""
     tags = run.data.tags
-    if names.RANGE_TAG in tags:
-        return "it is a learning-rate range test, which trains no model"
     if run.info.status != "FINISHED":
         return f"it did not finish: its status is {run.info.status}"
     for tag in (names.COMMIT_TAG, names.DIRTY_TAG, names.CSV_TAG, names.TABLE_TAG, names.DIGEST_TAG):

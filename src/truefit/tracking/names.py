@@ -16,7 +16,6 @@ EVALUATED_CODE_TAG = "evaluated.code.sha256"
 
 # Tags by which a run is found, or told from others.
 KEY_TAG = "truefit.run"  # of its journal
-RANGE_TAG = "lr_range"  # a range test, and no training
 RERUN_TAG, RERUN_KEY_TAG = "rerun.of", "rerun.key"
 RERUN_VERDICT_TAG, RERUN_BY_TAG = "rerun.verdict", "rerun.by"
 
@@ -34,11 +33,9 @@ TEST_PREFIX = "test_"
 EXCESS_MSE = "excess_mse"
 
 # Metrics and params of a range test.
-RANGE_LOSS, RANGE_SMOOTHED_LOSS, SUGGESTED_LR = "lr_range_loss", "lr_range_smoothed_loss", "suggested_lr"
-RANGE_FROM, RANGE_TO, RANGE_STEPS = "lr_range.from", "lr_range.to", "lr_range.steps"
 
 # Folders of artifacts, and what lies in them.
-RECORD, STATE_DICT, FIGURES, MODEL, RANGE, RERUN = "record", "state_dict", "figures", "model", "lr_range", "rerun"
+RECORD, STATE_DICT, FIGURES, MODEL, RERUN = "record", "state_dict", "figures", "model", "rerun"
 RECORDED_FILES = ("params.yaml", "dvc.yaml", "dvc.lock")  # of the project, as they are
 RECORDED_PARAMS, RECORDED_PIPELINE, RECORDED_LOCK = (f"{RECORD}/{name}" for name in RECORDED_FILES)
 RECORDED_PATCH, RECORDED_ENVIRONMENT = f"{RECORD}/diff.patch", f"{RECORD}/environment.json"

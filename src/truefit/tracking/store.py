@@ -15,7 +15,7 @@ from truefit.core.errors import StoppedError, StoreAwayError, is_final
 from truefit.core.redaction import redacted
 from truefit.tracking.connection import Connection
 from truefit.tracking.journal import Header, Journal, Status, Values, now, pending
-from truefit.tracking.names import BASELINE_TAG, DIGEST_TAG, EXPERIMENT_TAG, FAILURE_TAG, GRID_TAG, RANGE_TAG
+from truefit.tracking.names import BASELINE_TAG, DIGEST_TAG, EXPERIMENT_TAG, FAILURE_TAG, GRID_TAG
 from truefit.tracking.run import Run, TrackSettings
 from truefit.tracking.sending import Sender, Uploader
 
@@ -54,15 +54,6 @@ class Store:
             journal.append(Status(status="RUNNING", time=now(), final=False))
             journal.append(Values(kind="tags", values=_experiment_tags()))
         with self._recording(journal) as run:
-            yield run
-
-    @contextmanager
-    def range_test_run(self, track: TrackSettings, name: str, origin: "Origin") -> Iterator[Run]:
-        """Begin the run of a learning-rate range test, which nothing goes on with."""
-        self._check(track)
-        header = self._header(track.model_copy(update={"run_name": None}), name)
-        tags = Values(kind="tags", values={RANGE_TAG: "true"})
-        with self._recording(Journal.create(self._runs, header, [*origin.records(), tags], origin.artifacts)) as run:
             yield run
 
     @contextmanager

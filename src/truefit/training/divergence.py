@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 
@@ -16,9 +15,9 @@ from truefit.model.models import Model
 from truefit.model.scaling import ScaleSettings, Scaling, fit_scaling
 from truefit.training.build import untrained_model
 from truefit.training.losses import degree, make_loss
-from truefit.training.lr_range import find, range_test
 from truefit.training.optimizers import HIGHEST
 from truefit.training.progress import Outcome
+from truefit.training.range_test import falling_rate
 from truefit.training.settings import TrainSettings
 
 Array = NDArray[np.float64]
@@ -26,7 +25,6 @@ Array = NDArray[np.float64]
 ODD = 1e6  # a cell so many times as large as half of its column's, or as 1, is at fault
 SAMPLE_NUMBERS = 1 << 21  # of the rows that stand for all, at most
 ITERATIONS = 100  # of the power iteration
-TESTED = np.geomspace(1e-6, 10, 150).tolist()  # learning rates of the short range test
 TESTED_ROWS = 1024  # of its batches, at most
 FEW_STEPS = 200  # with fewer, a training may be too short at any learning rate
 
@@ -111,8 +109,7 @@ def good_rate(datasets: Sequence[TableDataset], settings: TrainSettings, device:
     if settings.model.name == "linear" and settings.optimizer.name == "sgd" and settings.loss.name != "l1":
         return stable_rate(datasets[0], fit_scaling(settings.scale, datasets), settings) / 2
     plain = {"engine": "torch", "batch_size": min(settings.batch_rows(len(datasets[0])), TESTED_ROWS)}
-    curve = pd.DataFrame([*range_test(datasets, settings.model_copy(update=plain), device, TESTED)])
-    return None if curve.empty else find(curve, TESTED).suggested
+    return falling_rate(datasets, settings.model_copy(update=plain), device)
 
 
 def stable_rate(train_rows: TableDataset, scale: Scaling, settings: TrainSettings) -> float:
