@@ -5,7 +5,7 @@ import gzip
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +238,26 @@ def test_the_csv_is_not_written_over(other: str) -> None:
     with pytest.raises(TableError, match=r": is the CSV to be read, allowed: another file$"):
         predict(*line(), Path("in.csv"), Path(other))
     assert Path("in.csv").read_text() == NUMBERED
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (Path.mkdir, "Is a directory"),
+        (os.mkfifo, "found a named pipe, allowed: a regular file"),
+        (lambda path: path.symlink_to("elsewhere"), "found a symbolic link, allowed: a regular file"),
+    ],
+    ids=["folder", "pipe", "link"],
+)
+def test_what_is_no_regular_file_is_not_written_over(make: Callable[[Path], None], fault: str) -> None:
+    Path("in.csv").write_text(NUMBERED)
+    make(Path("out.csv"))
+    before = Path("out.csv").lstat().st_ino
+    with pytest.raises(OSError, match=fault) as caught:
+        predict(*line(), Path("in.csv"), Path("out.csv"))
+    assert caught.value.filename == "out.csv"
+    assert Path("out.csv").lstat().st_ino == before
+    assert not Path("elsewhere").exists()
 
 
 def test_a_missing_csv_is_refused() -> None:

@@ -1,7 +1,5 @@
 """`truefit predict`: a CSV -> the same CSV with one more column; its text is cut where rows end, and never taken apart."""
 
-import errno
-import os
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -30,8 +28,6 @@ def predict(model: nn.Module, description: ModelDescription, source: Path, targe
     Raises TableError for a CSV that cannot be used, and OSError where `target` cannot be written; what was there stays then.
     """
     csv = CsvFile(source, separator, "--separator")
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
     if target.exists() and target.samefile(source):
         raise TableError(f"{target}: is the CSV to be read, allowed: another file")
     with csv:
