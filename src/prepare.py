@@ -6,6 +6,7 @@ from pathlib import Path
 
 from truefit.core import errors
 from truefit.core.config import Params
+from truefit.core.text import one_line
 from truefit.ingest.prepare import PrepareSettings, write_table
 
 
@@ -17,7 +18,7 @@ def main() -> None:
     settings = Params().section("prepare", PrepareSettings)
     table = write_table(settings, arguments.table)
     rows = ", ".join(f"{count} {split}" for split, count in table.rows.items())
-    print(f"{settings.csv}: {len(table.features)} features, target {table.target!r}; rows: {rows}")
+    print(f"{settings.csv}: {len(table.features)} features, target '{one_line(table.target)}'; rows: {rows}")
 
 
 if __name__ == "__main__":

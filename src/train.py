@@ -65,7 +65,10 @@ def main() -> None:
         outcome = fit(engine, model, datasets, settings, device, on_epoch, checkpoints)
         save_outcome(outcome, as_written, table, arguments.results, run, track.log_model)
         if changed := changed_since(code):
-            run.set_tags({CHANGED_TAG: ", ".join(changed)[:5000]})
+            named = ", ".join(changed)[:5000]
+            run.set_tags({CHANGED_TAG: named})
+            advice = "train again for a run that `truefit rerun` can judge"
+            tqdm.write(f"warning: changed while the training ran: {named}; {advice}", sys.stderr)
     last = outcome.epochs[-1]
     print(f"epoch {last.epoch}: train loss {last.train_loss:.6g}, validation loss {last.validation_loss:.6g}")
     print(run)

@@ -235,6 +235,57 @@ def test_a_folder_in_the_place_of_the_file_is_an_error_that_names_it(path: Path)
     assert names(path.parent) == ["file.txt"]
 
 
+@pytest.fixture
+def irregular(path: Path, request: pytest.FixtureRequest) -> Path:
+    """Return `path`, at which there is what the parameter says."""
+    kind = request.param
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to({"link to nothing": "nothing", "link to a device": os.devnull, "link": "target"}[kind])
+        (path.parent / "target").write_text("target")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("irregular", "found"),
+    [
+        ("pipe", "a named pipe"),
+        ("link", "a symbolic link"),
+        ("link to nothing", "a symbolic link"),
+        ("link to a device", "a symbolic link"),
+    ],
+    indirect=["irregular"],
+)
+@pytest.mark.parametrize("place", ["of the file", "of the temporary file"])
+def test_what_is_no_regular_file_is_neither_replaced_nor_written_to(irregular: Path, found: str, place: str) -> None:
+    path = irregular if place == "of the file" else irregular.parent / "own.txt"
+    if path != irregular:
+        irregular = irregular.rename(path.with_name(".own.txt.tmp"))
+    before, there = irregular.lstat(), names(path.parent)
+
+    with pytest.raises(FileExistsError) as caught, atomic_path(path):
+        pytest.fail("the block must not run")
+
+    assert caught.value.filename == str(irregular)
+    assert caught.value.strerror == f"found {found}, allowed: a regular file, which is replaced, or a new name"
+    assert (irregular.lstat().st_ino, names(path.parent)) == (before.st_ino, there)
+    assert not (path.parent / "target").exists() or (path.parent / "target").read_text() == "target"
+
+
+def test_a_device_is_not_replaced() -> None:
+    with pytest.raises(FileExistsError, match="found a device or a socket, allowed: "), atomic_path(Path(os.devnull)):
+        pytest.fail("the block must not run")
+
+
+def test_a_folder_behind_a_link_is_written_to(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    write_bytes(tmp_path / "link" / "file.txt", b"content")
+
+    assert (tmp_path / "real" / "file.txt").read_bytes() == b"content"
+
+
 def test_a_file_in_the_place_of_the_folder_is_an_error_that_names_it(path: Path) -> None:
     path.write_text("old")
 

@@ -124,6 +124,16 @@ def test_any_column_name_can_be_drawn(tmp_path: Path, name: str) -> None:
         assert count(pixels(path), ORANGE) > 0
 
 
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [("价格 €", r"\u4ef7\u683c €"), ("sold\nat", r"sold\nat"), ("n" * 300, "n" * 24 + "…")],
+    ids=["no glyphs", "line break", "long"],
+)
+def test_a_name_that_cannot_be_drawn_as_it_is_is_escaped_or_cut(tmp_path: Path, name: str, drawn: str) -> None:
+    as_is, by_hand = (write(tmp_path / folder, names=[label] * 2) for folder, label in (("a", name), ("b", drawn)))
+    assert [path.read_bytes() for path in as_is.values()] == [path.read_bytes() for path in by_hand.values()]
+
+
 @pytest.mark.parametrize("features", [1, 2])
 def test_dollars_in_a_column_name_are_drawn_and_do_not_make_a_formula(tmp_path: Path, features: int) -> None:
     with_dollars, without = (write(tmp_path / name, features, names=[name] * (features + 1)) for name in ("US$ CA$", "US CA"))

@@ -1,6 +1,7 @@
 """A model on the disk: it comes back to the bit, and what is not one is refused."""
 
 import hashlib
+import json
 import os
 import struct
 import zipfile
@@ -133,17 +134,36 @@ def test_a_missing_model_json_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "fault"),
     [
-        ('"standardize": false,', "", "standardize: Field required"),
         ('"linear"', '"forest"', "model.name: Input should be 'linear' or 'mlp'"),
         (None, '{"model": ', "Invalid JSON: EOF while parsing a value at line 1 column 10"),
     ],
-    ids=["lacks a key", "impossible model", "cut off"],
+    ids=["impossible model", "cut off"],
 )
 def test_a_damaged_model_json_is_refused_naming_the_key(tmp_path: Path, old: str | None, new: str, fault: str) -> None:
     table = save(tmp_path)
     path = tmp_path / "model/model.json"
     path.write_text(new if old is None else path.read_text().replace(old, new))
     assert refusal(tmp_path, table) == f"{path}: damaged: {fault}; `dvc repro --force train` writes it anew"
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"target": None}, "found no key target"),
+        ({"target": None, "aim": "y"}, "found the key aim"),
+        ({"model": {"name": "linear", "degree": 2}}, "found the key model.degree"),
+    ],
+    ids=["a key less", "another key", "a key more, further in"],
+)
+def test_a_model_json_of_another_version_is_refused_as_such(tmp_path: Path, changed: dict[str, Any], found: str) -> None:
+    table = save(tmp_path)
+    path = tmp_path / "model/model.json"
+    content = json.loads(path.read_text()) | changed
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    assert refusal(tmp_path, table) == (
+        f"{path}: written by another version of truefit: {found}; "
+        f"train again, or predict with the code at the commit of its run; {ANEW}"
+    )
 
 
 def test_a_model_json_that_describes_another_model_than_the_tensors_is_refused(tmp_path: Path) -> None:

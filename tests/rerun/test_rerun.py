@@ -326,7 +326,9 @@ def test_interrupted_rerun_leaves_no_worktree_and_no_run(workspace: Workspace, r
     assert list((workspace.path / ".truefit/runs").glob("*")) == []
 
 
-def test_code_that_changes_while_it_trains_makes_the_run_inconclusive(workspace: Workspace, store: Store) -> None:
+def test_code_that_changes_while_it_trains_is_warned_of_and_makes_the_run_inconclusive(
+    workspace: Workspace, store: Store
+) -> None:
     workspace.set_params(train__epochs=2000, train__batch_size="all")
     runs = len(workspace.runs())
     process = start(workspace, "python", "src/train.py", "data/prepared", "results")
@@ -337,6 +339,9 @@ def test_code_that_changes_while_it_trains_makes_the_run_inconclusive(workspace:
     stage.write_text(code + "# another line\n")
     _, complaint = process.communicate(timeout=120)
     assert process.returncode == 0, complaint
+    assert complaint.splitlines()[-1] == (
+        "warning: changed while the training ran: generate.py; train again for a run that `truefit rerun` can judge"
+    )
     stage.write_text(code)
     run = workspace.runs()[0]
     workspace.run("git", "checkout", "--quiet", "HEAD", "--", ".")

@@ -1,7 +1,8 @@
 """Files that are either whole or absent, and their digests.
 
 A reader meets the old file or the new one and never a part of either. The temporary name is the same for each writer of a
-file, and locked: a second writer is refused, and what a killed one left is replaced by the next.
+file, and locked: a second writer is refused, and what a killed one left is replaced by the next. What is no regular file,
+such as a link, a pipe or a device, is never replaced.
 """
 
 import errno
@@ -9,19 +10,25 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+_KINDS = {stat.S_IFLNK: "a symbolic link", stat.S_IFIFO: "a named pipe"}
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path, whose file takes the name `path` when the block ends well, and is removed when it raises.
 
-    The folder is created if need be. Raises OSError, naming `path`, also where another writer has begun with it.
+    The folder is created if need be. Raises OSError, naming `path`, also where another writer has begun with it; and where
+    it, or the temporary path, is there and no regular file.
     """
     temporary = path.with_name(f".{path.name}.tmp")
+    for replaced in (path, temporary):
+        _require_regular(replaced)
     with naming(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _create_locked(temporary, path) as lock:
@@ -63,6 +70,20 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of the file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _require_regular(path: Path) -> None:
+    """Raise OSError where something other than a regular file is at `path`."""
+    try:
+        kind = stat.S_IFMT(path.lstat().st_mode)
+    except FileNotFoundError:
+        return
+    if kind == stat.S_IFDIR:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if kind != stat.S_IFREG:
+        # What is at the other end of it would not get the content, and the thing itself would be lost.
+        text = f"found {_KINDS.get(kind, 'a device or a socket')}, allowed: a regular file, which is replaced, or a new name"
+        raise FileExistsError(errno.EEXIST, text, str(path))
 
 
 def _create_locked(temporary: Path, path: Path) -> IO[bytes]:

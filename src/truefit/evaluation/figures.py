@@ -2,17 +2,22 @@
 
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font
 from numpy.typing import NDArray
 
+from truefit.core.text import one_line
 from truefit.evaluation.metrics import Predictor
 
 # The trained model's, of what it is held against, and of rows: they differ in lightness as well, and lines in style.
 MODEL, INK, ROWS = "#d95f02", "0.1", "0.7"
+LONGEST_LABEL = 25  # characters of a name, with which "actual - predicted NAME" fits beside a picture
 FARTHEST = 1000.0  # a level so far below a loss curve would press it flat
 
 
@@ -29,6 +34,7 @@ def draw_figures(
     `levels` holds at most two losses to compare the curves with; `features` [N, F] and `predictions` are the sampled test
     rows; `best` is the least-squares fit; `names` holds the features' names and the target's.
     """
+    names = [_drawable(name) for name in names]
     figures = {"loss.png": _loss_curves(history, levels)}
     if features.shape[1] == 1:
         figures["fit.png"] = _fit(features, predictions, best, names)
@@ -53,6 +59,13 @@ def rerun_picture(recorded: pd.DataFrame, again: pd.DataFrame) -> bytes:
         axes.grid(alpha=0.3)
         axes.legend()
     return _as_png(figure)
+
+
+def _drawable(name: str) -> str:
+    """Return a name on one line, in which escapes stand for what matplotlib's own font has no glyph for."""
+    # Not by the fonts of the machine, on which the bytes of a picture would then depend.
+    font = get_font(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"))
+    return one_line(name, LONGEST_LABEL, font.get_charmap())
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:

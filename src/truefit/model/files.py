@@ -17,6 +17,7 @@ from torch import Tensor
 
 from truefit.core.errors import TruefitError
 from truefit.core.files import write_bytes
+from truefit.core.text import one_line
 from truefit.data.table import Dtype, Table
 from truefit.model.models import Model, ModelSettings, make_body
 from truefit.model.scaling import ScaleSettings, unfitted_scaling
@@ -109,7 +110,8 @@ def load_model(folder: Path, table: Table) -> tuple[Model, ModelDescription]:
     model, description = open_model(folder, of_stage=True)
     trained, found = [*description.features, description.target, description.dtype], [*table.columns, table.dtype]
     if trained != found:
-        raise TruefitError(f"{folder / MODEL_JSON}: trained on {', '.join(trained)}, found in the table: {', '.join(found)}")
+        wanted, there = (", ".join(map(one_line, names)) for names in (trained, found))
+        raise TruefitError(f"{folder / MODEL_JSON}: trained on {wanted}, found in the table: {there}")
     return model, description
 
 
@@ -132,9 +134,16 @@ def read_description(content: bytes) -> ModelDescription:
     try:
         return ModelDescription.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
-        raise ValueError(f"damaged: {place}{first['msg']}") from None
+        faults = error.errors()
+        # A file that is damaged has the keys that were written, or is no JSON. A key too many says more than one too few.
+        keys = {kind: fault for fault in reversed(faults) if (kind := fault["type"]) in ("extra_forbidden", "missing")}
+        first = keys.get("extra_forbidden") or keys.get("missing") or faults[0]
+        place = ".".join(map(str, first["loc"]))
+        if keys:
+            found = f"{'no' if first['type'] == 'missing' else 'the'} key {place}"
+            advice = "train again, or predict with the code at the commit of its run"
+            raise ValueError(f"written by another version of truefit: found {found}; {advice}") from None
+        raise ValueError(f"damaged: {place}{': ' if place else ''}{first['msg']}") from None
 
 
 def rebuild_model(description: ModelDescription, state: Mapping[str, Tensor], named: str = MODEL_JSON) -> Model:

@@ -1,0 +1,26 @@
+"""Names from outside, such as a column's, as they are shown: in a printed line, an error, a description or a picture."""
+
+from collections.abc import Container
+
+LONGEST_NAME = 40  # characters of a name that are shown
+
+
+def one_line(name: str, longest: int = LONGEST_NAME, drawable: Container[int] | None = None) -> str:
+    r"""Return the name on one line, with at most so many characters; what cannot be printed, or drawn, is escaped.
+
+    `drawable` holds the code points that a font has; without it, all that is printable counts.
+
+    >>> print(one_line("sold\nat"), one_line("price in thousands of dollars", longest=14), one_line("größe"))
+    sold\nat price in thou… größe
+    """
+    pieces = [
+        character
+        if character.isprintable() and (drawable is None or ord(character) in drawable)
+        else character.encode("unicode_escape").decode()
+        for character in name[: longest + 1]
+    ]
+    if sum(map(len, pieces)) <= longest:
+        return "".join(pieces)
+    while sum(map(len, pieces)) >= longest:  # which leaves room for the ellipsis, and no escape in part
+        pieces.pop()
+    return "".join(pieces) + "…"
