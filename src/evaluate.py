@@ -21,6 +21,7 @@ from truefit.evaluation.report import (
     compute_metrics,
     generating_settings,
     loss_levels,
+    loss_unit,
     sample_predictions,
     summary,
 )
@@ -49,8 +50,10 @@ def main() -> None:
     fit = least_squares(train)
     metrics = compute_metrics(test, model, fit.line, truth)
     features, predictions = sample_predictions(test, model_predictor(model, getattr(torch, table.dtype)), settings.sample)
-    history, levels = read_history(results / "history.csv"), loss_levels(training.loss.name, fit, truth)
-    figures = draw_figures(history, levels, features, predictions, line_predictor(fit.line), table.columns)
+    history, levels = read_history(results / "history.csv"), loss_levels(training, fit, truth)
+    figures = draw_figures(
+        history, levels, features, predictions, line_predictor(fit.line), table.columns, loss_unit(training)
+    )
     write_json(results / "metrics.json", metrics)
     write_bytes(results / "predictions.csv", predictions.to_csv(index=False).encode())
     for name, content in figures.items():

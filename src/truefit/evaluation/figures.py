@@ -28,14 +28,16 @@ def draw_figures(
     predictions: pd.DataFrame,
     best: Predictor,
     names: list[str],
+    unit: str,
 ) -> dict[str, bytes]:
     """Return the PNGs loss.png, fit.png (one feature) or predicted.png, and residuals.png, by these names.
 
     `levels` holds at most two losses to compare the curves with; `features` [N, F] and `predictions` are the sampled test
-    rows; `best` is the least-squares fit; `names` holds the features' names and the target's.
+    rows; `best` is the least-squares fit; `names` holds the features' names and the target's; `unit` is the losses' in words,
+    with braces for the target's name.
     """
     names = [_drawable(name) for name in names]
-    figures = {"loss.png": _loss_curves(history, levels)}
+    figures = {"loss.png": _loss_curves(history, levels, unit.format(names[-1]))}
     if features.shape[1] == 1:
         figures["fit.png"] = _fit(features, predictions, best, names)
     else:
@@ -78,8 +80,8 @@ def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _loss_curves(history: pd.DataFrame, levels: Mapping[str, float]) -> Figure:
-    figure, axes = _axes("Loss by epoch", "epoch", "mean loss of a row")
+def _loss_curves(history: pd.DataFrame, levels: Mapping[str, float], unit: str) -> Figure:
+    figure, axes = _axes("Loss by epoch", "epoch", f"mean loss of a row,\n{unit}")
     marker = "." if len(history) == 1 else ""  # a line of one point is no line
     axes.plot(history["epoch"], history["train_loss"], color=INK, marker=marker, label="train")
     axes.plot(history["epoch"], history["validation_loss"], color=MODEL, linestyle="--", marker=marker, label="validation")

@@ -17,8 +17,11 @@ from truefit.data.table import Table
 from truefit.evaluation.least_squares import LeastSquaresFit
 from truefit.evaluation.metrics import UNDEFINED, Array, Predictor, line_predictor, model_predictor, score
 from truefit.model.models import Model
+from truefit.training.losses import degree
+from truefit.training.settings import TrainSettings
 
 SHOWN_COEFFICIENTS = 8
+LOG = "the target's logarithm"
 MOST_PERCENT = 10  # times the mse of least squares, beyond which a percentage says nothing
 
 
@@ -46,6 +49,8 @@ def compute_metrics(test: TableDataset, model: Model, line: Array, truth: Genera
     }
     if (own := model.line()) is not None:
         content["parameters"] = _line(own[0], table.features, own[1])
+        if model.scale.settings.target == "log":
+            content["parameters"]["of"] = LOG
     if truth is not None:
         true = dict(zip(truth.features, truth.coefficients, strict=True))
         content["truth"] = _line(truth.intercept, table.features, [true[name] for name in table.features])
@@ -53,12 +58,22 @@ def compute_metrics(test: TableDataset, model: Model, line: Array, truth: Genera
     return content
 
 
-def loss_levels(loss: str, fit: LeastSquaresFit, truth: GenerateSettings | None) -> dict[str, float]:
-    """Return what the curves of an mse may be held against: other losses least squares does not minimise."""
-    if loss != "mse":
+def loss_levels(training: TrainSettings, fit: LeastSquaresFit, truth: GenerateSettings | None) -> dict[str, float]:
+    """Return what the curves of an mse in the target's unit may be held against; least squares minimises no other."""
+    if training.loss.name != "mse" or training.scale.target == "log":
         return {}
     levels = {"least squares, training rows": fit.train_mse}
     return levels if truth is None else levels | {"noise floor": truth.noise_std**2}
+
+
+def loss_unit(training: TrainSettings) -> str:
+    """Return the unit of the losses in words, with braces for the target's name.
+
+    >>> loss_unit(TrainSettings()).format("price")
+    'in the unit of price, squared'
+    """
+    unit = "log({})" if training.scale.target == "log" else "{}"
+    return f"in the unit of {unit}" + (", squared" if degree(training.loss) == 2 else "")
 
 
 def generating_settings(table: Table, synthetic_csv: Path, params: Params) -> GenerateSettings | None:
@@ -131,7 +146,8 @@ def formula(line: dict[str, Any], show: Callable[[str], str] = one_line) -> str:
     """
     coefficients = list(line["coefficients"].items())
     terms = "".join(f" {value:+.6g}·{show(name)}" for name, value in coefficients[:SHOWN_COEFFICIENTS])
-    return f"{line['intercept']:.6g}{terms}{' + …' if len(coefficients) > SHOWN_COEFFICIENTS else ''}"
+    text = f"{line['intercept']:.6g}{terms}{' + …' if len(coefficients) > SHOWN_COEFFICIENTS else ''}"
+    return f"exp({text})" if line.get("of") == LOG else text
 
 
 def _line(intercept: float, features: list[str], coefficients: list[float]) -> dict[str, Any]:
