@@ -18,8 +18,7 @@ from workspace import Workspace
 
 from truefit.core.errors import TruefitError
 from truefit.data.table import Table
-from truefit.model.files import load_model, save_model
-from truefit.model.models import ModelSettings, build_model
+from truefit.model.files import load_model
 
 # Breaks out of a shell, a folder, an SQL string, an HTML page or a formula, wherever one of these takes it as it stands.
 HOSTILE = (
@@ -52,7 +51,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Table:
     """A table in the current folder, and a saved model for it in results/."""
     monkeypatch.chdir(tmp_path)
     table = prepare(tmp_path, numbered_csv(20))
-    save_model(Path("results"), build_model(ModelSettings(), table, False, seed=1).state_dict(), ModelSettings(), False, table)
+    save_untrained(Path("results"), table)
     return table
 
 

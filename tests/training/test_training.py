@@ -496,9 +496,7 @@ def test_an_mlp_learns_a_curve_that_a_line_cannot(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("constant", ["0.1", "123456.789"])
-def test_a_feature_constant_in_training_can_be_scaled_and_vary_elsewhere(
-    tmp_path: Path, dtype: Dtype, constant: str
-) -> None:
+def test_a_feature_constant_in_training_can_be_scaled_and_vary_elsewhere(tmp_path: Path, dtype: Dtype, constant: str) -> None:
     # Through the real prepare, whose mean of equal numbers must not be off by their last digit.
     rows = [f"{constant},{x},{1 + 2 * x},train" for x in np.linspace(-1, 1, 353)]
     varied = [f"{float(constant) + 0.5},{x},{1 + 2 * x},{split}" for x in (0.1, 0.2) for split in ("validation", "test")]
