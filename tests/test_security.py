@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers_data import numbered_csv, prepare
 from helpers_stages import Stages
+from helpers_training import save_untrained
 from workspace import Workspace
 
 from truefit.core.errors import TruefitError
@@ -79,12 +80,12 @@ def test_names_from_outside_break_out_of_nothing(tmp_path: Path, stages: Stages)
     workspace = Workspace(tmp_path / "a" / "b")
     file = f"{HOSTILE.replace('/', '')}.csv"
     columns = [HOSTILE, "<img src=x onerror=alert(1)>", "$y_{$"]
-    rows = np.random.default_rng(0).normal(size=(50, 3))
+    rows = np.random.default_rng(0).normal(size=(50, 3)) @ [[1, 0, 2], [0, 1, -1], [0, 0, 0.1]]
     with (workspace.path / file).open("w", newline="") as opened:
         csv.writer(opened).writerows([columns, *rows.tolist()])
     workspace.set_params(
         prepare__csv=file,
-        train__epochs=2,
+        train__epochs=20,
         train__engine="numpy",
         track__experiment=f"experiment {HOSTILE}\n2",
         track__run_name=f"run {HOSTILE}\n2",
