@@ -344,7 +344,7 @@ def test_the_excess_over_an_optimum_without_error_is_none(tmp_path: Path) -> Non
 def test_an_excess_beyond_float64_is_none(tmp_path: Path) -> None:
     rows = np.array([[0.0, 1e-160], [1.0, 0.0], [2.0, 0.0]])
     table = write_test_rows(tmp_path, rows)
-    model = build_model(ModelSettings(), table, False, seed=1)
+    model = untrained(table)
     content = compute_metrics(TableDataset(tmp_path, "test"), model, np.array([0.0, 0.0]), None)
     assert 0 < content["least_squares"]["mse"] < 1e-310
     assert content["excess_mse"] is None
@@ -397,7 +397,7 @@ def test_names_are_printed_on_one_line(tmp_path: Path) -> None:
     names = ["sold\nat", "x" * 300]
     table = rows.model_copy(update={"features": names})
     test = TableDataset(tmp_path, "test", table)
-    content = compute_metrics(test, build_model(ModelSettings(), table, False, seed=1), np.array([1.0, 2.0, -1.0]), None)
+    content = compute_metrics(test, untrained(table), np.array([1.0, 2.0, -1.0]), None)
     assert list(content["parameters"]["coefficients"]) == names
     *_, learned = summary(content).splitlines()
     assert re.fullmatch(r"learned: \S+ \S+·sold\\nat \S+·x{39}…", learned)
@@ -440,7 +440,7 @@ def test_features_in_another_order_keep_the_truth_and_its_names(synthetic: Table
     table = synthetic.model_copy(update={"features": ["x2", "x1"]})
     truth = generating_settings(table, CSV, Params())
     test = TableDataset(Path("prepared"), "test", table)
-    content = compute_metrics(test, build_model(ModelSettings(), table, False, seed=1), np.array([1.0, -1.0, 2.0]), truth)
+    content = compute_metrics(test, untrained(table), np.array([1.0, -1.0, 2.0]), truth)
     assert list(content["truth"]["coefficients"].items()) == [("x2", -1.0), ("x1", 2.0)]
     assert summary(content).splitlines()[-1] == "true: 1 -1·x2 +2·x1"
 
