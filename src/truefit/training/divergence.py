@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from truefit.core.errors import TruefitError
+from truefit.core.seeds import numpy_generator
 from truefit.data.batches import sequential_loader
 from truefit.data.dataset import TableDataset
 from truefit.model.layers import Dropout
@@ -130,7 +131,8 @@ def stable_rate(train_rows: TableDataset, scale: Scaling, settings: TrainSetting
 
 def largest_eigenvalue(rows: Array) -> float:
     """Return the largest eigenvalue of rowsᵀ rows / N, for rows [N, K], by power iteration (Golub and Van Loan, 7.3.1)."""
-    vector = np.ones(rows.shape[1])
+    # A vector of ones would be orthogonal to the largest of two features that are each other's negative.
+    vector = numpy_generator(0, "power iteration").standard_normal(rows.shape[1])
     length = 0.0
     for _ in range(ITERATIONS):
         vector = rows.T @ (rows @ (vector / np.linalg.norm(vector))) / len(rows)
