@@ -20,12 +20,14 @@ from torch.utils.data import TensorDataset
 
 from truefit.data.batches import ShuffledChunks, make_loader
 from truefit.data.dataset import TableDataset
-from truefit.model.models import ModelSettings, build_model
+from truefit.model.scaling import ScaleSettings
+from truefit.training.build import untrained_model
 from truefit.training.device import configure
 from truefit.training.engines.base import StepSettings
 from truefit.training.engines.torch_engine import TorchEngine, make_train_step
 from truefit.training.losses import make_loss
 from truefit.training.optimizers import OptimizerSettings, make_optimizer
+from truefit.training.settings import TrainSettings
 
 STEP = StepSettings(optimizer=OptimizerSettings(lr=0.01))
 
@@ -67,7 +69,9 @@ def single_rows(dataset: TableDataset, rows: int, rounds: int) -> Figure:
 
 def whole_epoch(dataset: TableDataset, batch: int, rounds: int) -> Iterator[Figure]:
     """Compare epochs of the torch engine."""
-    read, in_memory = (build_model(ModelSettings(), dataset.table, standardize=False, seed=42) for _ in range(2))
+    settings = TrainSettings(scale=ScaleSettings(features="none", target="none"))
+    models = [untrained_model([dataset], settings) for _ in range(2)]
+    read, in_memory = (model.body for model in models)
     engine = TorchEngine(read, STEP, torch.device("cpu"))
     step = make_train_step(in_memory, make_loss(STEP.loss), make_optimizer(list(in_memory.parameters()), STEP.optimizer))
     sampler = ShuffledChunks(len(dataset), batch, seed=42, shuffle="full")
@@ -78,7 +82,9 @@ def whole_epoch(dataset: TableDataset, batch: int, rounds: int) -> Iterator[Figu
         epoch = next(epochs)
         sampler.set_epoch(epoch)
         engine.begin_epoch(epoch, STEP.optimizer.lr)
-        return float(sum(engine.train_chunk(x, y, batch).sum() for x, y in make_loader(dataset, sampler)))
+        return float(
+            sum(engine.train_chunk(x, y, batch).sum() for x, y in make_loader(dataset, sampler, transform=models[0].scale))
+        )
 
     def from_memory() -> float:
         batches = zip(features.split(batch), target.split(batch), strict=True)

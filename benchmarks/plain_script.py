@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset, random_split
+from torch.utils.data import DataLoader, Subset, TensorDataset, random_split
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-ROWS, EPOCHS, BATCH, LEARNING_RATE = 1000, 50, 16, 0.1
+ROWS, EPOCHS, BATCH, LEARNING_RATE = 1000, 50, 16, 0.05
 
 
 def main() -> None:
@@ -28,10 +28,16 @@ def main() -> None:
 
     table = torch.tensor(pd.read_csv("synthetic.csv").to_numpy(), dtype=torch.float32)
     train, validation, test = random_split(TensorDataset(table[:, :1], table[:, 1:]), [0.8, 0.1, 0.1])
-    train_loader, validation_loader = DataLoader(train, BATCH, shuffle=True), DataLoader(validation, BATCH)
+    rows = torch.cat(train[:], dim=1)
+    mean, std = rows.mean(dim=0), rows.std(dim=0, correction=0)
+    scaled = TensorDataset(*((table - mean) / std).split(1, dim=1))
+    train_loader = DataLoader(Subset(scaled, train.indices), BATCH, shuffle=True)
+    validation_loader = DataLoader(Subset(scaled, validation.indices), BATCH)
 
     model, loss_function = nn.Linear(1, 1), nn.MSELoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
+    unit = float(std[1] ** 2)  # of a loss, in that of the data
     mlflow.set_tracking_uri("sqlite:///mlflow.db")
     mlflow.set_experiment("plain")
     history = []
@@ -49,7 +55,8 @@ def main() -> None:
             model.eval()
             with torch.no_grad():
                 held = [loss_function(model(features), target).item() for features, target in validation_loader]
-            history.append({"train_loss": float(np.mean(losses)), "validation_loss": float(np.mean(held))})
+            schedule.step()
+            history.append({"train_loss": unit * float(np.mean(losses)), "validation_loss": unit * float(np.mean(held))})
             mlflow.log_metrics(history[-1], step=epoch)
         torch.save(model.state_dict(), "model.pt")
         mlflow.log_artifact("model.pt")
@@ -58,7 +65,7 @@ def main() -> None:
         line = np.linalg.lstsq(np.column_stack([np.ones(len(features)), features]), target[:, 0].numpy(), rcond=None)[0]
         features, target = (values.numpy()[:, 0] for values in test[:])
         with torch.no_grad():
-            predicted = model(torch.from_numpy(features)[:, None]).numpy()[:, 0]
+            predicted = (model((torch.from_numpy(features)[:, None] - mean[0]) / std[0]) * std[1] + mean[1]).numpy()[:, 0]
         best = line[0] + line[1] * features
         scores = {"test_mse": float(((predicted - target) ** 2).mean()), "best_mse": float(((best - target) ** 2).mean())}
         mlflow.log_metrics(scores)

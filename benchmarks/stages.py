@@ -23,6 +23,7 @@ from truefit.ingest.prepare import SPLIT_CHUNK_ROWS, PrepareSettings, write_tabl
 from truefit.ingest.synthetic import DRAWN_ROWS, draw_chunk, write_csv
 from truefit.model.files import open_model, save_model
 from truefit.model.models import ModelSettings, build_model
+from truefit.model.scaling import ScaleSettings, unfitted_scaling
 from truefit.training.device import configure
 
 
@@ -65,11 +66,13 @@ def read_csv(folder: Path, rows: int) -> float:
 def predicting(folder: Path, rows: int, model: ModelSettings, dtype: Dtype) -> float:
     """Return the seconds a row of predicting the CSV with a model that nobody trained."""
     table = read_table(make_table(folder / "model", 800)).model_copy(update={"dtype": dtype})
-    save_model(folder / "model", build_model(model, table, False, seed=0).state_dict(), model, False, table)
+    scale = ScaleSettings(features="none", target="none")
+    built = build_model(model, unfitted_scaling(scale, len(table.features)), table, seed=0)
+    save_model(folder / "model", built.state_dict(), model, scale, table)
     configure(threads=1)
-    built, description = open_model(folder / "model")
+    opened, description = open_model(folder / "model")
     started = time.perf_counter()
-    assert predict(built, description, folder / "data.csv", folder / "predicted.csv") == rows
+    assert predict(opened, description, folder / "data.csv", folder / "predicted.csv") == rows
     return (time.perf_counter() - started) / rows
 
 

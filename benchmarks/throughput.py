@@ -24,11 +24,13 @@ from threadpoolctl import threadpool_limits
 
 from truefit.data.dataset import TableDataset, open_verified
 from truefit.model.models import ModelSettings
+from truefit.model.scaling import ScaleSettings
 from truefit.training.device import configure
 from truefit.training.engines import EngineName
 from truefit.training.loop import train
 from truefit.training.optimizers import OptimizerSettings
 from truefit.training.progress import Epoch
+from truefit.training.schedules import ScheduleSettings
 from truefit.training.settings import TrainSettings
 
 TUTORIAL = next(iter(PEERS))
@@ -77,7 +79,13 @@ def throughput(batch: int, rows: int, rounds: int) -> Iterator[Figure]:
         competitors: dict[str, Callable[[], Trained]] = {name: partial(peer, work) for name, peer in PEERS.items()}
         for engine in ENGINES:
             settings = TrainSettings(
-                engine=engine, device="cpu", batch_size=batch, epochs=EPOCHS, optimizer=OptimizerSettings(lr=LEARNING_RATE)
+                engine=engine,
+                device="cpu",
+                scale=ScaleSettings(features="none", target="none"),  # as the peers, which also keep to one rate
+                batch_size=batch,
+                epochs=EPOCHS,
+                optimizer=OptimizerSettings(lr=LEARNING_RATE),
+                schedule=ScheduleSettings(name="constant"),
             )
             competitors[f"truefit {engine}"] = partial(truefit, splits, settings)
         seconds = run(competitors, rounds)

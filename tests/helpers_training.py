@@ -13,6 +13,9 @@ from torch import Tensor
 from truefit.core.files import write_json
 from truefit.data.dataset import open_verified
 from truefit.data.table import TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table
+from truefit.model.files import save_model
+from truefit.model.models import Model, ModelSettings, build_model
+from truefit.model.scaling import ScaleSettings, Scaling
 from truefit.training.loop import train
 from truefit.training.progress import Outcome
 from truefit.training.settings import TrainSettings
@@ -21,6 +24,10 @@ Rows = NDArray[np.float64]  # [N, F + 1], the target last
 State = dict[str, Tensor]
 
 CPU = torch.device("cpu")
+
+SCALED, UNSCALED = ScaleSettings(), ScaleSettings(features="none", target="none")
+# Gradient descent as it stands in the books: on the rows as they are, with one rate.
+PLAIN: dict[str, Any] = {"scale": UNSCALED.model_dump(), "schedule": {"name": "constant"}}
 
 
 def normal_line(rows: int, coefficients: Sequence[float] = (2.0,), *, seed: int = 0, noise: float = 0.1) -> Rows:
@@ -76,10 +83,24 @@ def write_scaled(folder: Path, features: int = 2, dtype: Dtype = "float64", rows
     return write_prepared(folder, rows, rows, dtype=dtype)
 
 
+def untrained(table: Table, settings: ModelSettings | None = None, scale: ScaleSettings = UNSCALED, seed: int = 7) -> Model:
+    """Return the untrained model for a table, by default linear, scaled by what the table's description says."""
+    mean, std = (torch.tensor(values, dtype=getattr(torch, table.dtype)) for values in (table.mean, table.std))
+    return build_model(settings or ModelSettings(), Scaling(scale, mean, std), table, seed)
+
+
+def save_untrained(
+    folder: Path, table: Table, settings: ModelSettings | None = None, scale: ScaleSettings = UNSCALED, seed: int = 7
+) -> None:
+    """Write what `untrained` returns to `folder`, as stage train writes a model."""
+    settings = settings or ModelSettings()
+    save_model(folder, untrained(table, settings, scale, seed).state_dict(), settings, scale, table)
+
+
 def tensors(rows: Rows, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """Return rows as an engine takes them: features [N, F] and target [N, 1]."""
     whole = torch.tensor(rows, dtype=dtype)
-    return whole[:, :-1], whole[:, -1:]
+    return whole[:, :-1].contiguous(), whole[:, -1:].contiguous()
 
 
 def train_with(folder: Path, **settings: Any) -> Outcome:

@@ -14,9 +14,11 @@ ADDED = {
     "training/losses.py": [
         ("    name: Literal[", '    name: Literal["own_smooth", '),
         (
-            '        case "l1":\n',
-            '        case "own_smooth":\n            return nn.SmoothL1Loss(reduction=reduction)\n        case "l1":\n',
+            '        case "l1":\n            return nn',
+            '        case "own_smooth":\n            return nn.SmoothL1Loss(reduction=reduction)\n'
+            '        case "l1":\n            return nn',
         ),
+        ('        case "mse" | "huber":\n', '        case "mse" | "huber" | "own_smooth":\n'),
     ],
     "evaluation/metrics.py": [
         (
@@ -32,7 +34,7 @@ ADDED = {
         (
             '        case "adam":\n',
             '        case "own_adagrad":\n'
-            "            return torch.optim.Adagrad(parameters, lr=lr, weight_decay=decay, foreach=foreach)\n"
+            "            return torch.optim.Adagrad(groups, lr=lr, foreach=foreach)\n"
             '        case "adam":\n',
         ),
         (
@@ -42,26 +44,26 @@ ADDED = {
             '        case "adam" | "adamw":\n            moments',
         ),
         (
-            '        case "adam" | "adamw":\n            step',
-            '        case "own_adagrad":\n            from torch.optim.adagrad import adagrad\n\n'
-            '            own = {"lr_decay": 0.0, "eps": 1e-10, "has_sparse_grad": False, "has_complex": False}\n'
-            '            adagrad(parameters, gradients, state["sum"], state["step"], **own, **common)\n'
-            '        case "adam" | "adamw":\n            step',
+            '            case "adam" | "adamw":\n                step',
+            '            case "own_adagrad":\n                from torch.optim.adagrad import adagrad\n\n'
+            '                defaults = {"lr_decay": 0.0, "eps": 1e-10, "has_sparse_grad": False, "has_complex": False}\n'
+            '                adagrad(chosen, slopes, own["sum"], own["step"], **defaults, **common)\n'
+            '            case "adam" | "adamw":\n                step',
         ),
     ],
     "model/models.py": [
         ("    name: Literal[", '    name: Literal["own_squares", '),
         (
             "def build_model(",
-            'class Squares(Model):\n    """A line through the features and their squares."""\n\n'
-            "    def __init__(self, width, standardize):\n        super().__init__(width, standardize)\n"
+            'class Squares(nn.Module):\n    """A line through the features and their squares."""\n\n'
+            "    def __init__(self, width):\n        super().__init__()\n"
             "        self.linear = linear_on_meta(2 * width, 1)\n\n    def forward(self, features):\n"
-            "        x = self.standardize(features)\n        return self.linear(torch.cat([x, x**2], dim=1))\n\n\n"
+            "        return self.linear(torch.cat([features, features**2], dim=1))\n\n\n"
             "def build_model(",
         ),
         (
             '        case "mlp":\n',
-            '        case "own_squares":\n            return Squares(width, standardize)\n        case "mlp":\n',
+            '        case "own_squares":\n            return Squares(width)\n        case "mlp":\n',
         ),
     ],
 }
@@ -86,7 +88,7 @@ settings = TrainSettings.model_validate({
 train_rows, validation_rows, test_rows = open_verified(table, "train", "validation", "test")
 outcome = train([train_rows, validation_rows], settings, torch.device("cpu"))
 results, state, training = Path("results"), outcome.kept_state, settings.beside_the_model()
-save_model(results, state, settings.model, settings.standardize, train_rows.table, training)
+save_model(results, state, settings.model, settings.scale, train_rows.table, training)
 model, description = load_model(results, train_rows.table)
 assert trained_with(description, results / "model.json") == settings
 metrics = compute_metrics(test_rows, model, least_squares(train_rows).line, None)

@@ -14,12 +14,12 @@ import pytest
 import torch
 from helpers_data import numbered_csv, prepare
 from helpers_stages import Stages
+from helpers_training import save_untrained
 from workspace import Workspace
 
 from truefit.core.errors import TruefitError
 from truefit.data.table import Table
-from truefit.model.files import load_model, save_model
-from truefit.model.models import ModelSettings, build_model
+from truefit.model.files import load_model
 
 # Breaks out of a shell, a folder, an SQL string, an HTML page or a formula, wherever one of these takes it as it stands.
 HOSTILE = (
@@ -52,7 +52,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Table:
     """A table in the current folder, and a saved model for it in results/."""
     monkeypatch.chdir(tmp_path)
     table = prepare(tmp_path, numbered_csv(20))
-    save_model(Path("results"), build_model(ModelSettings(), table, False, seed=1).state_dict(), ModelSettings(), False, table)
+    save_untrained(Path("results"), table)
     return table
 
 
@@ -80,12 +80,12 @@ def test_names_from_outside_break_out_of_nothing(tmp_path: Path, stages: Stages)
     workspace = Workspace(tmp_path / "a" / "b")
     file = f"{HOSTILE.replace('/', '')}.csv"
     columns = [HOSTILE, "<img src=x onerror=alert(1)>", "$y_{$"]
-    rows = np.random.default_rng(0).normal(size=(50, 3))
+    rows = np.random.default_rng(0).normal(size=(50, 3)) @ [[1, 0, 2], [0, 1, -1], [0, 0, 0.1]]
     with (workspace.path / file).open("w", newline="") as opened:
         csv.writer(opened).writerows([columns, *rows.tolist()])
     workspace.set_params(
         prepare__csv=file,
-        train__epochs=2,
+        train__epochs=20,
         train__engine="numpy",
         track__experiment=f"experiment {HOSTILE}\n2",
         track__run_name=f"run {HOSTILE}\n2",

@@ -21,9 +21,15 @@ from workspace import Workspace
 
 LOSSES = ("train_loss", "validation_loss", "learning_rate", "epoch_seconds", "train_rows_per_second")
 
-# Every engine, model, optimizer, schedule and shuffle, with and without early stopping, dropout, clipping and standardisation.
+# Every engine, model, optimizer, schedule and shuffle, with and without early stopping, dropout, clipping and scaling.
 TRAININGS: dict[str, dict[str, Any]] = {
-    "numpy": {"engine": "numpy", "batch_size": 1, "schedule": {"name": "cosine", "min_lr": 0.001}, "epochs": 12},
+    "numpy": {
+        "engine": "numpy",
+        "scale": {"features": "none", "target": "none"},
+        "batch_size": 1,
+        "schedule": {"name": "cosine", "min_lr": 0.001},
+        "epochs": 12,
+    },
     "mlp": {
         "model": {"name": "mlp", "hidden": [16], "dropout": 0.2},
         "optimizer": {"name": "adam", "lr": 0.01},
@@ -38,7 +44,6 @@ TRAININGS: dict[str, dict[str, Any]] = {
         "loss": {"reduction": "sum"},
         "optimizer": {"lr": 0.01},
         "schedule": {"name": "step", "step_size": 2, "gamma": 0.5},
-        "standardize": True,
         "epochs": 5,
     },
     "momentum": {
@@ -52,6 +57,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "adamw": {
         "model": {"name": "mlp", "hidden": [8, 8], "activation": "tanh"},
         "optimizer": {"name": "adamw", "lr": 0.01},
+        "scale": {"features": "standard", "target": "none"},
         "schedule": {"name": "cosine"},
         "loss": {"name": "huber"},
         "early_stopping": {"patience": 3},
@@ -74,7 +80,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
         "batch_size": 2,
         "epochs": 60,
     },
-    "all": {"batch_size": "all", "schedule": {"name": "constant"}, "standardize": True, "epochs": 3000},
+    "all": {"batch_size": "all", "optimizer": {"lr": 0.3}, "schedule": {"name": "constant"}, "epochs": 3000},
 }
 TRAIN = ("train", "data/prepared", "results")
 SCRIPT = ("python", "src/train.py", *TRAIN[1:])  # the same in a process that is stopped, or has code of its own

@@ -15,14 +15,16 @@ import pytest
 import torch
 from helpers_data import numbered_csv, prepare
 from helpers_memory import peak_memory
+from helpers_training import SCALED, UNSCALED, save_untrained, untrained
 
 from truefit.cli import prediction
 from truefit.cli.prediction import predict
 from truefit.core.errors import TableError, TruefitError
 from truefit.data.table import Dtype
 from truefit.ingest import csv_text
-from truefit.model.files import ModelDescription, open_model, save_model, state_dict_bytes
-from truefit.model.models import Linear, ModelSettings, build_model
+from truefit.model.files import ModelDescription, open_model, state_dict_bytes
+from truefit.model.models import ModelSettings
+from truefit.model.scaling import ScaleSettings
 from truefit.model.serving import MODEL_ROWS
 from truefit.rerun.records import find, read_model
 from truefit.tracking.names import DIGEST_TAG
@@ -41,21 +43,20 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def save(
-    settings: ModelSettings = LINEAR, standardize: bool = False, dtype: Dtype = "float32", features: int = 2
+    settings: ModelSettings = LINEAR, scale: ScaleSettings = UNSCALED, dtype: Dtype = "float32", features: int = 2
 ) -> tuple[Any, ModelDescription]:
     """Save a model for x1 … xF that nobody trained in `model`, and return it as it is read from there."""
     table = prepare(Path(), numbered_csv(20, features), dtype=dtype)
-    save_model(Path("model"), build_model(settings, table, standardize, seed=3).state_dict(), settings, standardize, table)
+    save_untrained(Path("model"), table, settings, scale, seed=3)
     return open_model(Path("model"))
 
 
 def line(dtype: Dtype = "float32", weight: float = 2.0) -> tuple[Any, ModelDescription]:
     """Return the model 1 + weight·x1 + 0·x2, whose predictions are known by heart."""
     model, description = save(dtype=dtype)
-    assert isinstance(model, Linear)
     with torch.no_grad():
-        model.linear.weight[:] = torch.tensor([[weight, 0.0]])
-        model.linear.bias[:] = 1.0
+        model.body.weight[:] = torch.tensor([[weight, 0.0]])
+        model.body.bias[:] = 1.0
     return model, description
 
 
@@ -172,13 +173,13 @@ def test_a_compressed_csv_gives_the_same(compress: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize("scale", [UNSCALED, SCALED], ids=["unscaled", "scaled"])
 @pytest.mark.parametrize("settings", [LINEAR, MLP], ids=["linear", "mlp"])
 @pytest.mark.parametrize("last", ["", "1e20,1e20,z\n", '1,2,"z"\n', "9007199254740992,2,z\n"])
 def test_predictions_read_back_are_the_models_own_bits(
-    settings: ModelSettings, standardize: bool, dtype: Dtype, last: str
+    settings: ModelSettings, scale: ScaleSettings, dtype: Dtype, last: str
 ) -> None:
-    model = save(settings, standardize, dtype)
+    model = save(settings, scale, dtype)
     values = np.random.default_rng(0).normal(0, (1, 1e3), (MODEL_ROWS - bool(last), 2)).astype(dtype)
     text = "x2,x1,n\n" + "".join(f"{b!r},{a!r},z\n" for a, b in values.astype(float).tolist()) + last
 
@@ -205,7 +206,7 @@ def test_numbers_between_two_float32_read_back_by_way_of_float64_too(text: str) 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("settings", [LINEAR, MLP], ids=["linear", "mlp"])
 def test_a_prediction_depends_neither_on_other_rows_nor_on_their_number(settings: ModelSettings, dtype: Dtype) -> None:
-    model = save(settings, True, dtype, features=13)  # a width at which matrix products round by the number of rows
+    model = save(settings, SCALED, dtype, features=13)  # a width at which matrix products round by the number of rows
     values = np.random.default_rng(1).normal(0, 1, (MODEL_ROWS + 100, 13)).astype(dtype)
 
     def column(rows: Any) -> list[bytes]:
@@ -325,7 +326,7 @@ def test_a_damaged_or_missing_model_is_refused() -> None:
     with pytest.raises(TruefitError, match=r"^nothing/model.json: cannot be read: No such file or directory$"):
         open_model(Path("nothing"))
     save()
-    other = build_model(LINEAR, prepare(Path(), NUMBERED), False, seed=9)
+    other = untrained(prepare(Path(), NUMBERED), seed=9)
     content = Path("model/model.pt").read_bytes()
     Path("model/model.pt").write_bytes(content[:-30])
     with pytest.raises(TruefitError, match=r"^model/model.pt: damaged"):
@@ -355,8 +356,8 @@ def run_with(root: Path, monkeypatch: pytest.MonkeyPatch, tags: dict[str, str], 
 
 def recorded() -> tuple[dict[str, str], dict[str, bytes]]:
     """Return tags and artifacts of a run that kept its final state, as stage train records them."""
-    save(MLP, True)
-    other = build_model(MLP, prepare(Path(), NUMBERED), True, seed=9).state_dict()
+    save(MLP, SCALED)
+    other = untrained(prepare(Path(), NUMBERED), MLP, SCALED, seed=9).state_dict()
     final, description = Path("model/model.pt").read_bytes(), Path("model/model.json").read_bytes()
     names = ["state_dict/best.pt", "state_dict/final.pt", "state_dict/model.json"]
     digest = open_model(Path("model"))[1].state_dict_sha256

@@ -47,11 +47,11 @@ DEFAULTS: dict[str, Any] = {
         "device": "auto",
         "seed": 42,
         "threads": 1,
-        "standardize": False,
+        "scale": {"features": "standard", "target": "standard"},
         "model": {"name": "linear", "hidden": [], "activation": "relu", "dropout": 0.0},
         "loss": {"name": "mse", "reduction": "mean", "delta": 1.0},
-        "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0},
-        "schedule": {"name": "constant"},
+        "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0},
+        "schedule": {"name": "cosine"},
         "batch_size": 16,
         "shuffle": "full",
         "epochs": 50,
@@ -66,7 +66,7 @@ DEFAULTS: dict[str, Any] = {
 
 GENERATE_KEYS = "rows, seed, intercept, coefficients, low, high, noise_std"
 TRAIN_KEYS = (
-    "engine, device, seed, threads, standardize, model, loss, optimizer, schedule, batch_size, shuffle, epochs, "
+    "engine, device, seed, threads, scale, model, loss, optimizer, schedule, batch_size, shuffle, epochs, "
     "clip_norm, early_stopping, compile"
 )
 SECTION_NAMES = "generate, prepare, train, evaluate, track, checkpoint"
@@ -146,7 +146,7 @@ def test_sections_that_are_wrong_are_refused(content: str, line: str) -> None:
         ("generate: {}".encode("utf-16"), "line 1, column 1: found the byte 0xff, allowed: text in UTF-8"),
         ("generate: {rows: 2026-13-01}\n", "line 1, column 18: found '2026-13-01', which is no timestamp"),
         ("generate:\n  rows: !!int ''\n", "line 2, column 9: found '', which is no int"),
-        ("train: {standardize: !!bool maybe}\n", "line 1, column 22: found 'maybe', which is no bool"),
+        ("track: {log_model: !!bool maybe}\n", "line 1, column 20: found 'maybe', which is no bool"),
         (f"generate: {{rows: {'9' * 5000}}}\n", f"line 1, column 18: found '{'9' * 199}…, which is no int"),
     ],
 )
@@ -355,8 +355,8 @@ def test_prepare_refuses(values: str, line: str) -> None:
         ("{model: linear}", "model: found 'linear', allowed: keys and values"),
         ("{device: 0}", "device: found 0, allowed: a valid string"),
         ("{seed: 1.0}", "seed: found 1.0, allowed: a valid integer"),
-        ("{standardize: 1}", "standardize: found 1, allowed: a valid boolean"),
-        ("{standardize: 'yes'}", "standardize: found 'yes', allowed: a valid boolean"),
+        ("{scale: true}", "scale: found True, allowed: keys and values"),
+        ("{standardize: true}", f"standardize: unknown key, allowed: {TRAIN_KEYS}"),
         ("{epochs: 2.5}", "epochs: found 2.5, allowed: a valid integer"),
         ("{clip_norm: '1'}", "clip_norm: found '1', allowed: a valid number"),
         ("{batch_size: 1.5}", "batch_size: found 1.5, allowed: all, or a whole number of at least 1"),
@@ -371,13 +371,18 @@ def test_prepare_refuses(values: str, line: str) -> None:
         ("{device: 'cuda:first'}", "device: found 'cuda:first', allowed: auto, cpu, cuda, cuda:N or mps"),
         ("{device: 'mps:0'}", "device: found 'mps:0', allowed: auto, cpu, cuda, cuda:N or mps"),
         ("{seed: -1}", "seed: found -1, allowed: greater than or equal to 0"),
+        ("{scale: {feature: none}}", "scale.feature: unknown key, allowed: features, target; did you mean features?"),
+        ("{scale: {features: log}}", "scale.features: found 'log', allowed: 'standard' or 'none'"),
+        ("{scale: {target: robust}}", "scale.target: found 'robust', allowed: 'standard', 'log' or 'none'"),
         ("{threads: 0}", "threads: found 0, allowed: greater than or equal to 1"),
+        (f"{{threads: {2**31}}}", f"threads: found {2**31}, allowed: less than or equal to 1024"),
         ("{batch_size: 0}", "batch_size: found 0, allowed: all, or a whole number of at least 1"),
         ("{batch_size: full}", "batch_size: found 'full', allowed: all, or a whole number of at least 1"),
         ("{shuffle: none}", "shuffle: found 'none', allowed: 'full' or 'block'"),
         ("{epochs: 0}", "epochs: found 0, allowed: greater than or equal to 1"),
         ("{clip_norm: 0.0}", "clip_norm: found 0.0, allowed: greater than 0"),
         ("{clip_norm: .nan}", "clip_norm: found nan, allowed: a finite number"),
+        ("{clip_norm: 1.0e+39}", "clip_norm: found 1e+39, allowed: less than or equal to 1000000000"),
     ],
 )
 def test_train_refuses(values: str, line: str) -> None:
@@ -393,6 +398,7 @@ def test_train_refuses(values: str, line: str) -> None:
         ("{name: mlp, hidden: ['8']}", "hidden.0: found '8', allowed: a valid integer"),
         ("{name: mlp, hidden: [8, 1.5]}", "hidden.1: found 1.5, allowed: a valid integer"),
         ("{name: mlp, hidden: [0]}", "hidden.0: found 0, allowed: greater than or equal to 1"),
+        ("{name: mlp, hidden: [1000000000000]}", "hidden.0: found 1000000000000, allowed: less than or equal to 16777216"),
         ("{name: mlp, hidden: [8], activation: selu}", "activation: found 'selu', allowed: 'relu', 'tanh' or 'gelu'"),
         ("{name: mlp, hidden: [8], dropout: 1.0}", "dropout: found 1.0, allowed: less than 1"),
         ("{name: mlp, hidden: [8], dropout: -0.1}", "dropout: found -0.1, allowed: greater than or equal to 0"),
@@ -412,6 +418,7 @@ def test_train_model_refuses(values: str, line: str) -> None:
         ("{loss: mse}", "loss: found 'mse', allowed: keys and values"),
         ("{loss: {delta: 2.0}}", "loss.delta: found 2.0, allowed: 1.0 with loss mse, which has none"),
         ("{loss: {name: huber, delta: 0}}", "loss.delta: found 0, allowed: greater than 0"),
+        ("{loss: {name: huber, delta: 1.0e+39}}", "loss.delta: found 1e+39, allowed: less than or equal to 1000000000"),
         ("{loss: {power: 2}}", "loss.power: unknown key, allowed: name, reduction, delta"),
         ("{loss: {name: nothing}}", f"loss.name: found 'nothing', allowed: {names_of(LossSettings)}"),
         ("{loss: {reduction: none}}", "loss.reduction: found 'none', allowed: 'mean' or 'sum'"),
@@ -432,10 +439,12 @@ def test_train_loss_refuses(values: str, line: str) -> None:
         ("{lr: '0.1'}", "lr: found '0.1', allowed: a valid number"),
         ("{lr: 0}", "lr: found 0, allowed: greater than 0"),
         ("{lr: .inf}", "lr: found inf, allowed: a finite number"),
+        ("{lr: 1.0e+39}", "lr: found 1e+39, allowed: less than or equal to 1000000000"),
         ("{momentum: 1.0}", "momentum: found 1.0, allowed: less than 1"),
         ("{momentum: -0.5}", "momentum: found -0.5, allowed: greater than or equal to 0"),
         ("{momentum: 0.9, nesterov: 1}", "nesterov: found 1, allowed: a valid boolean"),
         ("{weight_decay: -1}", "weight_decay: found -1, allowed: greater than or equal to 0"),
+        ("{weight_decay: 1.0e+39}", "weight_decay: found 1e+39, allowed: less than or equal to 1000000000"),
         ("{nesterov: true}", "nesterov: found True, allowed: False without a momentum"),
         ("{name: adam, momentum: 0.9}", "momentum: found 0.9, allowed: 0.0 with optimizer adam, which has none"),
         ("{name: adamw, nesterov: true}", "nesterov: found True, allowed: False with optimizer adamw, which has none"),
@@ -457,16 +466,16 @@ def test_train_optimizer_refuses(values: str, line: str) -> None:
         ("{name: step, gamma: 0.0}", "gamma: found 0.0, allowed: greater than 0"),
         ("{name: step, gamma: 1.5}", "gamma: found 1.5, allowed: less than or equal to 1"),
         ("{name: cosine, min_lr: -1}", "min_lr: found -1, allowed: greater than or equal to 0"),
-        ("{name: cosine, min_lr: 0.5}", "min_lr: found 0.5, allowed: at most train.optimizer.lr, 0.1"),
+        ("{name: cosine, min_lr: 0.5}", "min_lr: found 0.5, allowed: at most train.optimizer.lr, 0.05"),
         ("{name: plateau, factor: 1.0}", "factor: found 1.0, allowed: less than 1"),
         ("{name: plateau, factor: 0.0}", "factor: found 0.0, allowed: greater than 0"),
         ("{name: plateau, patience: -1}", "patience: found -1, allowed: greater than or equal to 0"),
         # Each key belongs to one schedule.
-        ("{step_size: 5}", "step_size: found 5, allowed: 10 with schedule constant"),
-        ("{gamma: 0.5}", "gamma: found 0.5, allowed: 0.1 with schedule constant"),
-        ("{min_lr: 0.01}", "min_lr: found 0.01, allowed: 0.0 with schedule constant"),
-        ("{factor: 0.5}", "factor: found 0.5, allowed: 0.1 with schedule constant"),
-        ("{patience: 3}", "patience: found 3, allowed: 10 with schedule constant"),
+        ("{step_size: 5}", "step_size: found 5, allowed: 10 with schedule cosine"),
+        ("{gamma: 0.5}", "gamma: found 0.5, allowed: 0.1 with schedule cosine"),
+        ("{name: constant, min_lr: 0.01}", "min_lr: found 0.01, allowed: 0.0 with schedule constant"),
+        ("{factor: 0.5}", "factor: found 0.5, allowed: 0.1 with schedule cosine"),
+        ("{name: constant, patience: 3}", "patience: found 3, allowed: 10 with schedule constant"),
         ("{name: step, min_lr: 0.01}", "min_lr: found 0.01, allowed: 0.0 with schedule step"),
         ("{name: step, factor: 0.5}", "factor: found 0.5, allowed: 0.1 with schedule step"),
         ("{name: cosine, step_size: 3}", "step_size: found 3, allowed: 10 with schedule cosine"),
@@ -596,7 +605,7 @@ def test_a_value_is_taken_as_it_stands(section: str, values: str, key: str, expe
         "{schedule: {name: plateau, factor: 0.5, patience: 0}}",
         "{early_stopping: {patience: 1, min_delta: 0.1}}",
         "{engine: numpy, device: cpu, loss: {reduction: sum}, schedule: {name: cosine}, early_stopping: {patience: 2}}",
-        "{engine: autograd, device: cuda, batch_size: all, shuffle: block, standardize: true}",
+        "{engine: autograd, device: cuda, batch_size: all, shuffle: block, scale: {target: log}}",
     ],
 )
 def test_train_accepts_what_goes_together(values: str) -> None:
@@ -659,4 +668,4 @@ def test_flatten_of_params_yaml_gives_every_dotted_key() -> None:
         "prepare.split.column",
         "prepare.dtype",
     }
-    assert flat["train.optimizer.lr"] == 0.1
+    assert flat["train.optimizer.lr"] == 0.05

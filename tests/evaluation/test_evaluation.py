@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from helpers_training import Rows, normal_line, write_prepared
+from helpers_training import SCALED, Rows, normal_line, tensors, untrained, write_prepared
 from numpy.typing import NDArray
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
@@ -23,7 +23,7 @@ from truefit.evaluation.least_squares import LeastSquaresFit, least_squares
 from truefit.evaluation.metrics import FARTHEST, Predictor, line_predictor, model_predictor, score
 from truefit.evaluation.report import compute_metrics, generating_settings, loss_levels, sample_predictions, summary
 from truefit.model.layers import Dropout
-from truefit.model.models import MLP, Linear, ModelSettings, build_model
+from truefit.model.models import ModelSettings
 
 Array = NDArray[np.float64]
 
@@ -267,16 +267,15 @@ def test_a_line_predicts_its_intercept_plus_features_times_coefficients() -> Non
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_models_predictions_are_those_under_eval_in_its_own_dtype(tmp_path: Path, dtype: Dtype) -> None:
     table = write_test_rows(tmp_path, normal_line(30), dtype)
-    model = build_model(ModelSettings(name="mlp", hidden=(8,), dropout=0.5), table, False, seed=1)
-    assert isinstance(model, MLP)
+    model = untrained(table, ModelSettings(name="mlp", hidden=(8,), dropout=0.5))
     predict = model_predictor(model, getattr(torch, dtype))
     found = predict(normal_line(30)[:, :-1])
     assert found.shape == (30,)
     assert found.dtype == np.float64
     np.testing.assert_array_equal(predict(normal_line(30)[:, :-1]), found)
-    first, activation, dropout, last = model.layers
+    first, activation, dropout, last = model.body.children()
     assert isinstance(dropout, Dropout)
-    features = torch.tensor(normal_line(30)[:, :-1], dtype=getattr(torch, dtype))
+    features, _ = tensors(normal_line(30), getattr(torch, dtype))
     expected = last(activation(first(features)))[:, 0].detach().double().numpy()
     np.testing.assert_array_equal(found, expected)
 
@@ -292,7 +291,7 @@ def write_report_rows(folder: Path) -> Table:
 
 def test_the_report_of_a_linear_model_on_synthetic_data_has_the_designs_keys(tmp_path: Path) -> None:
     table = write_report_rows(tmp_path)
-    model = build_model(ModelSettings(), table, True, seed=1)
+    model = untrained(table, scale=SCALED)
     truth = GenerateSettings(intercept=1.0, coefficients=(2.0, -1.0), noise_std=0.3)
     optimum = least_squares(TableDataset(tmp_path, "train")).line
     content = compute_metrics(TableDataset(tmp_path, "test"), model, optimum, truth)
@@ -305,8 +304,9 @@ def test_the_report_of_a_linear_model_on_synthetic_data_has_the_designs_keys(tmp
     assert ours["mse"] is not None
     assert best["mse"] is not None
     assert content["excess_mse"] == ours["mse"] / best["mse"] - 1
-    assert isinstance(model, Linear)
-    intercept, coefficients = model.line()
+    line = model.line()
+    assert line is not None
+    intercept, coefficients = line
     assert content["parameters"] == {
         "intercept": intercept,
         "coefficients": {"x1": coefficients[0], "x2": coefficients[1]},
@@ -317,7 +317,7 @@ def test_the_report_of_a_linear_model_on_synthetic_data_has_the_designs_keys(tmp
 
 def test_the_report_of_an_mlp_has_no_parameters_and_of_own_data_no_truth(tmp_path: Path) -> None:
     table = write_report_rows(tmp_path)
-    model = build_model(ModelSettings(name="mlp", hidden=(4,)), table, False, seed=1)
+    model = untrained(table, ModelSettings(name="mlp", hidden=(4,)))
     content = compute_metrics(TableDataset(tmp_path, "test"), model, least_squares(TableDataset(tmp_path, "train")).line, None)
     assert list(content) == ["test", "least_squares", "excess_mse"]
 
@@ -325,19 +325,17 @@ def test_the_report_of_an_mlp_has_no_parameters_and_of_own_data_no_truth(tmp_pat
 def test_the_excess_of_the_optimum_itself_is_zero(tmp_path: Path) -> None:
     table = write_report_rows(tmp_path)
     optimum = least_squares(TableDataset(tmp_path, "train")).line
-    model = build_model(ModelSettings(), table, False, seed=1)
+    model = untrained(table)
     with torch.no_grad():
-        model.get_parameter("linear.bias").fill_(float(optimum[0]))
-        model.get_parameter("linear.weight").copy_(torch.from_numpy(optimum[None, 1:]))
+        model.get_parameter("body.bias").fill_(float(optimum[0]))
+        model.get_parameter("body.weight").copy_(torch.from_numpy(optimum[None, 1:]))
     assert compute_metrics(TableDataset(tmp_path, "test"), model, optimum, None)["excess_mse"] == pytest.approx(0, abs=1e-12)
 
 
 def test_the_excess_over_an_optimum_without_error_is_none(tmp_path: Path) -> None:
     rows = np.array([[0.0, 1.0], [1.0, 3.0], [2.0, 5.0]])
     table = write_test_rows(tmp_path, rows)
-    content = compute_metrics(
-        TableDataset(tmp_path, "test"), build_model(ModelSettings(), table, False, seed=1), np.array([1.0, 2.0]), None
-    )
+    content = compute_metrics(TableDataset(tmp_path, "test"), untrained(table), np.array([1.0, 2.0]), None)
     assert content["excess_mse"] is None
     assert content["test"]["mse"] > 0
     assert "excess mse is undefined: the mse of least squares is 0" in summary(content).splitlines()
@@ -346,7 +344,7 @@ def test_the_excess_over_an_optimum_without_error_is_none(tmp_path: Path) -> Non
 def test_an_excess_beyond_float64_is_none(tmp_path: Path) -> None:
     rows = np.array([[0.0, 1e-160], [1.0, 0.0], [2.0, 0.0]])
     table = write_test_rows(tmp_path, rows)
-    model = build_model(ModelSettings(), table, False, seed=1)
+    model = untrained(table)
     content = compute_metrics(TableDataset(tmp_path, "test"), model, np.array([0.0, 0.0]), None)
     assert 0 < content["least_squares"]["mse"] < 1e-310
     assert content["excess_mse"] is None
@@ -384,7 +382,7 @@ def test_the_report_of_a_constant_target_has_no_r2(tmp_path: Path) -> None:
     table = write_test_rows(tmp_path, rows)
     content = compute_metrics(
         TableDataset(tmp_path, "test"),
-        build_model(ModelSettings(), table, False, seed=1),
+        untrained(table),
         least_squares(TableDataset(tmp_path, "train")).line,
         None,
     )
@@ -399,7 +397,7 @@ def test_names_are_printed_on_one_line(tmp_path: Path) -> None:
     names = ["sold\nat", "x" * 300]
     table = rows.model_copy(update={"features": names})
     test = TableDataset(tmp_path, "test", table)
-    content = compute_metrics(test, build_model(ModelSettings(), table, False, seed=1), np.array([1.0, 2.0, -1.0]), None)
+    content = compute_metrics(test, untrained(table), np.array([1.0, 2.0, -1.0]), None)
     assert list(content["parameters"]["coefficients"]) == names
     *_, learned = summary(content).splitlines()
     assert re.fullmatch(r"learned: \S+ \S+·sold\\nat \S+·x{39}…", learned)
@@ -442,7 +440,7 @@ def test_features_in_another_order_keep_the_truth_and_its_names(synthetic: Table
     table = synthetic.model_copy(update={"features": ["x2", "x1"]})
     truth = generating_settings(table, CSV, Params())
     test = TableDataset(Path("prepared"), "test", table)
-    content = compute_metrics(test, build_model(ModelSettings(), table, False, seed=1), np.array([1.0, -1.0, 2.0]), truth)
+    content = compute_metrics(test, untrained(table), np.array([1.0, -1.0, 2.0]), truth)
     assert list(content["truth"]["coefficients"].items()) == [("x2", -1.0), ("x1", 2.0)]
     assert summary(content).splitlines()[-1] == "true: 1 -1·x2 +2·x1"
 

@@ -31,7 +31,7 @@ def table(tmp_path: Path) -> Table:
 def test_description_says_model_data_scores_line_and_command(table: Table) -> None:
     assert describe(table, TrainSettings(), REPORT).splitlines() == [
         "A **linear model** of **y** from **x1**. "
-        "Engine torch, loss mse, sgd with learning rate 0.1, 16 rows a step, 50 epochs.",
+        "Engine torch, loss mse, sgd with learning rate 0.05, 16 rows a step, 50 epochs.",
         "",
         "Data: **data/a.csv**, 20 rows: 16 to train, 2 to validate, 2 to test. SHA-256 `0123456789ab…`.",
         "",

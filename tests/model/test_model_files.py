@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_training import same_bits, write_scaled
+from helpers_training import SCALED, UNSCALED, same_bits, save_untrained, untrained, write_scaled
 from torch import Tensor
 
 from truefit.core.errors import TruefitError
 from truefit.data.table import Dtype, Table
-from truefit.model.files import load_model, read_state_dict, save_model, state_dict_bytes, state_dict_digest
-from truefit.model.models import ModelSettings, build_model
+from truefit.model.files import load_model, read_state_dict, state_dict_bytes, state_dict_digest
+from truefit.model.models import ModelSettings
+from truefit.model.scaling import ScaleSettings
 
 LINEAR = ModelSettings()
 SMALL_MLP = ModelSettings(name="mlp", hidden=(5, 4))
@@ -72,44 +73,47 @@ def test_the_digest_is_the_same_whatever_the_memory_or_the_file(tmp_path: Path) 
 # A model on the disk.
 
 
-def save(folder: Path, settings: ModelSettings = LINEAR, *, standardize: bool = False, dtype: Dtype = "float64") -> Table:
+def save(
+    folder: Path, settings: ModelSettings = LINEAR, *, scale: ScaleSettings = UNSCALED, dtype: Dtype = "float64"
+) -> Table:
     """Prepare a table in folder/table and save a model for it in folder/model."""
     table = write_scaled(folder / "table", dtype=dtype)
-    state = build_model(settings, table, standardize, seed=7).state_dict()
-    save_model(folder / "model", state, settings, standardize, table)
+    save_untrained(folder / "model", table, settings, scale)
     return table
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize("scale", [UNSCALED, SCALED, ScaleSettings(features="none", target="log")], ids=str)
 @pytest.mark.parametrize(
     "settings", [LINEAR, ModelSettings(name="mlp", hidden=(5, 4), activation="tanh", dropout=0.5)], ids=["linear", "mlp"]
 )
-def test_a_saved_model_comes_back_to_the_bit(tmp_path: Path, settings: ModelSettings, standardize: bool, dtype: Dtype) -> None:
-    table = save(tmp_path, settings, standardize=standardize, dtype=dtype)
-    saved = build_model(settings, table, standardize, seed=7)
+def test_a_saved_model_comes_back_to_the_bit(
+    tmp_path: Path, settings: ModelSettings, scale: ScaleSettings, dtype: Dtype
+) -> None:
+    table = save(tmp_path, settings, scale=scale, dtype=dtype)
+    saved = untrained(table, settings, scale)
     model, description = load_model(tmp_path / "model", table)
-    assert type(model) is type(saved)
+    assert type(model.body) is type(saved.body)
     assert same_bits(dict(model.state_dict()), dict(saved.state_dict()))
     assert not any(module.training for module in model.modules())
     features = torch.ones(3, 2, dtype=getattr(torch, dtype))
     assert torch.equal(model(features), saved.eval()(features))
     assert description.model == settings
-    assert (description.standardize, description.dtype) == (standardize, dtype)
+    assert (description.scale, description.dtype) == (scale, dtype)
     assert (description.features, description.target) == (["x1", "x2"], "y")
     assert description.state_dict_sha256 == state_dict_digest(saved.state_dict())
 
 
 def test_saving_twice_writes_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "other"):
-        save(tmp_path / name, SMALL_MLP, standardize=True)
+        save(tmp_path / name, SMALL_MLP, scale=SCALED)
     for name in ("model.pt", "model.json"):
         assert (tmp_path / "one/model" / name).read_bytes() == (tmp_path / "other/model" / name).read_bytes()
     assert {path.name for path in (tmp_path / "one/model").iterdir()} == {"model.pt", "model.json"}
 
 
 def test_a_state_dicts_bytes_are_torchs_own_format(tmp_path: Path) -> None:
-    state = dict(build_model(SMALL_MLP, write_scaled(tmp_path), True, seed=7).state_dict())
+    state = dict(untrained(write_scaled(tmp_path), SMALL_MLP, SCALED).state_dict())
     (tmp_path / "state.pt").write_bytes(state_dict_bytes(state))
     assert same_bits(torch.load(tmp_path / "state.pt", weights_only=True), state)
 
@@ -134,10 +138,11 @@ def test_a_missing_model_json_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "fault"),
     [
+        ('"features": "none"', '"features": "log"', "scale.features: Input should be 'standard' or 'none'"),
         ('"linear"', '"forest"', "model.name: Input should be 'linear' or 'mlp'"),
         (None, '{"model": ', "Invalid JSON: EOF while parsing a value at line 1 column 10"),
     ],
-    ids=["impossible model", "cut off"],
+    ids=["impossible scale", "impossible model", "cut off"],
 )
 def test_a_damaged_model_json_is_refused_naming_the_key(tmp_path: Path, old: str | None, new: str, fault: str) -> None:
     table = save(tmp_path)
@@ -235,7 +240,7 @@ class Malicious:
 def test_a_pickle_that_runs_code_is_refused_without_running_it(tmp_path: Path) -> None:
     table = save(tmp_path)
     path, made = tmp_path / "model/model.pt", tmp_path / "made"
-    torch.save({"linear.weight": Malicious(made)}, path)
+    torch.save({"body.weight": Malicious(made)}, path)
     assert refusal(tmp_path, table) == f"{path}: {UNREADABLE}"
     assert not made.exists()
     torch.load(path, weights_only=False)
@@ -247,7 +252,7 @@ def test_a_pickle_that_runs_code_is_refused_without_running_it(tmp_path: Path) -
     [
         ([torch.zeros(1)], "list"),
         (torch.zeros(1), "Tensor"),
-        ({"linear.weight": torch.zeros(1), "epoch": 3}, "'epoch': int"),
+        ({"body.weight": torch.zeros(1), "epoch": 3}, "'epoch': int"),
     ],
     ids=["list", "tensor", "number"],
 )
@@ -264,7 +269,7 @@ def test_a_model_pt_that_is_not_a_dictionary_of_tensors_is_refused(tmp_path: Pat
 def test_tensors_other_than_those_described_are_refused(tmp_path: Path) -> None:
     table = save(tmp_path)
     path = tmp_path / "model/model.pt"
-    other = build_model(LINEAR, table, False, seed=8)
+    other = untrained(table, seed=8)
     path.write_bytes(state_dict_bytes(other.state_dict()))
     assert (
         refusal(tmp_path, table)

@@ -1,4 +1,4 @@
-"""The models' initial parameters, and their values."""
+"""The models' initial parameters, and their values. How they scale: test_scaling.py."""
 
 import math
 import os
@@ -10,11 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_training import CPU, State, global_streams, normal_line, same_bits, tensors, write_scaled
+from helpers_training import (
+    CPU,
+    SCALED,
+    UNSCALED,
+    State,
+    global_streams,
+    normal_line,
+    same_bits,
+    tensors,
+    untrained,
+    write_scaled,
+)
 from torch import Tensor, nn
 
-from truefit.model.layers import Dropout, Standardize
-from truefit.model.models import MLP, Linear, ModelSettings, build_model
+from truefit.model.layers import Dropout
+from truefit.model.models import ModelSettings
 
 LINEAR = ModelSettings()
 SMALL_MLP = ModelSettings(name="mlp", hidden=(5, 4))
@@ -31,39 +42,39 @@ def state_of(model: nn.Module) -> State:
 def test_initial_parameters_depend_on_the_seed_alone(tmp_path: Path, settings: ModelSettings) -> None:
     table = write_scaled(tmp_path)
     torch.manual_seed(1)
-    first = state_of(build_model(settings, table, False, seed=7))
+    first = state_of(untrained(table, settings))
     torch.manual_seed(2)
-    assert same_bits(state_of(build_model(settings, table, False, seed=7)), first)
-    other = state_of(build_model(settings, table, False, seed=8))
+    assert same_bits(state_of(untrained(table, settings)), first)
+    other = state_of(untrained(table, settings, seed=8))
     assert all(not torch.equal(other[name], first[name]) for name in first)
 
 
 def test_building_a_model_draws_nothing_from_the_global_streams(tmp_path: Path) -> None:
     table = write_scaled(tmp_path)
     before = global_streams()
-    build_model(SMALL_MLP.model_copy(update={"dropout": 0.5}), table, True, seed=7)
+    untrained(table, SMALL_MLP.model_copy(update={"dropout": 0.5}), SCALED)
     assert global_streams() == before
 
 
 @pytest.mark.parametrize("settings", [LINEAR, SMALL_MLP])
 def test_float32_starts_from_float64s_parameters_rounded(tmp_path: Path, settings: ModelSettings) -> None:
-    exact = state_of(build_model(settings, write_scaled(tmp_path / "a"), False, seed=7))
-    rounded = state_of(build_model(settings, write_scaled(tmp_path / "b", dtype="float32"), False, seed=7))
+    exact = state_of(untrained(write_scaled(tmp_path / "a"), settings))
+    rounded = state_of(untrained(write_scaled(tmp_path / "b", dtype="float32"), settings))
     assert {tensor.dtype for tensor in exact.values()} == {torch.float64}
     assert same_bits(rounded, {name: tensor.to(torch.float32) for name, tensor in exact.items()})
     assert any(not torch.equal(rounded[name].double(), exact[name]) for name in exact)
 
 
-def test_standardising_does_not_shift_the_initial_parameters(tmp_path: Path) -> None:
+def test_scaling_does_not_shift_the_initial_parameters(tmp_path: Path) -> None:
     table = write_scaled(tmp_path)
-    plain, scaled = (state_of(build_model(SMALL_MLP, table, standardize, seed=7)) for standardize in (False, True))
+    plain, scaled = (state_of(untrained(table, SMALL_MLP, scale)) for scale in (UNSCALED, SCALED))
     assert same_bits({name: scaled[name] for name in plain}, plain)
 
 
 def test_initial_parameters_fill_the_range_that_the_inputs_give(tmp_path: Path) -> None:
     settings = ModelSettings(name="mlp", hidden=(100, 300))
-    state = state_of(build_model(settings, write_scaled(tmp_path, features=16), False, seed=7))
-    for layer, inputs in (("layers.0", 16), ("layers.2", 100), ("layers.4", 300)):
+    state = state_of(untrained(write_scaled(tmp_path, features=16), settings))
+    for layer, inputs in (("body.0", 16), ("body.2", 100), ("body.4", 300)):
         bound = 1 / math.sqrt(inputs)
         values = torch.cat([state[f"{layer}.weight"].flatten(), state[f"{layer}.bias"]])
         assert -bound <= float(values.min()) < -0.97 * bound
@@ -73,9 +84,9 @@ def test_initial_parameters_fill_the_range_that_the_inputs_give(tmp_path: Path) 
 
 
 def test_parameters_can_be_trained(tmp_path: Path) -> None:
-    model = build_model(SMALL_MLP, write_scaled(tmp_path), True, seed=7)
+    model = untrained(write_scaled(tmp_path), SMALL_MLP, SCALED)
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == {
-        f"layers.{number}.{name}" for number in (0, 2, 4) for name in ("weight", "bias")
+        f"body.{number}.{name}" for number in (0, 2, 4) for name in ("weight", "bias")
     }
 
 
@@ -83,65 +94,13 @@ def test_parameters_can_be_trained(tmp_path: Path) -> None:
 
 
 def test_the_linear_model_is_its_bias_plus_features_times_weight(tmp_path: Path) -> None:
-    model = build_model(LINEAR, write_scaled(tmp_path), False, seed=7)
+    model = untrained(write_scaled(tmp_path))
     with torch.no_grad():
-        model.get_parameter("linear.weight").copy_(torch.tensor([[2.0, -1.0]]))
-        model.get_parameter("linear.bias").fill_(0.5)
+        model.get_parameter("body.weight").copy_(torch.tensor([[2.0, -1.0]]))
+        model.get_parameter("body.bias").fill_(0.5)
         prediction = model(torch.tensor([[1.0, 1.0], [3.0, 2.0]], dtype=torch.float64))
     assert prediction.tolist() == [[1.5], [4.5]]
-
-
-@pytest.mark.parametrize("standardize", [False, True])
-def test_intercept_and_coefficients_are_the_model_in_the_datas_units(tmp_path: Path, standardize: bool) -> None:
-    model = build_model(LINEAR, write_scaled(tmp_path, features=3), standardize, seed=7)
-    assert isinstance(model, Linear)
-    intercept, coefficients = model.line()
-    assert (type(intercept), [type(value) for value in coefficients]) == (float, [float] * 3)
-    features, _ = tensors(normal_line(50, [1.0] * 3, seed=1) * 20)
-    with torch.no_grad():
-        expected = model(features)[:, 0].numpy()
-    np.testing.assert_allclose(intercept + features.numpy() @ coefficients, expected, rtol=1e-12, atol=1e-12)
-
-
-def test_intercept_and_coefficients_keep_float64s_digits_of_a_float32_model(tmp_path: Path) -> None:
-    model = build_model(LINEAR, write_scaled(tmp_path, dtype="float32"), True, seed=7)
-    assert isinstance(model, Linear)
-    assert isinstance(model.standardize, Standardize)
-    intercept, coefficients = model.line()
-    weight, bias = (model.state_dict()[f"linear.{name}"].numpy().astype(np.float64) for name in ("weight", "bias"))
-    mean, std = (getattr(model.standardize, name).numpy().astype(np.float64) for name in ("mean", "std"))
-    np.testing.assert_allclose(coefficients, weight[0] / std, rtol=1e-14)
-    assert intercept == pytest.approx(bias[0] - (weight[0] / std * mean).sum(), rel=1e-13)
-
-
-def test_standardised_training_features_have_mean_0_and_standard_deviation_1(tmp_path: Path) -> None:
-    rows = normal_line(20, [1.0, 1.0]) * [3.0, 0.1, 1.0] + [100.0, -5.0, 0.0]
-    model = build_model(LINEAR, write_scaled(tmp_path, rows=rows), True, seed=7)
-    scaled = model.standardize(tensors(rows)[0]).numpy()
-    np.testing.assert_allclose(scaled.mean(axis=0), 0, atol=1e-12)
-    np.testing.assert_allclose(scaled.std(axis=0), 1, rtol=1e-12)
-
-
-def test_a_constant_feature_is_only_centred(tmp_path: Path) -> None:
-    rows = normal_line(20, [1.0, 1.0])
-    rows[:, 1] = 4.0
-    model = build_model(LINEAR, write_scaled(tmp_path, rows=rows), True, seed=7)
-    assert model.standardize(torch.tensor([[0.0, 4.0], [0.0, 5.5]], dtype=torch.float64))[:, 1].tolist() == [0.0, 1.5]
-    assert isinstance(model, Linear)
-    intercept, coefficients = model.line()
-    features, _ = tensors(rows)
-    with torch.no_grad():
-        expected = model(features)[:, 0].numpy()
-    np.testing.assert_allclose(intercept + rows[:, :-1] @ coefficients, expected, rtol=1e-12, atol=1e-12)
-
-
-def test_only_a_standardised_models_state_holds_mean_and_std(tmp_path: Path) -> None:
-    table = write_scaled(tmp_path, features=2)
-    state = state_of(build_model(LINEAR, table, True, seed=7))
-    assert list(state) == ["standardize.mean", "standardize.std", "linear.weight", "linear.bias"]
-    assert state["standardize.mean"].tolist() == table.mean[:2]
-    assert state["standardize.std"].tolist() == table.std[:2]
-    assert list(build_model(LINEAR, table, False, seed=7).state_dict()) == ["linear.weight", "linear.bias"]
+    assert model.line() == (0.5, [2.0, -1.0])
 
 
 # The multi-layer perceptron.
@@ -152,9 +111,9 @@ def test_an_mlp_has_an_activation_and_a_dropout_after_each_layer_but_the_last(
     tmp_path: Path, activation: str, kind: type[nn.Module]
 ) -> None:
     settings = ModelSettings.model_validate({"name": "mlp", "hidden": [5, 4], "activation": activation, "dropout": 0.25})
-    model = build_model(settings, write_scaled(tmp_path, features=3), False, seed=7)
-    assert isinstance(model, MLP)
-    layers = list(model.layers)
+    model = untrained(write_scaled(tmp_path, features=3), settings)
+    layers = list(model.body.children())
+    assert model.line() is None
     assert [type(layer) for layer in layers] == [nn.Linear, kind, Dropout, nn.Linear, kind, Dropout, nn.Linear]
     sizes = [(layer.in_features, layer.out_features) for layer in layers if isinstance(layer, nn.Linear)]
     assert sizes == [(3, 5), (5, 4), (4, 1)]
@@ -165,12 +124,12 @@ def test_an_mlp_has_an_activation_and_a_dropout_after_each_layer_but_the_last(
 
 
 def test_an_mlp_without_dropout_has_no_dropout_layers(tmp_path: Path) -> None:
-    model = build_model(SMALL_MLP, write_scaled(tmp_path), False, seed=7)
+    model = untrained(write_scaled(tmp_path), SMALL_MLP)
     assert not any(isinstance(module, Dropout) for module in model.modules())
 
 
 def test_an_mlp_has_the_parameters_that_its_sizes_give(tmp_path: Path) -> None:
-    model = build_model(ModelSettings(name="mlp", hidden=(64, 32)), write_scaled(tmp_path, features=10), False, seed=7)
+    model = untrained(write_scaled(tmp_path, features=10), ModelSettings(name="mlp", hidden=(64, 32)))
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == (10 + 1) * 64 + (64 + 1) * 32 + (32 + 1)
 
@@ -178,18 +137,18 @@ def test_an_mlp_has_the_parameters_that_its_sizes_give(tmp_path: Path) -> None:
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
 def test_an_mlps_prediction_is_that_of_its_formula(tmp_path: Path, activation: str) -> None:
     settings = SMALL_MLP.model_copy(update={"activation": activation})
-    rows = normal_line(20, [1.0, 1.0]) + np.array([3.0, -2.0, 0.0])
-    model = build_model(settings, write_scaled(tmp_path, rows=rows), True, seed=7)
+    rows = normal_line(20, [1.0, 1.0])
+    model = untrained(write_scaled(tmp_path, rows=rows), settings)
     formulas: dict[str, Any] = {
         "relu": lambda z: np.maximum(z, 0),
         "tanh": np.tanh,
         "gelu": lambda z: z * np.vectorize(lambda value: 0.5 * (1 + math.erf(value / math.sqrt(2))))(z),
     }
-    values = (rows[:, :-1] - rows[:, :-1].mean(axis=0)) / rows[:, :-1].std(axis=0)
+    values = rows[:, :-1]
     state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     for layer in (0, 2):
-        values = formulas[activation](values @ state[f"layers.{layer}.weight"].T + state[f"layers.{layer}.bias"])
-    expected = values @ state["layers.4.weight"].T + state["layers.4.bias"]
+        values = formulas[activation](values @ state[f"body.{layer}.weight"].T + state[f"body.{layer}.bias"])
+    expected = values @ state["body.4.weight"].T + state["body.4.bias"]
     with torch.no_grad():
         np.testing.assert_allclose(model(tensors(rows)[0]).numpy(), expected, rtol=1e-12, atol=1e-14)
 
@@ -260,10 +219,10 @@ def test_building_a_model_imports_neither_torchs_compiler_nor_sympy(tmp_path: Pa
     code = """
 import sys
 from pathlib import Path
-from helpers_training import normal_line, write_prepared
-from truefit.model.models import ModelSettings, build_model
+from helpers_training import SCALED, normal_line, untrained, write_prepared
+from truefit.model.models import ModelSettings
 table = write_prepared(Path(sys.argv[1]), normal_line(16), normal_line(16))
-build_model(ModelSettings(name="mlp", hidden=(4,)), table, standardize=True, seed=0)
+untrained(table, ModelSettings(name="mlp", hidden=(4,)), SCALED)
 assert not sys.modules.keys() & {"torch._dynamo", "sympy"}
 """
     tests = Path(__file__).parents[1]

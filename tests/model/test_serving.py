@@ -26,6 +26,7 @@ import torch
 from helpers_data import numbered_csv, prepare
 from helpers_stages import Stages
 from helpers_torture import TORTURE
+from helpers_training import SCALED, save_untrained
 from mlflow.entities import Run
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
@@ -34,8 +35,8 @@ from workspace import Workspace
 
 from truefit.data.table import Dtype
 from truefit.model import serving as serving_module
-from truefit.model.files import open_model, save_model
-from truefit.model.models import Linear, ModelSettings, build_model
+from truefit.model.files import open_model
+from truefit.model.models import ModelSettings
 from truefit.model.serving import MODEL_ROWS, PACKAGES, ROOMS, ServedModel, predictions
 from truefit.tracking.mlflow_model import pack_model
 
@@ -46,7 +47,7 @@ FEATURES = ["age", "größe, cm", "x 3"]
 ROWS = 5_000_000 if TORTURE else 2 * MODEL_ROWS + 100  # to be predicted
 ASKED = 100 * MODEL_ROWS  # rows of a request, at most
 TABLE, RESULTS = "data/prepared", "results"
-MLP = {"train__model__name": "mlp", "train__model__hidden": [16, 16], "train__standardize": True}
+MLP = {"train__model__name": "mlp", "train__model__hidden": [16, 16], "train__scale__features": "none"}
 
 Array = NDArray[Any]
 
@@ -63,7 +64,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, stages: Stages) -> tuple[Work
     workspace = Workspace(tmp_path_factory.mktemp("clone"))
     rows(200, seed=0).to_csv(workspace.path / "data/own.csv", index=False)
     pyarrow.csv.write_csv(pa.Table.from_pandas(rows(ROWS, seed=1)), workspace.path / "new.csv")  # faster than pandas
-    workspace.set_params(prepare__csv="data/own.csv", train__epochs=2, train__optimizer__lr=0.01)
+    workspace.set_params(prepare__csv="data/own.csv", train__epochs=5)
     dtypes: list[tuple[Dtype, dict[str, Any]]] = [("float64", {}), ("float32", MLP), ("float32", {"track__log_model": False})]
     for dtype, changed in dtypes:
         workspace.set_params(prepare__dtype=dtype, **changed)
@@ -257,7 +258,7 @@ print(*sorted(set(sys.modules) - before))
 def trained(dtype: Dtype, features: int = 2) -> tuple[Any, ServedModel]:
     """Return a model that nobody trained, for x1 … xF, and the same as it is served."""
     table = prepare(Path(), numbered_csv(20, features), dtype=dtype)
-    save_model(Path(), build_model(ModelSettings(), table, True, seed=3).state_dict(), ModelSettings(), True, table)
+    save_untrained(Path(), table, scale=SCALED, seed=3)
     model, description = open_model(Path())
     return model, ServedModel(model, description)
 
@@ -278,7 +279,7 @@ def test_threads_change_no_bit_of_a_prediction_and_are_given_back(tmp_path: Path
     # With 16 threads a plain call gives a quarter of these rows other bits, on a CPU with AVX-512.
     table = prepare(Path(), numbered_csv(20, 5), dtype="float64")
     settings = ModelSettings(name="mlp", hidden=(256, 256))
-    save_model(Path(), build_model(settings, table, True, seed=3).state_dict(), settings, True, table)
+    save_untrained(Path(), table, settings, SCALED, seed=3)
     model, description = open_model(Path())
     values = np.random.default_rng(3).normal(0, 1, (MODEL_ROWS, 5))
     before = torch.get_num_threads()
@@ -304,8 +305,7 @@ def test_no_rows_have_no_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_prediction_that_is_not_finite_is_refused_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model, served = trained("float32")
-    assert isinstance(model, Linear)
-    model.linear.weight.data[:] = 1e30
+    model.body.weight.data[:] = 1e30
     frame = pd.DataFrame({"x1": [10.0, 1e38], "x2": [10.0, 1e38]}, index=["a", "b"])
     with pytest.raises(ValueError, match=r"^row b: found features whose prediction is inf, allowed: a finite float32$"):
         served.predict(frame)

@@ -416,7 +416,7 @@ def test_own_csv_of_a_project_in_a_subfolder_of_a_shallow_clone_is_pulled_and_id
     first.run("dvc", "add", "data/own.csv")
     first.run("dvc", "remote", "add", "--default", "store", "../../remote")
     first.run("dvc", "push")
-    first.set_params(prepare__csv="data/own.csv", train__epochs=3, train__standardize=True)
+    first.set_params(prepare__csv="data/own.csv", train__scale__target="log")
     first.commit()
     first.run("git", "clone", "--quiet", "--depth", "1", f"file://{tmp_path}/first", str(tmp_path / "second"))
     workspace = Workspace(tmp_path / "second/project", copy=False)
@@ -444,9 +444,9 @@ def test_another_number_of_threads_is_not_identical_where_it_changes_bits(worksp
     model = {"name": "mlp", "hidden": [64, 64]}
     results = []
     for threads in (1, 2):
-        configure(
-            workspace, "threads", {"model": model, "batch_size": "all", "epochs": 5, "threads": threads}, generate__rows=50_000
-        )
+        optimizer = {"name": "adam", "lr": 0.01}
+        settings = {"model": model, "optimizer": optimizer, "batch_size": "all", "epochs": 5, "threads": threads}
+        configure(workspace, "threads", settings, generate__rows=50_000)
         workspace.run("dvc", "repro")
         run = workspace.runs("threads")[0]
         result = read_result(store, run, workspace.path.parent / f"threads{threads}")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_training import CPU, normal_line, same_bits, write_prepared
+from helpers_training import CPU, PLAIN, normal_line, same_bits, write_prepared
 from workspace import ROOT
 
 from truefit.core import errors
@@ -282,21 +282,28 @@ def stopped_everywhere(table: Path, folder: Path, settings: TrainSettings) -> tu
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "numpy": {"engine": "numpy", "schedule": {"name": "cosine"}},
-    "autograd": {"engine": "autograd", "standardize": True, "schedule": {"name": "step", "step_size": 2}},
+    "numpy": {"engine": "numpy"},
+    "numpy unscaled": {"engine": "numpy", **PLAIN},
+    "autograd": {"engine": "autograd", "schedule": {"name": "step", "step_size": 2}},
+    "autograd unscaled": {"engine": "autograd", **PLAIN},
     "momentum": {"optimizer": {"lr": 0.02, "momentum": 0.9, "nesterov": True}, "clip_norm": 0.5, "shuffle": "block"},
-    "adam": {"optimizer": {"name": "adam"}, "schedule": {"name": "plateau", "patience": 0, "factor": 0.5}},
-    "adamw": {"optimizer": {"name": "adamw", "lr": 0.02}, "loss": {"name": "huber", "reduction": "sum"}},
+    "momentum unscaled": {"optimizer": {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.01}, **PLAIN},
+    "adam": {"optimizer": {"name": "adam", "lr": 0.05}, "schedule": {"name": "plateau", "patience": 0, "factor": 0.5}},
+    "adamw": {
+        "optimizer": {"name": "adamw", "lr": 0.02, "weight_decay": 0.1},
+        "loss": {"name": "huber", "reduction": "sum"},
+        "scale": {"features": "standard", "target": "none"},
+    },
     "compiled": {
         "engine": "compiled",
         "compile": {"batches": 2},
         "model": {"name": "mlp", "hidden": [5], "dropout": 0.3},
-        "optimizer": {"name": "adam"},
+        "optimizer": {"name": "adam", "lr": 0.05},
         "epochs": 1,
     },
     "dropout": {
         "model": {"name": "mlp", "hidden": [5, 4], "dropout": 0.3},
-        "optimizer": {"name": "adam"},
+        "optimizer": {"name": "adam", "lr": 0.05},
         "early_stopping": {"patience": 2},
     },
 }

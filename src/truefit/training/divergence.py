@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from truefit.core.errors import TruefitError
+from truefit.core.seeds import numpy_generator
 from truefit.data.batches import sequential_loader
 from truefit.data.dataset import TableDataset
 from truefit.model.layers import Dropout
@@ -45,17 +46,18 @@ def require_learned(
     has_dropout = any(isinstance(module, Dropout) for module in model.modules())
     untrained, mean = _losses(model, datasets[0], settings, device)
     bar, whose = min((untrained, "the untrained model"), (mean if mean > 0 else math.inf, "predicting the mean"))
-    losses = [untrained, *(epoch.train_loss for epoch in outcome.epochs[:kept])]
-    reached = losses[-1]
+    losses = [untrained, *(epoch.train_loss for epoch in outcome.epochs)]
+    reached = losses[kept]
     if not reached <= bar and (kept == 1 or has_dropout):
         model.load_state_dict(outcome.kept_state)
         reached, _ = _losses(model, datasets[0], settings, device)
     if reached <= bar:
         return
     lowest = int(np.argmin(losses))
-    course = f"it rose from epoch {lowest + 1} on" if lowest < kept else "it was still falling"
+    rose = lowest < len(outcome.epochs)
+    course = f"it rose from epoch {lowest + 1} on" if rose else "it was still falling"
     what = f"epoch {kept}: the training loss, {reached:.4g}, is above that of {whose}, {bar:.4g}; {course}"
-    raise failed(what, datasets, settings, device, rose=lowest < kept)
+    raise failed(what, datasets, settings, device, rose)
 
 
 def failed(
@@ -130,7 +132,8 @@ def stable_rate(train_rows: TableDataset, scale: Scaling, settings: TrainSetting
 
 def largest_eigenvalue(rows: Array) -> float:
     """Return the largest eigenvalue of rowsᵀ rows / N, for rows [N, K], by power iteration (Golub and Van Loan, 7.3.1)."""
-    vector = np.ones(rows.shape[1])
+    # A vector of ones would be orthogonal to the largest of two features that are each other's negative.
+    vector = numpy_generator(0, "power iteration").standard_normal(rows.shape[1])
     length = 0.0
     for _ in range(ITERATIONS):
         vector = rows.T @ (rows @ (vector / np.linalg.norm(vector))) / len(rows)

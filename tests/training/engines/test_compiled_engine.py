@@ -6,10 +6,9 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from helpers_training import CPU, normal_line, same_bits, tensors, train_with, write_prepared
+from helpers_training import CPU, UNSCALED, normal_line, same_bits, tensors, train_with, untrained, write_prepared
 
 from truefit.core.errors import TruefitError
-from truefit.model.models import ModelSettings, build_model
 from truefit.training.engines import COMPILING_PAYS, EngineName, choose_engine, compiled_engine, make_engine
 from truefit.training.engines.base import Engine, StepSettings
 from truefit.training.engines.compiled_engine import CompileSettings, Graph
@@ -19,11 +18,11 @@ from truefit.training.settings import TrainSettings
 
 # Making a graph takes seconds, so each of these tests many settings at once.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "float64": {"optimizer": {"lr": 0.05, "weight_decay": 0.1}, "standardize": True, "shuffle": "block"},
+    "float64": {"optimizer": {"lr": 0.05, "weight_decay": 0.1}, "scale": UNSCALED.model_dump(), "shuffle": "block"},
     "nesterov": {"optimizer": {"lr": 0.02, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}},
     "clipping": {
         "optimizer": {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.01},
-        "schedule": {"name": "step", "step_size": 1, "gamma": 0.5},
+        "schedule": {"name": "step", "step_size": 1, "gamma": 0.9},
         "clip_norm": 0.5,
     },
     "adam": {
@@ -35,6 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "model": {"name": "mlp", "hidden": [5, 4], "dropout": 0.3, "activation": "gelu"},
         "loss": {"name": "huber", "reduction": "sum"},
         "optimizer": {"name": "adamw", "lr": 0.02, "weight_decay": 0.1},
+        "scale": {"features": "standard", "target": "none"},
     },
 }
 
@@ -104,7 +104,8 @@ def test_the_steps_of_a_training_are_counted_with_the_short_batches(batch_size: 
 def test_a_batch_larger_than_the_table_makes_a_graph_of_the_table(tmp_path: Path) -> None:
     write_prepared(tmp_path, normal_line(20), normal_line(9, seed=1))
     # Room for the rows that the settings name would be more memory than there is.
-    large, whole = (train_with(tmp_path, engine="compiled", batch_size=size, epochs=2) for size in (10**12, "all"))
+    settings: dict[str, Any] = {"engine": "compiled", "epochs": 20, "optimizer": {"lr": 0.2}}
+    large, whole = (train_with(tmp_path, batch_size=size, **settings) for size in (10**12, "all"))
     assert same_bits(large.final_state, whole.final_state)
 
 
@@ -113,10 +114,8 @@ def test_engines_beside_each_other_keep_to_their_own_graphs(tmp_path: Path) -> N
     features, target = tensors(normal_line(20))
 
     def engine(name: EngineName, loss: Literal["mse", "l1"]) -> Engine:
-        model = build_model(ModelSettings(), table, standardize=False, seed=42)
-        made = make_engine(
-            name, model, StepSettings(LossSettings(name=loss), OptimizerSettings(lr=0.1)), CPU, Graph(2, 5, True)
-        )
+        step = StepSettings(LossSettings(name=loss), OptimizerSettings(lr=0.1))
+        made = make_engine(name, untrained(table).body, step, CPU, Graph(2, 5, True))
         made.begin_epoch(1, 0.1)
         return made
 

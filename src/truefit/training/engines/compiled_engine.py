@@ -200,5 +200,8 @@ def _with_products(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).to("meta")
     for name, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear) and layer.out_features == 1:
-            model.set_submodule(name, _Product(layer.in_features, 1, device="meta"))
+            product = _Product(layer.in_features, 1, device="meta")
+            if layer is model:  # a line, which is nothing but this layer
+                return product
+            model.set_submodule(name, product)
     return model
