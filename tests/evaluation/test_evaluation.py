@@ -1,6 +1,7 @@
 """Scores as scikit-learn has them, least squares as NumPy has it, also where the numbers are awkward, and the report."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,12 +15,13 @@ from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
 from evaluate import print_next
 from truefit.core.config import Params
+from truefit.core.errors import TruefitError
 from truefit.data.dataset import TableDataset
 from truefit.data.generating import GenerateSettings
 from truefit.data.table import Dtype, Table
 from truefit.evaluation.least_squares import LeastSquaresFit, least_squares
-from truefit.evaluation.metrics import Predictor, line_predictor, model_predictor, score
-from truefit.evaluation.report import compute_metrics, generating_settings, loss_levels, sample_predictions
+from truefit.evaluation.metrics import FARTHEST, Predictor, line_predictor, model_predictor, score
+from truefit.evaluation.report import compute_metrics, generating_settings, loss_levels, sample_predictions, summary
 from truefit.model.layers import Dropout
 from truefit.model.models import MLP, Linear, ModelSettings, build_model
 
@@ -83,6 +85,51 @@ def test_a_perfect_prediction_scores_no_error_and_an_r2_of_1(tmp_path: Path) -> 
         "rmse": 0.0,
         "mae": 0.0,
         "r2": 1.0,
+    }
+
+
+@pytest.mark.parametrize("predicted", [np.inf, -np.inf, np.nan, 1e200])
+@pytest.mark.parametrize("row", [0, 29, 70_001], ids=["first", "last", "in another chunk"])
+def test_a_prediction_that_has_no_square_is_refused_by_its_row(tmp_path: Path, row: int, predicted: float) -> None:
+    rows = normal_line(max(row + 2, 30), (2.0, -1.0))
+    rows[row, 1] = 123
+    write_test_rows(tmp_path, rows)
+
+    def predict(features: Array) -> Array:
+        return np.where(features[:, 1] == 123, predicted, 0.0)
+
+    with pytest.raises(TruefitError) as caught:
+        score(TableDataset(tmp_path, "test"), predict, "the other's")
+    assert str(caught.value) == (
+        f"test row {row}, counted from 0, whose x2 is 123: found {predicted:.6g} as the other's prediction, "
+        "allowed: between -1e+140 and 1e+140; leave the row out of the CSV, or train with a smaller learning rate"
+    )
+
+
+def test_an_overflow_inside_a_prediction_is_refused_without_a_warning(tmp_path: Path) -> None:
+    rows = normal_line(30, (2.0, -1.0))
+    rows[3, :-1] = 1e300
+    write_test_rows(tmp_path, rows, train_rows=rows[10:])
+    for line in ([0.0, 1e10, 0.0], [0.0, 1e10, -1e10]):
+        with pytest.raises(TruefitError, match=r"test row 3, .*: found -?(inf|nan) as"):
+            score(TableDataset(tmp_path, "test"), line_predictor(np.array(line)))
+
+
+def test_a_target_that_has_no_square_is_refused_by_its_row(tmp_path: Path) -> None:
+    rows = normal_line(30)
+    rows[29, -1] = -1e200
+    write_test_rows(tmp_path, rows)
+    with pytest.raises(TruefitError, match=r"test row 29, .*: found -1e\+200 as the target, allowed: between"):
+        score(TableDataset(tmp_path, "test"), line_predictor(np.array([1.0, 2.0])))
+
+
+def test_the_largest_numbers_allowed_have_finite_scores(tmp_path: Path) -> None:
+    rows = normal_line(30)
+    rows[:, -1] = np.where(np.arange(30) % 2, FARTHEST, -FARTHEST)
+    write_test_rows(tmp_path, rows)
+    found = score(TableDataset(tmp_path, "test"), lambda features: np.full(len(features), FARTHEST))
+    assert found == {
+        name: pytest.approx(value) for name, value in {"mse": 2e280, "rmse": 2e280**0.5, "mae": 1e140, "r2": -1}.items()
     }
 
 
@@ -293,6 +340,48 @@ def test_the_excess_over_an_optimum_without_error_is_none(tmp_path: Path) -> Non
     )
     assert content["excess_mse"] is None
     assert content["test"]["mse"] > 0
+    assert "excess mse is undefined: the mse of least squares is 0" in summary(content).splitlines()
+
+
+def test_an_excess_beyond_float64_is_none(tmp_path: Path) -> None:
+    rows = np.array([[0.0, 1e-160], [1.0, 0.0], [2.0, 0.0]])
+    table = write_test_rows(tmp_path, rows)
+    model = build_model(ModelSettings(), table, False, seed=1)
+    content = compute_metrics(TableDataset(tmp_path, "test"), model, np.array([0.0, 0.0]), None)
+    assert 0 < content["least_squares"]["mse"] < 1e-310
+    assert content["excess_mse"] is None
+    assert "excess mse is undefined: the mse over that of least squares is beyond float64" in summary(content).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("excess", "line"),
+    [
+        (0.02781, "excess mse over least squares: +2.781%"),
+        (-0.5, "excess mse over least squares: -50.000%"),
+        (9.0, "excess mse over least squares: +900.000%"),
+        (9.01, "the mse is 10 times that of least squares"),
+        (1234.5, "the mse is 1.24e+03 times that of least squares"),
+        (13577064304795.47, "the mse is 1.36e+13 times that of least squares"),
+    ],
+)
+def test_an_excess_is_a_percentage_up_to_ten_times_least_squares(excess: float, line: str) -> None:
+    scores = {"mse": 1.0, "rmse": 1.0, "mae": 1.0, "r2": 0.5}
+    printed = summary({"test": scores, "least_squares": scores, "excess_mse": excess})
+    assert printed.splitlines()[3:] == [line]
+
+
+def test_long_figures_are_printed_apart() -> None:
+    scores = {"mse": 2.98137e-30, "rmse": 1.72666e-15, "mae": 7.59513e-15, "r2": -7.59513e30}
+    printed = summary({"test": scores, "least_squares": scores, "excess_mse": 0.0})
+    assert printed.splitlines()[1].split() == ["model", "2.98137e-30", "1.72666e-15", "7.59513e-15", "-7.59513e+30"]
+
+
+@pytest.mark.parametrize(("r2", "said"), [(-0.01, True), (0.0, False), (0.5, False), (None, False)])
+def test_a_model_worse_than_the_mean_is_said_in_words(r2: float | None, said: bool) -> None:
+    scores = {"mse": 1.0, "rmse": 1.0, "mae": 1.0, "r2": r2}
+    line = "the model is worse than predicting the mean of the test rows' targets for each row, since r2 is below 0"
+    content = {"test": scores, "least_squares": scores | {"r2": -0.5}, "excess_mse": 0.0}
+    assert (line in summary(content).splitlines()) == said
 
 
 def test_the_report_of_a_constant_target_has_no_r2(tmp_path: Path) -> None:
@@ -307,7 +396,19 @@ def test_the_report_of_a_constant_target_has_no_r2(tmp_path: Path) -> None:
     )
     assert content["test"]["r2"] is None
     assert content["least_squares"]["r2"] is None
+    assert "r2 is undefined: all targets of the test rows are equal" in summary(content).splitlines()
     json.dumps(content, allow_nan=False)
+
+
+def test_names_are_printed_on_one_line(tmp_path: Path) -> None:
+    rows = write_report_rows(tmp_path)
+    names = ["sold\nat", "x" * 300]
+    table = rows.model_copy(update={"features": names})
+    test = TableDataset(tmp_path, "test", table)
+    content = compute_metrics(test, build_model(ModelSettings(), table, False, seed=1), np.array([1.0, 2.0, -1.0]), None)
+    assert list(content["parameters"]["coefficients"]) == names
+    *_, learned = summary(content).splitlines()
+    assert re.fullmatch(r"learned: \S+ \S+·sold\\nat \S+·x{39}…", learned)
 
 
 # The truth.
@@ -336,11 +437,20 @@ def test_another_spelling_of_the_synthetic_csvs_path_is_the_same_file(synthetic:
 
 @pytest.mark.parametrize(
     "change",
-    [{"features": ["x1"]}, {"features": ["x2", "x1"]}, {"features": ["x1", "y"], "target": "x2"}],
-    ids=["a subset", "another order", "another target"],
+    [{"features": ["x1"]}, {"features": ["x1", "y"], "target": "x2"}],
+    ids=["a subset", "another target"],
 )
 def test_other_columns_than_the_whole_synthetic_csv_have_no_truth(synthetic: Table, change: dict[str, Any]) -> None:
     assert generating_settings(synthetic.model_copy(update=change), CSV, Params()) is None
+
+
+def test_features_in_another_order_keep_the_truth_and_its_names(synthetic: Table) -> None:
+    table = synthetic.model_copy(update={"features": ["x2", "x1"]})
+    truth = generating_settings(table, CSV, Params())
+    test = TableDataset(Path("prepared"), "test", table)
+    content = compute_metrics(test, build_model(ModelSettings(), table, False, seed=1), np.array([1.0, -1.0, 2.0]), truth)
+    assert list(content["truth"]["coefficients"].items()) == [("x2", -1.0), ("x1", 2.0)]
+    assert summary(content).splitlines()[-1] == "true: 1 -1·x2 +2·x1"
 
 
 def test_an_own_csv_has_no_truth_even_with_the_same_columns(synthetic: Table) -> None:

@@ -40,7 +40,8 @@ def test_description_says_model_data_scores_line_and_command(table: Table) -> No
         "| this model | 0.5 | 0.25 | 1 | - |",
         "| least squares | 0.5 | 0.25 | 1 | - |",
         "",
-        "Its mse is **12.500% below** that of least squares, the best line for the training rows.",
+        "Its mse is **12.500% below** that of least squares, the best line for the training rows. "
+        "R2 is undefined: all targets of the test rows are equal.",
         "",
         "Learned: y = 1.5 -2·x1",
         "",
@@ -53,8 +54,19 @@ def test_description_names_the_true_line_where_there_is_one(table: Table) -> Non
     assert "True: y = 1 +2·x1, and noise of variance 0.01" in describe(table, TrainSettings(), REPORT | {"truth": truth})
 
 
-def test_description_without_an_excess_has_the_scores_alone(table: Table) -> None:
-    assert "best line" not in describe(table, TrainSettings(), REPORT | {"excess_mse": None})
+@pytest.mark.parametrize(
+    ("excess", "told"),
+    [
+        (None, "Excess mse is undefined: the mse over that of least squares is beyond float64."),
+        (1e13, "The mse is 1e+13 times that of least squares."),
+    ],
+)
+def test_description_has_no_percentage_that_says_nothing(table: Table, excess: float | None, told: str) -> None:
+    worse = SCORES | {"r2": -2.0}
+    text = describe(table, TrainSettings(), REPORT | {"excess_mse": excess, "test": worse})
+    mean = "The model is worse than predicting the mean of the test rows' targets for each row, since r2 is below 0."
+    assert f"\n\n{told} {mean}\n\n" in text
+    assert "%" not in text
 
 
 def test_description_says_what_the_settings_leave_open(table: Table) -> None:
@@ -88,7 +100,7 @@ def test_only_the_first_names_are_shown(table: Table) -> None:
         ("größe", "größe"),
         ("a_b", "a&#95;b"),
         ("*<`[|&\\", "&#42;&#60;&#96;&#91;&#124;&#38;&#92;"),
-        ("a\nb", "a b"),
+        ("a\nb", "a&#92;nb"),
         ("www.a.org", "www&#46;a.org"),
         ("https://a.org", "https&#58;//a.org"),
         ("x" * 41, "x" * 39 + "&#8230;"),

@@ -12,12 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from truefit.core.errors import TruefitError
+from truefit.core.text import one_line
 from truefit.data.batches import sequential_loader
 from truefit.data.dataset import TableDataset
 
 Array = NDArray[Any]  # float64
 Predictor = Callable[[Array], Array]  # features [N, F] -> predictions [N]
 Scores = dict[str, float | None]
+FARTHEST = 1e140  # from 0, so that the sum of so large errors, in any number of rows, has a square in float64
 
 
 class Metric(Protocol):
@@ -96,16 +99,42 @@ METRICS: dict[str, type[Metric]] = {
     "r2": R2,
 }
 UNIT_SCALE = ("r2", "excess_mse")  # differences from 0 or 1, and so no scale for their own error
+UNDEFINED = {"r2": "all targets of the test rows are equal"}  # why a metric is None
 
 
-def score(rows: TableDataset, predict: Predictor) -> Scores:
-    """Return each of METRICS of the predictions on the rows."""
-    metrics = {name: make() for name, make in METRICS.items()}
+def score(rows: TableDataset, predict: Predictor, whose: str = "the model's") -> Scores:
+    """Return each of METRICS of the predictions on the rows; errors say `whose` they are.
+
+    Raises TruefitError, naming the row, for a target or a prediction that is not finite, or too large to be squared.
+    """
+    metrics, before = {name: make() for name, make in METRICS.items()}, 0
     for features, target in float64_chunks(rows):
-        predicted = predict(features)
+        with np.errstate(over="ignore", invalid="ignore"):
+            predicted = predict(features)
+        _require_moderate(rows, before, features, target, "the target")
+        _require_moderate(rows, before, features, predicted, f"{whose} prediction")
+        before += len(target)
         for metric in metrics.values():
             metric.add(target, predicted)
     return {name: metric.value() for name, metric in metrics.items()}
+
+
+def _require_moderate(rows: TableDataset, before: int, features: Array, values: Array, what: str) -> None:
+    """Raise TruefitError for the first of the values [C], of the rows behind the first `before`, that metrics cannot take.
+
+    It names the one of the row's features [F] that lies the most standard deviations away from the training rows' mean.
+    """
+    moderate = np.abs(values) <= FARTHEST
+    if moderate.all():
+        return
+    index, width = int(np.argmin(moderate)), features.shape[1]
+    mean, std = np.array(rows.table.mean[:width]), np.array(rows.table.std[:width])
+    with np.errstate(over="ignore"):
+        column = int(np.argmax(np.abs(features[index] - mean) / np.where(std > 0, std, 1)))
+    place = f"{rows.split} row {before + index}, counted from 0, whose {one_line(rows.table.features[column])} is"
+    found = f"{features[index, column]:.6g}: found {values[index]:.6g} as {what}"
+    allowed = f"allowed: between {-FARTHEST:g} and {FARTHEST:g}"
+    raise TruefitError(f"{place} {found}, {allowed}; leave the row out of the CSV, or train with a smaller learning rate")
 
 
 def model_predictor(model: nn.Module, dtype: torch.dtype) -> Predictor:

@@ -3,12 +3,12 @@
 import re
 from typing import Any
 
+from truefit.core.text import one_line
 from truefit.data.table import Table
-from truefit.evaluation.report import formula, number
+from truefit.evaluation.report import formula, number, percentage, remarks
 from truefit.training.settings import TrainSettings
 
 SHOWN_NAMES = 8  # features, at most
-_SHOWN_CHARACTERS = 40  # of a name
 
 
 def describe(table: Table, settings: TrainSettings, metrics: dict[str, Any]) -> str:
@@ -33,15 +33,13 @@ def describe(table: Table, settings: TrainSettings, metrics: dict[str, Any]) -> 
 
 
 def escape_markdown(name: str) -> str:
-    """Return markdown that shows the name, cut where it is long, and does nothing else.
+    """Return markdown that shows the name as `one_line` does, and does nothing else.
 
     >>> escape_markdown("<b>price*</b>")
     '&#60;b&#62;price&#42;&#60;/b&#62;'
     """
-    short = name if len(name) <= _SHOWN_CHARACTERS else f"{name[: _SHOWN_CHARACTERS - 1]}…"
-    line = re.sub(r"\s", " ", short)
     # All that markdown, HTML or a search for addresses could take for its own.
-    return re.sub(r"(?<=www)\.|[^\w\s./-]|_", lambda found: f"&#{ord(found[0])};", line, flags=re.IGNORECASE)
+    return re.sub(r"(?<=www)\.|[^\w\s./-]|_", lambda found: f"&#{ord(found[0])};", one_line(name), flags=re.IGNORECASE)
 
 
 def _model(settings: TrainSettings) -> str:
@@ -64,8 +62,8 @@ def _result(metrics: dict[str, Any]) -> str:
         for title, part in [("this model", "test"), ("least squares", "least_squares")]
     ]
     table = "\n".join([f"| test rows | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|", *rows])
-    excess = metrics["excess_mse"]
-    if excess is None:
-        return table
-    side = "above" if excess >= 0 else "below"
-    return f"{table}\n\nIts mse is **{abs(excess):.3%} {side}** that of least squares, the best line for the training rows."
+    told = [f"{line[0].upper()}{line[1:]}." for line in remarks(metrics)]
+    if (excess := percentage(metrics)) is not None:
+        side = "above" if excess >= 0 else "below"
+        told = [f"Its mse is **{abs(excess):.3%} {side}** that of least squares, the best line for the training rows.", *told]
+    return f"{table}\n\n{' '.join(told)}"

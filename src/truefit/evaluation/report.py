@@ -1,5 +1,6 @@
 """How good a model is on the test rows, how good it could have been, and how that is told."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ import torch
 from pydantic import Field
 
 from truefit.core.config import Params, Settings
+from truefit.core.text import one_line
 from truefit.data.dataset import TableDataset
 from truefit.data.generating import TARGET, GenerateSettings
 from truefit.data.table import Table
 from truefit.evaluation.least_squares import LeastSquaresFit
-from truefit.evaluation.metrics import Array, Predictor, line_predictor, model_predictor, score
+from truefit.evaluation.metrics import UNDEFINED, Array, Predictor, line_predictor, model_predictor, score
 from truefit.model.models import Model
 
 SHOWN_COEFFICIENTS = 8
+MOST_PERCENT = 10  # times the mse of least squares, beyond which a percentage says nothing
 
 
 class EvaluateSettings(Settings):
@@ -28,20 +31,24 @@ class EvaluateSettings(Settings):
 def compute_metrics(test: TableDataset, model: Model, line: Array, truth: GenerateSettings | None) -> dict[str, Any]:
     """Return what metrics.json holds: the scores of the model and of the least-squares `line` [F + 1], and the true line.
 
-    `excess_mse` is the model's mse over that of least squares, minus 1; parameters are in the data's units.
+    `excess_mse` is the model's mse over that of least squares, minus 1, and None where float64 has no such number; parameters
+    are in the data's units. Raises TruefitError for a test row whose target or prediction is not finite, or as good as that.
     """
     table = test.table
-    ours, best = score(test, model_predictor(model, getattr(torch, table.dtype))), score(test, line_predictor(line))
+    ours = score(test, model_predictor(model, getattr(torch, table.dtype)))
+    best = score(test, line_predictor(line), "least squares'")
     assert ours["mse"] is not None and best["mse"] is not None
+    excess = ours["mse"] / best["mse"] - 1 if best["mse"] > 0 else math.inf
     content: dict[str, Any] = {
         "test": ours,
         "least_squares": best,
-        "excess_mse": ours["mse"] / best["mse"] - 1 if best["mse"] > 0 else None,
+        "excess_mse": excess if math.isfinite(excess) else None,
     }
     if (own := model.line()) is not None:
         content["parameters"] = _line(own[0], table.features, own[1])
     if truth is not None:
-        content["truth"] = _line(truth.intercept, truth.features, list(truth.coefficients))
+        true = dict(zip(truth.features, truth.coefficients, strict=True))
+        content["truth"] = _line(truth.intercept, table.features, [true[name] for name in table.features])
         content["truth"]["noise_mse"] = truth.noise_std**2
     return content
 
@@ -55,11 +62,11 @@ def loss_levels(loss: str, fit: LeastSquaresFit, truth: GenerateSettings | None)
 
 
 def generating_settings(table: Table, synthetic_csv: Path, params: Params) -> GenerateSettings | None:
-    """Return the settings that drew the table's data; None where it is not the whole of the synthetic CSV."""
+    """Return the settings that drew the table's data; None where it is not the whole of the synthetic CSV, in any order."""
     if Path(table.csv.path) != synthetic_csv:
         return None
     settings = params.section("generate", GenerateSettings)
-    return settings if (table.features, table.target) == (settings.features, TARGET) else None
+    return settings if (set(table.features), table.target) == (set(settings.features), TARGET) else None
 
 
 def sample_predictions(test: TableDataset, predict: Predictor, sample: int) -> tuple[Array, pd.DataFrame]:
@@ -76,13 +83,35 @@ def summary(content: dict[str, Any]) -> str:
     """Return the lines for a terminal, from what metrics.json holds."""
     lines = [f"{'':14}" + "".join(f"{name:>12}" for name in content["test"])]
     for title, scores in [("model", content["test"]), ("least squares", content["least_squares"])]:
-        lines += [f"{title:14}" + "".join(f"{number(value):>12}" for value in scores.values())]
-    if content["excess_mse"] is not None:
-        lines += [f"excess mse over least squares: {content['excess_mse']:+.3%}"]
+        lines += [f"{title:14}" + "".join(f" {number(value):>11}" for value in scores.values())]
+    if (excess := percentage(content)) is not None:
+        lines += [f"excess mse over least squares: {excess:+.3%}"]
+    lines += remarks(content)
     for title, part in [("learned", "parameters"), ("true", "truth")]:
         if part in content:
             lines += [f"{title}: {formula(content[part])}"]
     return "\n".join(lines)
+
+
+def percentage(content: dict[str, Any]) -> float | None:
+    """Return the excess mse in metrics.json where a percentage tells it, and None where one of `remarks` does."""
+    excess: float | None = content["excess_mse"]
+    return excess if excess is not None and excess + 1 <= MOST_PERCENT else None
+
+
+def remarks(content: dict[str, Any]) -> list[str]:
+    """Return what the scores in metrics.json do not tell by themselves, each in a line."""
+    test, best, excess = content["test"], content["least_squares"], content["excess_mse"]
+    lines = []
+    if excess is None and best["mse"] > 0:
+        lines += ["excess mse is undefined: the mse over that of least squares is beyond float64"]
+    elif excess is None:
+        lines += ["excess mse is undefined: the mse of least squares is 0"]
+    elif percentage(content) is None:
+        lines += [f"the mse is {excess + 1:.3g} times that of least squares"]
+    if test["r2"] is not None and test["r2"] < 0:
+        lines += ["the model is worse than predicting the mean of the test rows' targets for each row, since r2 is below 0"]
+    return lines + [f"{name} is undefined: {why}" for name, why in UNDEFINED.items() if test[name] is None]
 
 
 def number(value: float | None) -> str:
@@ -94,7 +123,7 @@ def number(value: float | None) -> str:
     return "-" if value is None else format(value, ".6g")
 
 
-def formula(line: dict[str, Any], show: Callable[[str], str] = str) -> str:
+def formula(line: dict[str, Any], show: Callable[[str], str] = one_line) -> str:
     """Return a line's formula, cut after SHOWN_COEFFICIENTS terms, with names as `show` has them.
 
     >>> formula({"intercept": 1.0, "coefficients": {"x1": 2.0, "x2": -0.5}})
