@@ -23,9 +23,9 @@ def _own_garbage_collector() -> Iterator[None]:
     gc.unfreeze()
 
 
-def run_script(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SRC / script), *arguments]
-    return subprocess.run(command, cwd=cwd, env=os.environ | {"PYTHONPATH": str(SRC)}, capture_output=True, text=True)
+def run_script(script: str, *arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    command, environment = [sys.executable, str(SRC / script), *arguments], os.environ | {"PYTHONPATH": str(SRC)} | variables
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 def test_a_main_that_ends_well_gives_status_0_and_no_output(capfd: pytest.CaptureFixture[str]) -> None:
@@ -132,6 +132,19 @@ def test_prepare_with_a_wrong_cell_exits_with_2_and_one_line(tmp_path: Path) -> 
 
     line = "error: own.csv: line 3, column 'y': found '?', allowed: a number\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("价格", r"\u4ef7\u683c"), ("sold\nat", r"sold\nat"), ("y" * 300, "y" * 39 + r"\u2026")]
+)
+def test_any_columns_name_is_printed_on_one_line_whatever_the_encoding(name: str, shown: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("prepare: {csv: own.csv}\n")
+    (tmp_path / "own.csv").write_text(f'x,"{name}"\n' + "1,2\n" * 20, encoding="utf-8")
+
+    done = run_script("prepare.py", "prepared", cwd=tmp_path, PYTHONIOENCODING="ascii")
+
+    line = f"own.csv: 1 features, target '{shown}'; rows: 16 train, 2 validation, 2 test\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, line, "")
 
 
 def test_generate_and_prepare_end_well_with_status_0(tmp_path: Path) -> None:

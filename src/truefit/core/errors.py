@@ -11,6 +11,7 @@ The tree:
 """
 
 import gc
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -61,6 +62,8 @@ def run(main: Callable[[], None]) -> int:
     # A stage imports a great deal that stays to the end. To go through it at Python's threshold, and once more as the process
     # ends, would take about a third of a short stage's CPU time.
     gc.set_threshold(GARBAGE_AFTER)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does, for names with letters that its encoding lacks
     line, status = "", 0
     try:
         main()
