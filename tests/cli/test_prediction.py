@@ -119,6 +119,37 @@ def test_another_separator_stands_before_the_prediction_too(separator: str) -> N
     assert predicted(content, separator=separator).decode() == "x1,n,x2,prediction\n1,,2,3\n".replace(",", separator)
 
 
+@pytest.mark.parametrize(
+    ("column", "cell"),
+    [("y hat", "y hat"), ("价格", "价格"), ('a "b"', '"a ""b"""'), ("a,b", '"a,b"'), ("a\nb", '"a\nb"'), ("a;b", "a;b")],
+)
+def test_the_column_has_the_name_that_is_asked_for(column: str, cell: str) -> None:
+    written = predicted("x1,prediction,x2\n1,7,2\n", column=column).decode()
+    assert written == f"x1,prediction,x2,{cell}\n1,7,2,3\n"
+    assert next(csv.reader(io.StringIO(written))) == ["x1", "prediction", "x2", column]
+
+
+@pytest.mark.parametrize(
+    ("column", "fault"),
+    [
+        (
+            "x1",
+            "in.csv: line 1, column 'x1': found the name of the column to be written, allowed: another one by --column NAME",
+        ),
+        (" ", "--column: found ' ', allowed: a name"),
+        ("\udcff", r"--column: found '\udcff', allowed: text in UTF-8"),
+    ],
+)
+def test_a_name_that_a_column_cannot_have_is_refused(column: str, fault: str) -> None:
+    assert refusal("x1,x2\n1,2\n", column=column) == fault
+
+
+def test_a_feature_that_is_called_prediction_can_be_predicted_from() -> None:
+    model, description = line()
+    renamed = model, description.model_copy(update={"features": ["prediction", "x2"]})
+    assert predicted("x2,prediction\n2,1\n", renamed, column="y").decode() == "x2,prediction,y\n2,1,3\n"
+
+
 @pytest.mark.parametrize("quotes", ["", '"'])
 def test_rows_of_several_blocks_each_get_their_own_prediction(quotes: str) -> None:
     rows = 2 * MODEL_ROWS + 5
@@ -209,7 +240,7 @@ def test_a_prediction_beyond_the_dtype_is_refused_with_its_line() -> None:
         ("x1;x2\n1;2\n", "line 1: found no column 'x1' (a feature of the model), allowed: x1;x2 (is --separator ';'?)"),
         (
             "x1,prediction,x2\n1,2,3\n",
-            "line 1, column 'prediction': found the name of the column to be written, allowed: another name",
+            "line 1, column 'prediction': found the name of the column to be written, allowed: another one by --column NAME",
         ),
         ("x1,x2\n1,2\n1,x\n", "line 3, column 'x2': found 'x', allowed: a number"),
         ('n,x1,x2\n"a\nb",1,2\n,,nan\n', "line 4, column 'x1': found an empty cell, allowed: a number; "

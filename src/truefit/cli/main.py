@@ -13,6 +13,7 @@ from truefit.core import errors
 from truefit.core.config import PARAMS, Params
 from truefit.core.errors import TrackingError
 from truefit.core.signals import stoppable
+from truefit.core.text import one_line
 from truefit.tracking.connection import repository_root
 from truefit.tracking.run import TrackSettings
 from truefit.tracking.store import Store
@@ -110,10 +111,11 @@ def rerun_command(run: str | None, experiment: str | None, every: bool, toleranc
 @click.option("--experiment", help="The MLflow experiment of --run.  [default: track.experiment in params.yaml]")
 @click.option("--model", "folder", type=click.Path(path_type=Path), help="A folder with model.pt and model.json.")
 @click.option("--separator", default=",", show_default=True, help="What stands between the cells of IN.csv.")
+@click.option("--column", metavar="NAME", default="prediction", show_default=True, help="The column that OUT.csv has more.")
 def predict_command(
-    source: Path, target: Path, run: str | None, experiment: str | None, folder: Path | None, separator: str
+    source: Path, target: Path, run: str | None, experiment: str | None, folder: Path | None, separator: str, column: str
 ) -> None:
-    """Write OUT.csv: the text of IN.csv as it is, and one more column, prediction, in the data's own units.
+    """Write OUT.csv: the text of IN.csv as it is, and one more column with the predictions, in the data's own units.
 
     The model comes from a recorded run or from a folder. For example:
 
@@ -144,8 +146,8 @@ def predict_command(
     else:
         store = Store()
         model, description = read_model(store, find(store, run, experiment or default_experiment()))
-    rows = predict(model, description, source, target, separator)  # type: ignore[arg-type]
-    click.echo(f"{target}: {rows} rows, each with a prediction of {description.target!r}")
+    rows = predict(model, description, source, target, separator, column)  # type: ignore[arg-type]
+    click.echo(f"{target}: {rows} rows, each with a prediction of '{one_line(description.target)}'")
 
 
 @commands.command(name="lr-range")

@@ -11,6 +11,7 @@ from torch import nn
 
 from truefit.core.errors import TableError
 from truefit.core.files import atomic_path
+from truefit.core.text import one_line
 from truefit.data.batches import read_ahead
 from truefit.ingest.csv_batches import read_batches
 from truefit.ingest.csv_check import missing_column, read_header
@@ -19,13 +20,19 @@ from truefit.ingest.csv_text import BYTES, LineBreakError, LineTexts, RowTexts
 from truefit.model.files import ModelDescription
 from truefit.model.serving import Array, predictions
 
-PREDICTION = "prediction"
 
+def predict(
+    model: nn.Module,
+    description: ModelDescription,
+    source: Path,
+    target: Path,
+    separator: Separator = ",",
+    column: str = "prediction",
+) -> int:
+    """Write the CSV `source` with the predictions in a `column` behind its own to `target`; return the number of its rows.
 
-def predict(model: nn.Module, description: ModelDescription, source: Path, target: Path, separator: Separator = ",") -> int:
-    """Write the CSV `source` with the column `prediction` behind its own to `target`, and return the number of its rows.
-
-    Raises TableError for a CSV that cannot be used, and OSError where `target` cannot be written; what was there stays then.
+    Raises TableError for a CSV, or a name of the column, that cannot be used, and OSError where `target` cannot be written;
+    what was there stays then.
     """
     csv = CsvFile(source, separator, "--separator")
     if target.exists() and target.samefile(source):
@@ -35,21 +42,40 @@ def predict(model: nn.Module, description: ModelDescription, source: Path, targe
         for name in description.features:
             if name not in header:
                 raise missing_column(csv, name, "a feature of the model")
-        if PREDICTION in header:
-            where = f"{csv.path}: line {csv.header_line}, column {PREDICTION!r}"
-            raise TableError(f"{where}: found the name of the column to be written, allowed: another name")
+        if column in header:
+            where = f"{csv.path}: line {csv.header_line}, column '{one_line(column)}'"
+            raise TableError(f"{where}: found the name of the column to be written, allowed: another one by --column NAME")
+    heading = _cell(column, separator)
     # Compared with what it was before the file gets its name.
     with atomic_path(target) as temporary, csv, temporary.open("wb") as file:
         try:
-            return _write(csv, LineTexts, model, description, file)
+            return _write(csv, LineTexts, model, description, file, heading)
         except LineBreakError:
             file.seek(0)
             file.truncate()
-            return _write(csv, RowTexts, model, description, file)
+            return _write(csv, RowTexts, model, description, file, heading)
+
+
+def _cell(name: str, separator: str) -> bytes:
+    """Return the name of a column as a cell, quoted where need be; raises TableError where `prepare` would refuse it."""
+    try:
+        content = name.encode()
+    except UnicodeEncodeError:
+        raise TableError(f"--column: found '{one_line(name)}', allowed: text in UTF-8") from None
+    if not name.strip():
+        raise TableError(f"--column: found '{one_line(name)}', allowed: a name")
+    if any(character in name for character in (separator, '"', "\r", "\n")):
+        return b'"' + content.replace(b'"', b'""') + b'"'
+    return content
 
 
 def _write(
-    csv: CsvFile, texts: type[LineTexts] | type[RowTexts], model: nn.Module, description: ModelDescription, file: IO[bytes]
+    csv: CsvFile,
+    texts: type[LineTexts] | type[RowTexts],
+    model: nn.Module,
+    description: ModelDescription,
+    file: IO[bytes],
+    heading: bytes,
 ) -> int:
     batches = read_batches(csv, description.features, description.dtype, None, "predict")
     separator = pa.scalar(csv.separator.encode(), BYTES)
@@ -57,7 +83,7 @@ def _write(
     with csv.content() as stream:
         text = texts(csv, stream)
         file.write(text.mark)
-        _append(file, text.take(1), pa.array([PREDICTION.encode()], BYTES), separator)
+        _append(file, text.take(1), pa.array([heading], BYTES), separator)
         for predicted in read_ahead(predictions(model, (values for values, _ in batches))):
             if not_finite is None and not np.isfinite(predicted).all():
                 index = int(np.argmin(np.isfinite(predicted)))
