@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from truefit.core.errors import TruefitError
 from truefit.core.files import write_bytes
+from truefit.core.text import one_line
 from truefit.data.table import Dtype, Table
 from truefit.model.layers import Standardize
 from truefit.model.models import Model, ModelSettings, assemble
@@ -109,7 +110,8 @@ def load_model(folder: Path, table: Table) -> tuple[Model, ModelDescription]:
     model, description = open_model(folder, of_stage=True)
     trained, found = [*description.features, description.target, description.dtype], [*table.columns, table.dtype]
     if trained != found:
-        raise TruefitError(f"{folder / MODEL_JSON}: trained on {', '.join(trained)}, found in the table: {', '.join(found)}")
+        wanted, there = (", ".join(map(one_line, names)) for names in (trained, found))
+        raise TruefitError(f"{folder / MODEL_JSON}: trained on {wanted}, found in the table: {there}")
     return model, description
 
 
