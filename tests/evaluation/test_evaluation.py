@@ -368,6 +368,12 @@ def test_an_excess_is_a_percentage_up_to_ten_times_least_squares(excess: float, 
     assert printed.splitlines()[3:] == [line]
 
 
+def test_long_figures_are_printed_apart() -> None:
+    scores = {"mse": 2.98137e-30, "rmse": 1.72666e-15, "mae": 7.59513e-15, "r2": -7.59513e30}
+    printed = summary({"test": scores, "least_squares": scores, "excess_mse": 0.0})
+    assert printed.splitlines()[1].split() == ["model", "2.98137e-30", "1.72666e-15", "7.59513e-15", "-7.59513e+30"]
+
+
 @pytest.mark.parametrize(("r2", "said"), [(-0.01, True), (0.0, False), (0.5, False), (None, False)])
 def test_a_model_worse_than_the_mean_is_said_in_words(r2: float | None, said: bool) -> None:
     scores = {"mse": 1.0, "rmse": 1.0, "mae": 1.0, "r2": r2}

@@ -98,7 +98,7 @@ def summary(content: dict[str, Any]) -> str:
     """Return the lines for a terminal, from what metrics.json holds."""
     lines = [f"{'':14}" + "".join(f"{name:>12}" for name in content["test"])]
     for title, scores in [("model", content["test"]), ("least squares", content["least_squares"])]:
-        lines += [f"{title:14}" + "".join(f"{number(value):>12}" for value in scores.values())]
+        lines += [f"{title:14}" + "".join(f" {number(value):>11}" for value in scores.values())]
     if (excess := percentage(content)) is not None:
         lines += [f"excess mse over least squares: {excess:+.3%}"]
     lines += remarks(content)
