@@ -20,6 +20,8 @@ from truefit.data.dataset import TableDataset
 from truefit.evaluation.figures import draw_figures
 from truefit.evaluation.least_squares import least_squares
 from truefit.evaluation.metrics import METRICS, line_predictor
+from truefit.evaluation.report import loss_unit
+from truefit.training.settings import TrainSettings
 
 ARGUMENTS = {
     "generate": ["data/synthetic.csv"],
@@ -103,7 +105,13 @@ def test_losses_are_pictured_against_the_optimum_only_where_they_are_an_mse(work
     predictions, history = pd.read_csv(results / "predictions.csv"), pd.read_csv(results / "history.csv")
     optimum = least_squares(TableDataset(table, "train"))
     against = {"least squares, training rows": optimum.train_mse, "noise floor": 0.1**2}
-    rest = np.zeros((len(predictions), 1)), predictions, line_predictor(optimum.line), ["x1", "y"]
+    rest = (
+        np.zeros((len(predictions), 1)),
+        predictions,
+        line_predictor(optimum.line),
+        ["x1", "y"],
+        loss_unit(TrainSettings()),
+    )
     with_lines, without = (draw_figures(history, levels, *rest)["loss.png"] for levels in (against, {}))
     assert (results / "figures/loss.png").read_bytes() == with_lines != without
     # As a model that was trained with this loss says of itself, whatever params.yaml has meanwhile.

@@ -18,6 +18,7 @@ from truefit.evaluation.metrics import line_predictor
 
 SRC = Path(truefit.__file__).parents[1]
 
+UNIT = "in the unit of {}, squared"
 ORANGE, GREY = (217, 95, 2), (178, 178, 178)  # of the model and of the rows
 
 
@@ -47,7 +48,7 @@ def write(
     best = line_predictor(np.array([0.0] + [1.0] * features))
     table = pd.DataFrame(columns)
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = draw_figures(epochs, levels or {}, x, table, best, named)
+    drawn = draw_figures(epochs, levels or {}, x, table, best, named, UNIT)
     for name, content in drawn.items():
         (folder / name).write_bytes(content)
     return {name: folder / name for name in drawn}
@@ -179,7 +180,7 @@ def test_the_model_the_rows_and_the_rest_can_be_told_apart_in_grey() -> None:
 def test_a_model_that_predicts_the_same_everywhere_makes_pictures_all_the_same(tmp_path: Path) -> None:
     x: NDArray[Any] = np.ones((5, 2))
     table = pd.DataFrame({"row": range(5), "actual": 1.0, "predicted": 1.0, "residual": 0.0})
-    for name, content in draw_figures(FALLING, {}, x, table, line_predictor(np.ones(3)), ["x1", "x2", "y"]).items():
+    for name, content in draw_figures(FALLING, {}, x, table, line_predictor(np.ones(3)), ["x1", "x2", "y"], UNIT).items():
         (tmp_path / name).write_bytes(content)
         assert count(pixels(tmp_path / name), ORANGE) > 0
 
@@ -193,7 +194,7 @@ before = mpl.rcParams.copy()
 from truefit.evaluation.figures import draw_figures
 history = pd.DataFrame({"epoch": [1, 2], "train_loss": [1.0, 0.5], "validation_loss": [1.0, 0.5]})
 rows = pd.DataFrame({"actual": [0.0, 1.0], "predicted": [0.0, 1.0], "residual": [0.0, 0.0]})
-drawn = draw_figures(history, {}, np.array([[0.0], [1.0]]), rows, lambda features: features[:, 0], ["x", "y"])
+drawn = draw_figures(history, {}, np.array([[0.0], [1.0]]), rows, lambda features: features[:, 0], ["x", "y"], "{}")
 Path(sys.argv[1], "fit.png").write_bytes(drawn["fit.png"])
 assert mpl.rcParams.copy() == before
 assert "matplotlib.pyplot" not in sys.modules

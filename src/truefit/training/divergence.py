@@ -23,6 +23,7 @@ from truefit.training.settings import TrainSettings
 
 Array = NDArray[np.float64]
 
+NOISE = 0.1  # of the fall of a loss, up to which it has not risen again
 ODD = 1e6  # a cell so many times as large as half of its column's, or as 1, is at fault
 SAMPLE_NUMBERS = 1 << 21  # of the rows that stand for all, at most
 ITERATIONS = 100  # of the power iteration
@@ -52,12 +53,26 @@ def require_learned(
         model.load_state_dict(outcome.kept_state)
         reached, _ = _losses(model, datasets[0], settings, device)
     if reached <= bar:
+        last = outcome.epochs[kept - 1]
+        if last.validation_loss > ODD * last.train_loss and (fault := odd_cell(datasets)):
+            raise TruefitError(f"epoch {kept}: the validation loss, {last.validation_loss:.4g}, is that of one cell; {fault}")
         return
     lowest = int(np.argmin(losses))
-    rose = lowest < len(outcome.epochs)
+    # Not by the noise from epoch to epoch, beside which a rate that is far too low hardly moves anything.
+    rose = losses[-1] - losses[lowest] > NOISE * (losses[0] - losses[lowest])
     course = f"it rose from epoch {lowest + 1} on" if rose else "it was still falling"
     what = f"epoch {kept}: the training loss, {reached:.4g}, is above that of {whose}, {bar:.4g}; {course}"
     raise failed(what, datasets, settings, device, rose)
+
+
+def require_even(datasets: Sequence[TableDataset]) -> None:
+    """Raise TruefitError where the training rows' standard deviation of a column is nothing but that of an odd cell.
+
+    Scaled by it, float32 would hardly tell the column's other cells from each other.
+    """
+    std = np.array(datasets[0].table.std)
+    if (std > ODD * _typical(_sample(datasets[0]))).any() and (fault := odd_cell(datasets)):
+        raise TruefitError(f"before epoch 1: {fault}")
 
 
 def failed(
@@ -70,8 +85,7 @@ def failed(
 def odd_cell(datasets: Sequence[TableDataset]) -> str | None:
     """Return the place of the largest cell that is beyond anything else in its column, or None."""
     columns = datasets[0].table.columns
-    sample = _sample(datasets[0])
-    typical = np.maximum(np.median(np.abs(sample), axis=0), 1)
+    typical = _typical(_sample(datasets[0]))
     found = (ODD, "")
     for rows in datasets:
         before = 0
@@ -133,7 +147,7 @@ def stable_rate(train_rows: TableDataset, scale: Scaling, settings: TrainSetting
 def largest_eigenvalue(rows: Array) -> float:
     """Return the largest eigenvalue of rowsᵀ rows / N, for rows [N, K], by power iteration (Golub and Van Loan, 7.3.1)."""
     # A vector of ones would be orthogonal to the largest of two features that are each other's negative.
-    vector = numpy_generator(0, "power iteration").standard_normal(rows.shape[1])
+    vector: Array = numpy_generator(0, "power iteration").standard_normal(rows.shape[1])
     length = 0.0
     for _ in range(ITERATIONS):
         vector = rows.T @ (rows @ (vector / np.linalg.norm(vector))) / len(rows)
@@ -155,6 +169,12 @@ def _losses(model: Model, train_rows: TableDataset, settings: TrainSettings, dev
             means += float(loss(torch.full_like(actual, centre), actual))
     unit = model.scale.unit ** degree(settings.loss) / len(train_rows)
     return ours * unit, means * unit
+
+
+def _typical(sample: Array) -> Array:
+    """Return the size [F + 1] within which half of a column's cells are, or 1 where that is less."""
+    typical: Array = np.maximum(np.median(np.abs(sample), axis=0), 1)
+    return typical
 
 
 def _rows(rows: TableDataset) -> Iterator[Array]:

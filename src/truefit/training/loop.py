@@ -13,7 +13,7 @@ from truefit.data.dataset import TableDataset
 from truefit.model.models import Model
 from truefit.training.build import build_engine, epoch_chunks, untrained_model
 from truefit.training.checkpoint import Checkpoints
-from truefit.training.divergence import NotFiniteError, failed, require_learned
+from truefit.training.divergence import NotFiniteError, failed, require_even, require_learned
 from truefit.training.engines.base import Engine
 from truefit.training.losses import degree
 from truefit.training.progress import Epoch, Outcome, Progress
@@ -47,12 +47,13 @@ def fit(
     `engine` has the body of `model`; `datasets` are the training and the validation rows. With `checkpoints` the training goes
     on from the latest, calling `on_epoch` for the epochs before it too, and ends with the bits of one that was never
     interrupted. The state kept is the best where early stopping has a patience, or else the final one. Raises TruefitError for
-    a training that failed (see divergence.py), and StoppedError after the checkpoint that a signal asked for.
+    a training that failed, or must (see divergence.py), and StoppedError after the checkpoint that a signal asked for.
     """
     train_rows, validation_rows = datasets
     chunks = epoch_chunks(model, train_rows, settings, device)
     validation = sequential_loader(validation_rows, device, model.scale)
     unit = model.scale.unit ** degree(settings.loss)
+    require_even(datasets)
     progress = Progress(settings, engine.state_dict())
     if checkpoints is not None and (saved := checkpoints.load()) is not None:
         progress.load_state(saved["progress"])
