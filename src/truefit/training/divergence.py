@@ -147,7 +147,7 @@ def stable_rate(train_rows: TableDataset, scale: Scaling, settings: TrainSetting
 def largest_eigenvalue(rows: Array) -> float:
     """Return the largest eigenvalue of rowsᵀ rows / N, for rows [N, K], by power iteration (Golub and Van Loan, 7.3.1)."""
     # A vector of ones would be orthogonal to the largest of two features that are each other's negative.
-    vector: Array = numpy_generator(0, "power iteration").standard_normal(rows.shape[1])
+    vector: Array = numpy_generator(0, "power iteration").standard_normal((rows.shape[1],))
     length = 0.0
     for _ in range(ITERATIONS):
         vector = rows.T @ (rows @ (vector / np.linalg.norm(vector))) / len(rows)
