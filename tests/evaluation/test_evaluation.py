@@ -24,6 +24,7 @@ from truefit.evaluation.metrics import FARTHEST, Predictor, line_predictor, mode
 from truefit.evaluation.report import compute_metrics, generating_settings, loss_levels, sample_predictions, summary
 from truefit.model.layers import Dropout
 from truefit.model.models import ModelSettings
+from truefit.training.settings import TrainSettings
 
 Array = NDArray[np.float64]
 
@@ -251,9 +252,10 @@ def test_the_mse_of_an_exact_fit_is_as_good_as_zero(tmp_path: Path) -> None:
 
 def test_only_an_mse_is_held_against_the_optimum_and_only_synthetic_data_against_its_noise() -> None:
     optimum, truth = LeastSquaresFit(np.array([1.0, 2.0]), 0.25), GenerateSettings(noise_std=0.5)
-    assert loss_levels("mse", optimum, truth) == {"least squares, training rows": 0.25, "noise floor": 0.25}
-    assert loss_levels("mse", optimum, None) == {"least squares, training rows": 0.25}
-    assert loss_levels("l1", optimum, truth) == loss_levels("huber", optimum, None) == {}
+    assert loss_levels(TrainSettings(), optimum, truth) == {"least squares, training rows": 0.25, "noise floor": 0.25}
+    assert loss_levels(TrainSettings(), optimum, None) == {"least squares, training rows": 0.25}
+    for other in ({"loss": {"name": "l1"}}, {"loss": {"name": "huber"}}, {"scale": {"target": "log"}}):
+        assert loss_levels(TrainSettings.model_validate(other), optimum, truth) == {}
 
 
 # Predictors.
