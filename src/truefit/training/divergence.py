@@ -51,7 +51,7 @@ def require_learned(
     reached = losses[kept]
     if not reached <= bar and (kept == 1 or has_dropout):
         model.load_state_dict(outcome.kept_state)
-        reached, _ = _losses(model, datasets[0], settings, device)
+        losses[kept] = reached = _losses(model, datasets[0], settings, device)[0]
     if reached <= bar:
         last = outcome.epochs[kept - 1]
         if last.validation_loss > ODD * last.train_loss and (fault := odd_cell(datasets)):
