@@ -23,7 +23,7 @@ from truefit.training.settings import TrainSettings
 
 Array = NDArray[np.float64]
 
-NOISE = 0.1  # of the fall of a loss, up to which it has not risen again
+NOISE = 0.1  # up to such a share, a loss has not risen
 ODD = 1e6  # a cell so many times as large as half of its column's, or as 1, is at fault
 SAMPLE_NUMBERS = 1 << 21  # of the rows that stand for all, at most
 ITERATIONS = 100  # of the power iteration
@@ -57,12 +57,21 @@ def require_learned(
         if last.validation_loss > ODD * last.train_loss and (fault := odd_cell(datasets)):
             raise TruefitError(f"epoch {kept}: the validation loss, {last.validation_loss:.4g}, is that of one cell; {fault}")
         return
-    lowest = int(np.argmin(losses))
-    # Not by the noise from epoch to epoch, beside which a rate that is far too low hardly moves anything.
-    rose = losses[-1] - losses[lowest] > NOISE * (losses[0] - losses[lowest])
-    course = f"it rose from epoch {lowest + 1} on" if rose else "it was still falling"
+    first = _first_of_rise(losses)
+    course = f"it rose from epoch {first} on" if first else "it was still falling"
     what = f"epoch {kept}: the training loss, {reached:.4g}, is above that of {whose}, {bar:.4g}; {course}"
-    raise failed(what, datasets, settings, device, rose)
+    raise failed(what, datasets, settings, device, rose=first is not None)
+
+
+def _first_of_rise(losses: Sequence[float]) -> int | None:
+    """Return the epoch from which the losses rose, the untrained model's being that of epoch 0, or None.
+
+    The noise from epoch to epoch, beside which a rate that is far too low hardly moves anything, is no rise.
+    """
+    lowest = int(np.argmin(losses))
+    if losses[-1] - losses[lowest] > NOISE * (losses[0] - losses[lowest]):
+        return lowest + 1
+    return next((epoch for epoch, loss in enumerate(losses) if loss > (1 + NOISE) * losses[0]), None)
 
 
 def require_even(datasets: Sequence[TableDataset]) -> None:
