@@ -131,7 +131,8 @@ def advice(datasets: Sequence[TableDataset], settings: TrainSettings, device: to
 
 def good_rate(datasets: Sequence[TableDataset], settings: TrainSettings, device: torch.device) -> float | None:
     """Return a learning rate at which the loss falls, by theory for a linear model with sgd, or else by a short range test."""
-    if settings.model.name == "linear" and settings.optimizer.name == "sgd" and settings.loss.name != "l1":
+    quadratic = settings.model.name == "linear" and settings.loss.name != "l1"
+    if quadratic and settings.optimizer.name == "sgd" and settings.clip_norm is None:
         return stable_rate(datasets[0], fit_scaling(settings.scale, datasets), settings) / 2
     plain = {"engine": "torch", "batch_size": min(settings.batch_rows(len(datasets[0])), TESTED_ROWS)}
     return falling_rate(datasets, settings.model_copy(update=plain), device)
