@@ -161,7 +161,7 @@ def test_forced_repro_gives_the_same_bits_and_adds_one_run(workspace: Workspace)
 def test_run_holds_params_metrics_tags_and_artifacts(workspace: Workspace) -> None:
     run = workspace.runs()[-1]
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "linear sgd lr=0.1 batch=16 torch"
+    assert run.info.run_name == "linear sgd lr=0.05 batch=16 torch"
     written = flatten(YAML(typ="safe").load(workspace.path / "params.yaml"))
     assert {key: run.data.params[key] for key in written} == {
         key: value if isinstance(value, str) else json.dumps(value) for key, value in written.items()
@@ -235,7 +235,7 @@ def test_training_with_the_same_bits_is_evaluated_again(workspace: Workspace, ex
 def test_dvc_tells_metrics_params_and_plots_apart(workspace: Workspace, experiments: dict[str, Run]) -> None:
     workspace.run("dvc", "exp", "apply", "slow")
     params = json.loads(workspace.run("dvc", "params", "diff", "--json").stdout)
-    assert params["params.yaml"] == {"train.optimizer.lr": {"old": 0.1, "new": 0.05, "diff": -0.05}}
+    assert params["params.yaml"] == {"train.optimizer.lr": {"old": 0.05, "new": 0.02, "diff": pytest.approx(-0.03)}}
     changed = json.loads(workspace.run("dvc", "metrics", "diff", "--json").stdout)["results/metrics.json"]
     shown = json.loads(workspace.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]["results/metrics.json"]["data"]
     assert changed["test.mse"]["new"] == shown["test"]["mse"] != changed["test.mse"]["old"]

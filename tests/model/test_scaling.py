@@ -91,6 +91,12 @@ def test_what_is_not_to_be_scaled_stays_as_it_is(tmp_path: Path, scale: ScaleSet
     assert torch.equal(target, tensors(away())[1]) == (scale.target == "none")
 
 
+@pytest.mark.parametrize("scale", MIXED, ids=str)
+def test_an_engines_rows_lie_one_behind_the_other(tmp_path: Path, scale: ScaleSettings) -> None:
+    scaling, dataset = fitted(tmp_path, scale, away()), open_verified(tmp_path, "train")[0]
+    assert all(values.is_contiguous() for values in scaling(dataset[:]))
+
+
 def test_a_logarithm_is_scaled_too(tmp_path: Path) -> None:
     _, target = fitted(tmp_path, LOG, positive())(tensors(positive()))
     logarithm = np.log(positive()[:, -1])

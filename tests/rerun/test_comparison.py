@@ -16,7 +16,7 @@ HISTORY = pd.DataFrame(
     {"train_loss": [0.5, 0.25, 0.125], "validation_loss": [0.6, 0.3, 0.2], "learning_rate": [0.1, 0.1, 0.05]},
     index=[1, 2, 3],
 )
-STATE = {"linear.weight": torch.tensor([[2.0, 3.0]]), "linear.bias": torch.tensor([1.0])}
+STATE = {"body.weight": torch.tensor([[2.0, 3.0]]), "body.bias": torch.tensor([1.0])}
 RESULT = Result(
     inputs={
         "code": {"git.commit": "c"},
@@ -72,14 +72,14 @@ def test_equal_results_are_identical_and_every_number_is_counted() -> None:
         pytest.param(replace(RESULT, history=HISTORY.drop(index=3)), id="an epoch less"),
         pytest.param(replace(RESULT, history=HISTORY.drop(columns="learning_rate")), id="a curve less"),
         pytest.param(
-            with_state({**STATE, "linear.bias": torch.tensor([np.nextafter(np.float32(1), 2)])}), id="a tensor's last bit"
+            with_state({**STATE, "body.bias": torch.tensor([np.nextafter(np.float32(1), 2)])}), id="a tensor's last bit"
         ),
-        pytest.param(with_state({"linear.weight": STATE["linear.weight"]}), id="a tensor less"),
+        pytest.param(with_state({"body.weight": STATE["body.weight"]}), id="a tensor less"),
         pytest.param(with_state({**STATE, "more": torch.zeros(1)}), id="a tensor more"),
         pytest.param(with_state({**STATE, "empty": torch.zeros(0)}), id="an empty tensor more"),
-        pytest.param(with_state({**STATE, "linear.bias": torch.tensor([1.0], dtype=torch.float64)}), id="another dtype"),
-        pytest.param(with_state({**STATE, "linear.weight": torch.tensor([2.0, 3.0])}), id="another shape"),
-        pytest.param(with_state({"linear.weight": STATE["linear.weight"], "bias": STATE["linear.bias"]}), id="another name"),
+        pytest.param(with_state({**STATE, "body.bias": torch.tensor([1.0], dtype=torch.float64)}), id="another dtype"),
+        pytest.param(with_state({**STATE, "body.weight": torch.tensor([2.0, 3.0])}), id="another shape"),
+        pytest.param(with_state({"body.weight": STATE["body.weight"], "bias": STATE["body.bias"]}), id="another name"),
         pytest.param(replace(RESULT, states={"best": STATE}), id="a state less"),
         pytest.param(replace(RESULT, metrics={**RESULT.metrics, "test_mse": 0.011}), id="a test metric"),
         pytest.param(replace(RESULT, metrics={"test_mse": 0.01, "test_r2": 0.9}), id="a test metric less"),
@@ -112,7 +112,7 @@ def test_differences_are_told_in_ulps_and_relative_to_the_larger() -> None:
     found = row("train_loss", with_loss(2, 0.2))
     assert found.relative == pytest.approx(0.2)
     assert found.ulps == int(np.float64(0.25).view(np.int64)) - int(np.float64(0.2).view(np.int64))
-    state = {**STATE, "linear.weight": torch.tensor([[2.0, 3.0 + 3e-6]])}
+    state = {**STATE, "body.weight": torch.tensor([[2.0, 3.0 + 3e-6]])}
     assert row("state_dict final", with_state(state)).relative == pytest.approx(1e-6, rel=0.1)
 
 
@@ -129,7 +129,7 @@ def test_a_score_near_zero_is_measured_by_one() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_never_close(value: float) -> None:
-    other = with_state({**STATE, "linear.bias": torch.tensor([value])})
+    other = with_state({**STATE, "body.bias": torch.tensor([value])})
     other = replace(other, inputs={**RESULT.inputs, "environment": {"torch": "2.13.0", "numpy": "1"}})
     assert verdict(other) is Verdict.DIFFERENT
 

@@ -100,8 +100,8 @@ def test_run_from_a_dirty_tree_is_identical_after_its_changes_are_stashed(worksp
         "train_loss": (4, 4),
         "validation_loss": (4, 4),
         "learning_rate": (4, 4),
-        "state_dict best": (2, 2),
-        "state_dict final": (2, 2),
+        "state_dict best": (6, 6),  # weight and bias, mean and standard deviation of feature and target
+        "state_dict final": (6, 6),
         "test metrics": (5, 5),
     }
     again = workspace.client.get_run(report["again"])
@@ -160,7 +160,7 @@ def test_name_of_several_runs_is_refused_with_their_ids(workspace: Workspace, st
 def changed_bit(content: bytes) -> bytes:
     """Return a state_dict with the last bit of a number changed, and whole otherwise."""
     state = torch.load(io.BytesIO(content), weights_only=True)
-    state["linear.bias"] = torch.nextafter(state["linear.bias"], torch.tensor(9.0))
+    state["body.bias"] = torch.nextafter(state["body.bias"], torch.tensor(9.0))
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()

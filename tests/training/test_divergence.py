@@ -198,6 +198,17 @@ def test_a_best_state_that_is_no_good_is_an_error_too(tmp_path: Path) -> None:
     train_with(tmp_path, **followed(settings, text))
 
 
+def test_a_best_state_before_a_rise_is_no_reason_for_more_epochs(tmp_path: Path) -> None:
+    rows = write_line(tmp_path)
+    scaled = (rows[:, :-1] - rows[:, :-1].mean(axis=0)) / rows[:, :-1].std(axis=0)
+    # The best epoch is one of the first, before which the loss fell, and is not good enough.
+    rate = 1.03 / np.linalg.eigvalsh(scaled.T @ scaled / len(rows)).max()
+    settings: dict[str, Any] = {**ALL, "optimizer": {"lr": float(rate)}, "early_stopping": {"patience": 20}}
+    text = failure(tmp_path, **settings)
+    assert re.match(r"epoch [1-9]: .+; it rose from epoch [2-9] on; try train.optimizer.lr: ", text), text
+    train_with(tmp_path, **followed(settings, text))
+
+
 def test_a_single_epoch_is_judged_by_the_state_it_ends_with(tmp_path: Path) -> None:
     rows = write_line(tmp_path)
     # One step, whose loss is that of the untrained model.

@@ -27,7 +27,7 @@ from truefit.training.settings import TrainSettings
 pytestmark = pytest.mark.xdist_group("browser")
 
 HOSTILE = "<img src=x onerror=alert(1)> [a](javascript:alert(1)) `b` **c** _d_ | e"
-DEFAULT = "linear sgd lr=0.1 batch=16 torch"
+DEFAULT = "linear sgd lr=0.05 batch=16 torch"
 NAMES = [
     DEFAULT,
     "linear sgd lr=0.02 batch=16 torch",
@@ -71,7 +71,7 @@ def test_table_of_runs_shows_names_settings_and_scores_and_sorts_by_them(
     expect(page.locator(".ag-cell[col-id='attributes.`Run Name`']")).to_have_count(len(NAMES))
     assert column(page, "attributes.`Run Name`") == NAMES[::-1]  # the latest first
     assert column(page, "params.`train.engine`") == ["torch", "numpy", "torch", "torch"]
-    assert column(page, "params.`train.optimizer.lr`") == ["0.01", "0.1", "0.02", "0.1"]
+    assert column(page, "params.`train.optimizer.lr`") == ["0.01", "0.1", "0.02", "0.05"]
     take_picture(page, "mlflow-runs", tmp_path)
 
     scores = sorted((found.data.metrics["test_mse"] for found in workspace.runs()), reverse=True)
