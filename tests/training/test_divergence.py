@@ -79,6 +79,7 @@ TOO_LARGE: dict[str, dict[str, Any]] = {
     "momentum": {"optimizer": {"lr": 0.3, "momentum": 0.95}},
     "nesterov": {"optimizer": {"lr": 3.0, "momentum": 0.9, "nesterov": True}},
     "weight decay": {"optimizer": {"lr": 0.5, "weight_decay": 5.0}},
+    "strong decay": {"optimizer": {"lr": 0.05, "weight_decay": 1000.0}},
     "sum": {"optimizer": {"lr": 0.1}, "loss": {"reduction": "sum"}},
     "l1": {"optimizer": {"lr": 10.0}, "loss": {"name": "l1"}, **CONSTANT},
     "huber": {"optimizer": {"lr": 10.0}, "loss": {"name": "huber"}, **CONSTANT},

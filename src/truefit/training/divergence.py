@@ -28,6 +28,7 @@ ODD = 1e6  # a cell so many times as large as half of its column's, or as 1, is 
 SAMPLE_NUMBERS = 1 << 21  # of the rows that stand for all, at most
 ITERATIONS = 100  # of the power iteration
 TESTED_ROWS = 1024  # of its batches, at most
+STRONG_DECAY = 10.0  # pulls at a weight several times as much as the loss of a scaled feature does
 FEW_STEPS = 200  # with fewer, a training may be too short at any learning rate
 
 
@@ -112,9 +113,12 @@ def advice(datasets: Sequence[TableDataset], settings: TrainSettings, device: to
     """Return settings to try: scaling, where that is off, and a learning rate, lower than now where the loss `rose`."""
     target = settings.scale.target if settings.scale.target != "none" else "standard"
     scaled = settings.model_copy(update={"scale": ScaleSettings(features="standard", target=target)})
+    keys = [f"train.scale: {{features: standard, target: {target}}}"] if scaled.scale != settings.scale else []
+    if settings.optimizer.weight_decay >= STRONG_DECAY:
+        keys += ["train.optimizer.weight_decay: 0.0"]
+        scaled = scaled.model_copy(update={"optimizer": settings.optimizer.model_copy(update={"weight_decay": 0.0})})
     rate = good_rate(datasets, scaled, device)
     lr = settings.optimizer.lr
-    keys = [f"train.scale: {{features: standard, target: {target}}}"] if scaled.scale != settings.scale else []
     enough = bool(keys) or rose or (rate is not None and rate > lr)  # for the number of steps to stay as it is
     if rate is None:
         rate = lr / 10
