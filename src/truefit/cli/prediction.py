@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -29,13 +30,13 @@ def predict(model: nn.Module, description: ModelDescription, source: Path, targe
 
     Raises TableError for a CSV that cannot be used, and OSError where `target` cannot be written; what was there stays then.
     """
-    csv = CsvFile(source, separator, "--separator")
+    csv = CsvFile(source, separator, "--separator", "a model trained with prepare.dtype: float64")
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
     if target.exists() and target.samefile(source):
         raise TableError(f"{target}: is the CSV to be read, allowed: another file")
     with csv:
-        header = read_header(csv)
+        header = set(read_header(csv))
         for name in description.features:
             if name not in header:
                 raise missing_column(csv, name, "a feature of the model")
@@ -55,19 +56,22 @@ def predict(model: nn.Module, description: ModelDescription, source: Path, targe
 def _write(
     csv: CsvFile, texts: type[LineTexts] | type[RowTexts], model: nn.Module, description: ModelDescription, file: IO[bytes]
 ) -> int:
-    batches = read_batches(csv, description.features, description.dtype, None, "predict")
     separator = pa.scalar(csv.separator.encode(), BYTES)
     count, not_finite = 0, None
-    with csv.content() as stream:
+    read = read_batches(csv, description.features, description.dtype, None, "predict")
+    with closing(read) as batches, csv.content() as stream:
         text = texts(csv, stream)
         file.write(text.mark)
         _append(file, text.take(1), pa.array([PREDICTION.encode()], BYTES), separator)
-        for predicted in read_ahead(predictions(model, (values for values, _ in batches))):
+        for predicted in read_ahead(predictions(model, (batch.values for batch in batches))):
             if not_finite is None and not np.isfinite(predicted).all():
                 index = int(np.argmin(np.isfinite(predicted)))
                 not_finite = count + index, predicted[index]
-            _append(file, text.take(len(predicted)), _number_texts(predicted), separator)
             count += len(predicted)
+            while len(predicted):
+                rows = text.take(len(predicted))
+                _append(file, rows, _number_texts(predicted[: len(rows)]), separator)
+                predicted = predicted[len(rows) :]
         file.write(text.rest())
     if not_finite:  # told when there are no faults
         index, found = not_finite
