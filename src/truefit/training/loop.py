@@ -33,7 +33,7 @@ def build_engine(train_rows: TableDataset, settings: TrainSettings, device: torc
     if device.type == "mps" and train_rows.table.dtype == "float64":
         raise TruefitError("train.device: found mps with prepare.dtype float64, allowed: float32, which is all that it has")
     model = build_model(settings.model, train_rows.table, settings.standardize, settings.seed)
-    graph = settings.compile.graph(len(train_rows), settings.batch_rows(len(train_rows)))
+    graph = settings.compile.graph(len(train_rows), settings.batch_rows(len(train_rows)), train_rows.row_bytes)
     return make_engine(settings.engine, model, settings.step, device, graph)
 
 
