@@ -246,7 +246,10 @@ def test_a_prediction_beyond_the_dtype_is_refused_with_its_line() -> None:
         ("x1,x2\n1,2\n1,x\n", "line 3, column 'x2': found 'x', allowed: a number"),
         ('n,x1,x2\n"a\nb",1,2\n,,nan\n', "line 4, column 'x1': found an empty cell, allowed: a number; "
          "line 4, column 'x2': found 'nan', allowed: a finite number (2 bad cells in all)"),
-        ("x1,x2\n1,1e39\n", "line 2, column 'x2': found '1e39', allowed: a number within float32's range"),
+        ("x1,x2\n1,1e39\n", "line 2, column 'x2': found '1e39', allowed: a number within float32's range, "
+         "or a model trained with prepare.dtype: float64"),
+        ("x1,x2\n1,2\n1,16777217\n", "line 3, column 'x2': found '16777217', allowed: an integer that float32 holds, such as "
+         "each up to 2^24 (16777216), or a model trained with prepare.dtype: float64"),
         ("x1,x2\n1,2\n1,2,3\n", "line 3: found 3 cells, allowed: 2, as in the header"),
         ('x1,x2,n\n1,2,"a\n1,2,b\n', "line 2, column 'n': found a quote that is not closed, allowed: a closing quote"),
         ("x1,x2\n" + "1,2\n" * 30_000 + "1,\n", "line 30002, column 'x2': found an empty cell, allowed: a number"),

@@ -176,7 +176,7 @@ BOMB = "generate:\n  a: &a [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]\n" + "".join(
         ("generate: {rows: &a [[*a]]}", "generate.rows.0: found values nested too deeply, allowed: 20 levels"),
         ("train: &a {model: *a}", "train.model.model: found values nested too deeply, allowed: 20 levels"),
         (f"train: {{model: {'[' * 20}{']' * 20}}}", "train.model.0: found values nested too deeply, allowed: 20 levels"),
-        (BOMB, "generate: found more than 10000 values, allowed: so many at most"),
+        (BOMB, "generate: found more than 100000 values, allowed: so many at most"),
         (f"generate: {{rows: {2**63}}}", "generate.rows: found an integer of 64 bits, allowed: 63 at most"),
         (f"generate: {{rows: 0x{'f' * 6000}}}", "generate.rows: found an integer of 24000 bits, allowed: 63 at most"),
         ('prepare: {csv: "a\\0b"}', "prepare.csv: found the character 0x00, allowed: printable text"),
@@ -328,6 +328,14 @@ def test_generate_refuses(values: str, line: str) -> None:
         (
             "{split: {validation: 0.6, test: 0.6}}",
             "split.test: found 0.6, allowed: less than 0.4, so that the three fractions add up to 1",
+        ),
+        (
+            "{split: {column: s, train: 0.7, validation: 0.2}}",
+            "split.train: found 0.7, allowed: 0.8 with prepare.split.column 's', which says each row's split",
+        ),
+        (
+            "{split: {column: s, seed: 1}}",
+            "split.seed: found 1, allowed: 42 with prepare.split.column 's', which says each row's split",
         ),
         ("{target: s, split: {column: s}}", "target: found 's', allowed: a column other than prepare.split.column"),
         ("{features: [a, a]}", "features: found 'a', allowed: each column once, neither the target nor the split column"),

@@ -9,7 +9,16 @@ from torch import Tensor
 
 from truefit.core.errors import TableError
 from truefit.data import batches
-from truefit.data.batches import Chunk, SequentialChunks, Shuffle, ShuffledChunks, make_loader, read_ahead
+from truefit.data.batches import (
+    Chunk,
+    EpochChunks,
+    SequentialChunks,
+    Shuffle,
+    ShuffledChunks,
+    make_loader,
+    read_ahead,
+    sequential_loader,
+)
 from truefit.data.dataset import TableDataset
 
 SHUFFLES: list[Shuffle] = ["full", "block"]
@@ -77,6 +86,31 @@ def test_sequential_chunks_are_all_rows_in_order(rows: int, sizes: list[int]) ->
     assert [len(chunk) for chunk in sampler] == sizes
     assert torch.equal(torch.cat(list(sampler)), torch.arange(rows))
     assert len(sampler) == len(sizes)
+
+
+@pytest.mark.parametrize("shuffle", SHUFFLES)
+def test_a_chunk_of_wide_rows_has_fewer_and_their_order_is_the_same(shuffle: Shuffle) -> None:
+    row_bytes = batches.CHUNK_BYTES // 30
+    sampler = ShuffledChunks(1000, 7, 42, shuffle, row_bytes=row_bytes)
+
+    assert torch.cat(list(sampler)).tolist() == order(1000, shuffle, batch_size=7)
+    assert max(len(chunk) for chunk in sampler) == 28
+    assert max(len(chunk) for chunk in SequentialChunks(1000, row_bytes)) == 30
+    assert len(SequentialChunks(1000, row_bytes)) == len(list(SequentialChunks(1000, row_bytes))) == 34
+
+
+def test_a_row_larger_than_a_chunk_is_one() -> None:
+    assert [len(chunk) for chunk in SequentialChunks(3, 2 * batches.CHUNK_BYTES)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_loaders_chunks_are_bounded_in_bytes(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(tmp_path, numbered_csv(100, features=4), dtype=dtype)
+    monkeypatch.setattr(batches, "CHUNK_BYTES", 400)
+    dataset = TableDataset(tmp_path / "prepared", "train")
+
+    for chunks in (sequential_loader(dataset), EpochChunks(dataset, 1, 42, "full").epoch(1)):
+        assert {x.nbytes + y.nbytes for x, y in chunks} == {400}
 
 
 def test_sequential_chunks_hold_no_row_numbers_but_one_chunks() -> None:

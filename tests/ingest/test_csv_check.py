@@ -188,6 +188,8 @@ def test_a_quote_inside_a_cell_without_quotes_is_text(path: Path) -> None:
 # --- the rows
 
 
+WIDER = "or prepare.dtype: float64"
+INTEGER = f"an integer that float32 holds, such as each up to 2^24 (16777216), {WIDER}"
 EXACTLY = "an integer up to 2^53 (9007199254740992), beyond which float64 does not hold each, or a number such as 1e20"
 
 
@@ -207,7 +209,8 @@ EXACTLY = "an integer up to 2^53 (9007199254740992), beyond which float64 does n
         "  1 ",
         "\t1",
         "00",
-        "1e-400",
+        "0e-400",
+        "-0.00",
         "-0",
         '"1"',
         '" 1"',
@@ -217,10 +220,15 @@ EXACTLY = "an integer up to 2^53 (9007199254740992), beyond which float64 does n
         "9007199254740993.0",
         "1e20",
         "9007199254740993e0",
+        "16777216",
+        "1700000000",
+        "123456789.5",
+        "1e-45",
     ],
 )
-def test_a_number_is_no_fault(cell: str, path: Path) -> None:
-    assert fault(path, f"x,y\n1,2\n3,{cell}\n", ["x", "y"]) is None
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_number_is_no_fault(cell: str, dtype: Dtype, path: Path) -> None:
+    assert fault(path, f"x,y\n1,2\n3,{cell}\n", ["x", "y"], dtype) is None
 
 
 @pytest.mark.parametrize(
@@ -262,11 +270,19 @@ def test_a_number_is_no_fault(cell: str, path: Path) -> None:
         ("-inf", "'-inf'", "a finite number"),
         ("Infinity", "'Infinity'", "a finite number"),
         (" inf", "' inf'", "a finite number"),
-        ("1e39", "'1e39'", "a number within float32's range"),
-        ("-3.5e38", "'-3.5e38'", "a number within float32's range"),
+        ("1e39", "'1e39'", f"a number within float32's range, {WIDER}"),
+        ("-3.5e38", "'-3.5e38'", f"a number within float32's range, {WIDER}"),
+        ("1e151", "'1e151'", "a number within float32's range"),
         ("1e999", "'1e999'", "a number within float32's range"),
+        ("1e-46", "'1e-46'", f"0, or a number that float32 tells from it, {WIDER}"),
+        ("-1e-310", "'-1e-310'", f"0, or a number that float32 tells from it, {WIDER}"),
+        ("1e-400", "'1e-400'", "0, or a number that float64 tells from it"),
+        ("-0." + "0" * 400 + "1", f"'-0.{'0' * 37}'", "0, or a number that float64 tells from it"),
+        ("16777217", "'16777217'", INTEGER),
+        ("-16777217.0", "'-16777217.0'", INTEGER),
+        ("1700000001", "'1700000001'", INTEGER),
+        ("9007199254740991", "'9007199254740991'", INTEGER),
         ("1" * 39, f"'{'1' * 39}'", f"{EXACTLY}"),
-        ("1" * 40, f"'{'1' * 40}'", "a number within float32's range"),
         ("9007199254740993", "'9007199254740993'", EXACTLY),
         ("0" * 5000 + "9007199254740993", f"'{'0' * 40}'", EXACTLY),
         (" -009007199254740993", "' -009007199254740993'", EXACTLY),
@@ -278,10 +294,23 @@ def test_a_cell_that_is_no_finite_number_is_found(cell: str, found: str, allowed
     assert line == f"data.csv: line 3, column 'y': found {found}, allowed: {allowed}"
 
 
-def test_the_range_is_that_of_the_dtype(path: Path) -> None:
-    assert fault(path, "x,y\n1,1e39\n", ["x", "y"], "float64") is None
-    assert fault(path, "x,y\n1,1e309\n", ["x", "y"], "float64") == (
-        "data.csv: line 2, column 'y': found '1e309', allowed: a number within float64's range"
+@pytest.mark.parametrize("cell", ["1e39", "-1e150", "16777217", "9007199254740991", "1e-46", "5e-324"])
+def test_float64_keeps_what_float32_does_not(cell: str, path: Path) -> None:
+    assert fault(path, f"x,y\n1,{cell}\n", ["x", "y"], "float64") is None
+
+
+@pytest.mark.parametrize(
+    ("cell", "allowed"),
+    [
+        ("1e151", "a number between -1e+150 and 1e+150"),
+        ("-1e309", "a number between -1e+150 and 1e+150"),
+        ("1" * 5000, "a number between -1e+150 and 1e+150"),
+        ("1e-324", "0, or a number that float64 tells from it"),
+    ],
+)
+def test_what_float64_does_not_keep_or_square_is_refused(cell: str, allowed: str, path: Path) -> None:
+    assert fault(path, f"x,y\n1,{cell}\n", ["x", "y"], "float64") == (
+        f"data.csv: line 2, column 'y': found '{cell[:40]}', allowed: {allowed}"
     )
 
 

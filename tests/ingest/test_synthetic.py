@@ -33,11 +33,13 @@ def test_the_same_settings_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cores", [1, 5])
-def test_the_number_of_cores_changes_no_byte(cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = GenerateSettings(rows=2 * DRAWN_ROWS + 5)
+def test_neither_the_number_of_cores_nor_the_pieces_change_a_byte(
+    cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = GenerateSettings(rows=DRAWN_ROWS + 5, coefficients=(1.0, -2.0, 0.5))
     write_csv(settings, tmp_path / "a.csv")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    monkeypatch.setattr(synthetic, "PIECE_ROWS", 1000)
+    monkeypatch.setattr(synthetic, "PIECE_BYTES", 8000)
     write_csv(settings, tmp_path / "b.csv")
 
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
@@ -197,11 +199,12 @@ def test_the_global_stream_is_not_moved(tmp_path: Path) -> None:
 WRITE = """
 from truefit.data.generating import GenerateSettings
 from truefit.ingest.synthetic import write_csv
-write_csv(GenerateSettings(rows={rows}, coefficients=[1.0] * 4), Path("data.csv"))
+write_csv(GenerateSettings(rows={rows}, coefficients=[1.0] * {columns}), Path("data.csv"))
 """
 
 
-def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
-    few, many = (peak_memory(WRITE.format(rows=rows), tmp_path) for rows in (200_000, 1_200_000))
-    # Between the two, the numbers grow by 40 MB and the CSV by 90 MB.
-    assert many - few < 20
+@pytest.mark.parametrize(("columns", "few", "many"), [(4, 200_000, 1_200_000), (1000, 4000, 16_000)])
+def test_memory_does_not_grow_with_the_rows(columns: int, few: int, many: int, tmp_path: Path) -> None:
+    small, large = (peak_memory(WRITE.format(rows=rows, columns=columns), tmp_path) for rows in (few, many))
+    # Between the two, the numbers grow by 40 or 96 MB and the CSV by 90 or 220 MB.
+    assert large - small < 40

@@ -1,5 +1,6 @@
 """`truefit predict`: a CSV -> the same CSV with one more column; its text is cut where rows end, and never taken apart."""
 
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -34,11 +35,11 @@ def predict(
     Raises TableError for a CSV, or a name of the column, that cannot be used, and OSError where `target` cannot be written;
     what was there stays then.
     """
-    csv = CsvFile(source, separator, "--separator")
+    csv = CsvFile(source, separator, "--separator", "a model trained with prepare.dtype: float64")
     if target.exists() and target.samefile(source):
         raise TableError(f"{target}: is the CSV to be read, allowed: another file")
     with csv:
-        header = read_header(csv)
+        header = set(read_header(csv))
         for name in description.features:
             if name not in header:
                 raise missing_column(csv, name, "a feature of the model")
@@ -77,19 +78,22 @@ def _write(
     file: IO[bytes],
     heading: bytes,
 ) -> int:
-    batches = read_batches(csv, description.features, description.dtype, None, "predict")
     separator = pa.scalar(csv.separator.encode(), BYTES)
     count, not_finite = 0, None
-    with csv.content() as stream:
+    read = read_batches(csv, description.features, description.dtype, None, "predict")
+    with closing(read) as batches, csv.content() as stream:
         text = texts(csv, stream)
         file.write(text.mark)
         _append(file, text.take(1), pa.array([heading], BYTES), separator)
-        for predicted in read_ahead(predictions(model, (values for values, _ in batches))):
+        for predicted in read_ahead(predictions(model, (batch.values for batch in batches))):
             if not_finite is None and not np.isfinite(predicted).all():
                 index = int(np.argmin(np.isfinite(predicted)))
                 not_finite = count + index, predicted[index]
-            _append(file, text.take(len(predicted)), _number_texts(predicted), separator)
             count += len(predicted)
+            while len(predicted):
+                rows = text.take(len(predicted))
+                _append(file, rows, _number_texts(predicted[: len(rows)]), separator)
+                predicted = predicted[len(rows) :]
         file.write(text.rest())
     if not_finite:  # told when there are no faults
         index, found = not_finite

@@ -20,8 +20,8 @@ from truefit.core.errors import SettingsError
 
 SECTIONS = ("generate", "prepare", "train", "evaluate", "track", "checkpoint")
 PARAMS = Path("params.yaml")
-# Aliases can make a small file hold more than any memory, or contain itself.
-MOST_VALUES, DEEPEST = 10_000, 20
+# Aliases can make a small file hold more than any memory, or contain itself. A table may have 10,000 columns.
+MOST_VALUES, DEEPEST = 100_000, 20
 LONGEST = 200  # characters of a value that an error shows
 # What is allowed, by pydantic's type of the error, where its own message does not say it in YAML's words.
 _ALLOWED = {

@@ -23,7 +23,9 @@ Transform = Callable[[Chunk], Chunk]
 
 CPU = torch.device("cpu")
 
+# A chunk is no longer than this, and no larger, but that it holds a row, or a batch.
 CHUNK_ROWS = 65_536
+CHUNK_BYTES = 1 << 24
 # Between two chunks a training can save where it is or stop, so a chunk of small batches must not take long.
 CHUNK_BATCHES = 4_096
 # With `block`, runs of BLOCK_ROWS neighbours are read together, and mixed with those of BUFFER_BLOCKS others.
@@ -31,41 +33,56 @@ BLOCK_ROWS = 4_096
 BUFFER_BLOCKS = 64
 
 
+def chunk_rows(row_bytes: int) -> int:
+    """Return how many rows of so many bytes are a chunk.
+
+    >>> chunk_rows(8), chunk_rows(40_004)
+    (65536, 419)
+    """
+    return max(1, min(CHUNK_ROWS, CHUNK_BYTES // row_bytes))
+
+
 class SequentialChunks(Sampler[Tensor]):
-    """Chunks of at most CHUNK_ROWS row numbers, in the table's order.
+    """Chunks of row numbers, in the table's order; `row_bytes` is the size of a row, which bounds a chunk's.
 
     >>> [len(chunk) for chunk in SequentialChunks(100_000)]
     [65536, 34464]
     """
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, row_bytes: int = 1) -> None:
         self.rows = rows
+        self.row_bytes = row_bytes
 
     def __iter__(self) -> Iterator[Tensor]:
-        for start in range(0, self.rows, CHUNK_ROWS):
-            yield torch.arange(start, min(start + CHUNK_ROWS, self.rows))
+        count = chunk_rows(self.row_bytes)
+        for start in range(0, self.rows, count):
+            yield torch.arange(start, min(start + count, self.rows))
 
     def __len__(self) -> int:
-        return -(-self.rows // CHUNK_ROWS)
+        return -(-self.rows // chunk_rows(self.row_bytes))
 
 
 class ShuffledChunks(Sampler[Tensor]):
     """Chunks of row numbers, each a multiple of `batch_size` long but the last, in an order that `set_epoch` decides.
 
     `full` is a permutation of all rows, drawn by a thread during the epoch before. `block` shuffles blocks of neighbouring
-    rows and then the rows inside a buffer of many blocks, so that the file is read nearly in order.
+    rows and then the rows inside a buffer of many blocks, so that the file is read nearly in order. `row_bytes`, the size of a
+    row, bounds the chunks, and decides nothing about the order.
 
     >>> first, last = ShuffledChunks(10, batch_size=4, seed=42, shuffle="full")
     >>> len(first), len(last), sorted([*first.tolist(), *last.tolist()])
     (8, 2, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     """
 
-    def __init__(self, rows: int, batch_size: int, seed: int, shuffle: Shuffle, epochs: int | None = None) -> None:
+    def __init__(
+        self, rows: int, batch_size: int, seed: int, shuffle: Shuffle, epochs: int | None = None, row_bytes: int = 1
+    ) -> None:
         self.rows = rows
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
         self.epochs = epochs  # after the last, no other order is drawn
+        self.row_bytes = row_bytes
         self.epoch = 1
         self.start = 0
         self._drawer = ThreadPoolExecutor(1, "permutation")
@@ -101,12 +118,12 @@ class ShuffledChunks(Sampler[Tensor]):
 
     def _chunks(self, orders: Iterator[Tensor]) -> Iterator[Tensor]:
         """Cut the order, which comes in pieces, into chunks of whole batches."""
-        chunk_rows = min(max(1, CHUNK_ROWS // self.batch_size), CHUNK_BATCHES) * self.batch_size
+        count = min(max(1, chunk_rows(self.row_bytes) // self.batch_size), CHUNK_BATCHES) * self.batch_size
         rest = torch.empty(0, dtype=torch.int64)
         for order in orders:
             joined = torch.cat([rest, order]) if len(rest) else order
             whole = len(joined) // self.batch_size * self.batch_size
-            yield from joined[:whole].split(chunk_rows) if whole else ()
+            yield from joined[:whole].split(count) if whole else ()
             rest = joined[whole:]
         if len(rest):
             yield rest
@@ -141,7 +158,7 @@ def make_loader(
 
 def sequential_loader(dataset: TableDataset, device: torch.device = CPU, transform: Transform | None = None) -> Loader:
     """Return a loader of all rows, in the table's order."""
-    return make_loader(dataset, SequentialChunks(len(dataset)), device, transform)
+    return make_loader(dataset, SequentialChunks(len(dataset), dataset.row_bytes), device, transform)
 
 
 class EpochChunks:
@@ -158,7 +175,7 @@ class EpochChunks:
         transform: Transform | None = None,
     ) -> None:
         self.batch_size = batch_size
-        self._sampler = ShuffledChunks(len(dataset), batch_size, seed, shuffle, epochs)
+        self._sampler = ShuffledChunks(len(dataset), batch_size, seed, shuffle, epochs, dataset.row_bytes)
         self._loader = make_loader(dataset, self._sampler, device, transform)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Chunk]:

@@ -38,6 +38,11 @@ class TableDataset(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return self.table.rows[self.split]
 
+    @property
+    def row_bytes(self) -> int:
+        """The size of a row, target included, in bytes."""
+        return self._rows.element_size() * self._rows.shape[1]
+
     def __getitem__(self, index: int | slice | Tensor) -> tuple[Tensor, Tensor]:
         self._file.require_unchanged()
         if not isinstance(index, Tensor):

@@ -3,10 +3,13 @@
 from typing import NamedTuple
 
 import numpy as np
+from scipy.linalg.lapack import dtpmqrt, dtpqrt, dtrcon, dtrtrs
 
-from truefit.data.batches import CHUNK_ROWS
+from truefit.data.batches import SequentialChunks
 from truefit.data.dataset import TableDataset
 from truefit.evaluation.metrics import Array, float64_chunks
+
+PANEL_COLUMNS = 32  # that the decomposition takes at a time
 
 
 class LeastSquaresFit(NamedTuple):
@@ -19,23 +22,48 @@ class LeastSquaresFit(NamedTuple):
 def least_squares(train: TableDataset) -> LeastSquaresFit:
     """Return the line that minimises the squared error over the training rows.
 
-    The rows (1, x, y), features and target standardised so that offsets and units cost no digits, are reduced to one
-    triangular factor, a chunk at a time, by stacking each chunk under the factor so far and taking the QR decomposition
-    again (TSQR: Demmel, Grigori, Hoemmen and Langou, 2012). That keeps the accuracy which the normal equations lose by
-    squaring the condition number. Where features depend on each other, the shortest solution is taken. The rotations keep
-    lengths, so that the errors which it leaves in the factor have the squared sum of those of all rows.
+    The rows (1, x), standardised so that offsets and units cost no digits, are reduced to one triangular factor, into which
+    each chunk is rotated in place: the QR decomposition of a triangle on a chunk (LAPACK's tpqrt; TSQR: Demmel, Grigori,
+    Hoemmen and Langou, 2012). That keeps the accuracy which the normal equations lose by squaring the condition number. Where
+    features depend on each other, the shortest solution is taken. The rotations keep lengths, so that what they leave of the
+    targets has the squared sum of the errors of all rows.
     """
     mean, std = np.array(train.table.mean), np.array(train.table.std)
-    std = np.where(std > 0, std, 1)
-    factor: Array = np.empty((0, len(mean) + 1))
+    used = np.flatnonzero(std[:-1])  # of the shortest solution, a column that does not vary has no part
+    mean, std = mean[[*used, -1]], np.append(std[used], std[-1] or 1)
+    width = len(mean)
+    factor, goal, squares = np.zeros((width, width), order="F"), np.zeros((width, 1)), 0.0
     for features, target in float64_chunks(train):
-        rows = (np.column_stack([features, target]) - mean) / std
-        stacked = np.vstack([factor, np.column_stack([np.ones(len(rows)), rows])])
-        factor = np.asarray(np.linalg.qr(stacked, mode="r"))
+        rows = _standardised(features if len(used) == features.shape[1] else features[:, used], mean[:-1], std[:-1])
+        factor, reflectors, scales, _ = dtpqrt(0, min(PANEL_COLUMNS, width), factor, rows, overwrite_a=True, overwrite_b=True)
+        goal, rest, _ = dtpmqrt(0, reflectors, scales, goal, (target[:, None] - mean[-1]) / std[-1], trans="T")
+        squares += float((rest**2).sum())
+        del features, rows, reflectors  # before the next chunk is read
     # NumPy's tolerance for the rank of one decomposition, for as many as there were.
-    rank_tolerance = np.finfo(np.float64).eps * factor.shape[1] * -(-len(train) // CHUNK_ROWS)
-    solution = np.linalg.lstsq(factor[:, :-1], factor[:, -1], rcond=rank_tolerance)[0]
-    errors = (factor[:, -1] - factor[:, :-1] @ solution) * std[-1]
-    coefficients = solution[1:] / std[:-1] * std[-1]
-    line = np.asarray([mean[-1] + std[-1] * solution[0] - mean[:-1] @ coefficients, *coefficients])
-    return LeastSquaresFit(line, float(errors @ errors) / len(train))
+    tolerance = np.finfo(np.float64).eps * (width + 1) * len(SequentialChunks(len(train), train.row_bytes))
+    solution = _solve(factor, goal, len(train), tolerance)
+    squares += float(((goal[:, 0] - factor @ solution) ** 2).sum())
+    coefficients = np.zeros(len(train.table.features))
+    coefficients[used] = solution[1:] / std[:-1] * std[-1]
+    intercept = mean[-1] + std[-1] * solution[0] - mean[:-1] @ coefficients[used]
+    return LeastSquaresFit(np.append(intercept, coefficients), squares * float(std[-1]) ** 2 / len(train))
+
+
+def _standardised(features: Array, mean: Array, std: Array) -> Array:
+    """Return the rows (1, (x - mean) / std) [C, F + 1], column by column, as LAPACK wants them."""
+    rows = np.ones((len(features), features.shape[1] + 1), order="F")
+    rows[:, 1:] = features
+    rows[:, 1:] -= mean
+    rows[:, 1:] /= std
+    return rows
+
+
+def _solve(factor: Array, goal: Array, rows: int, tolerance: float) -> Array:
+    """Return the shortest x [F + 1] that brings factor · x, a triangle of so many rows, closest to goal [F + 1, 1]."""
+    condition, _ = dtrcon(factor)
+    if condition > tolerance:
+        solution: Array = dtrtrs(factor, goal)[0]
+    else:
+        # Rows of the triangle beyond the data's are zeros.
+        solution = np.linalg.lstsq(factor[:rows], goal[:rows], rcond=tolerance)[0]
+    return solution[:, 0]

@@ -1,10 +1,13 @@
 """The CSV's numbers in batches of rows: by pyarrow's fast reader, and cell by cell from where that cannot go on."""
 
+import threading
+import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
+from io import RawIOBase
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,19 +16,36 @@ import pyarrow.csv
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from truefit.core.errors import TableError
 from truefit.data.table import SPLITS, Dtype
-from truefit.ingest.csv_check import EXACT, checked_rows
+from truefit.ingest.csv_check import EXACT, EXACT_FLOAT32, LARGEST, checked_rows
 from truefit.ingest.csv_file import CsvFile, OnBytes
 
 BLOCK_BYTES = 1 << 20  # that pyarrow parses at a time; a row that is longer is left to csv_check.py
-SLOW_ROWS = 4096  # that csv_check.py gives at a time
+BLOCK_COLUMNS = 1024  # of more columns a block is larger, since it costs some microseconds for each
+SLOW_ROWS = 4096  # that csv_check.py gives at a time …
+SLOW_CELLS = 1 << 18  # … or so many cells, where that is less
 _LONG_INTEGER = r"^[ \t]*[+-]?[0-9]{16,}[ \t]*$"
+_NOT_ZERO = r"^[^eE]*[1-9]"
+_ZEROS = b"0" * 200  # a number that float64 takes for 0 has as many, or three digits in its exponent
 
-# The values [B, columns] of some rows and, with a split column, each one's position in SPLITS [B].
-Batch = tuple[NDArray[Any], NDArray[np.uint8]]
+
+class Batch(NamedTuple):
+    """Some rows: `values` [B, columns], the `lowest` and `highest` of each column in float64 [columns], and their splits.
+
+    With a split column, `codes` [B] are the rows' positions in SPLITS; without one it is empty.
+    """
+
+    values: NDArray[Any]
+    codes: NDArray[np.uint8]
+    lowest: NDArray[np.float64]
+    highest: NDArray[np.float64]
 
 
-def read_batches(source: CsvFile, columns: list[str], dtype: Dtype, split: str | None, title: str) -> Iterator[Batch]:
+Batches = Generator[Batch, None, None]
+
+
+def read_batches(source: CsvFile, columns: list[str], dtype: Dtype, split: str | None, title: str) -> Batches:
     """Give all rows, in their order; `columns` must hold finite numbers of `dtype`, `split` the name of a split.
 
     Memory is bounded by a block of text. Raises TableError, naming file, line and column, for a CSV that cannot be used; what
@@ -39,12 +59,12 @@ def read_batches(source: CsvFile, columns: list[str], dtype: Dtype, split: str |
             bar.reset()
             read = 0  # rows, from the beginning
             try:
-                for values, codes in reader(source, columns, dtype, split, lambda content: bar.update(len(content))):
+                for batch in reader(source, columns, dtype, split, lambda content: bar.update(len(content))):
                     known = max(0, given - read)
-                    read += len(values)
+                    read += len(batch.values)
                     if read > given:
                         given = read
-                        yield values[known:], codes[known:]
+                        yield batch._replace(values=batch.values[known:], codes=batch.codes[known:])
             except pa.ArrowInvalid:
                 continue
             return
@@ -57,50 +77,141 @@ def _fast_batches(
     types = dict.fromkeys(columns, pa.string() if as_text else pa.float64())
     if split is not None:
         types[split] = pa.string()
-    limit = np.inf if as_text else EXACT  # beyond, an integer may have been rounded
     rows = 0
-    with (
-        source.content(on_bytes) as stream,
-        pyarrow.csv.open_csv(
-            stream,
-            read_options=pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES),
-            parse_options=pyarrow.csv.ParseOptions(delimiter=source.separator, newlines_in_values=True),
-            # An empty cell must not become a missing value: it is refused as a number.
-            convert_options=pyarrow.csv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[]),
-        ) as batches,
-    ):
-        for batch in batches:
-            rows += batch.num_rows
-            values = _matrix(batch, columns, dtype)
-            if not (values.min(initial=0) > -limit and values.max(initial=0) < limit):
-                raise pa.ArrowInvalid("found what is not a finite number, or a large one")
-            yield values, np.empty(0, np.uint8) if split is None else _codes(batch.column(split))
+    with source.content(on_bytes) as stream:
+        feed = _Feed(stream)
+        for batch in _record_batches(feed, source, types):
+            if batch.num_rows:
+                rows += batch.num_rows
+                codes = np.empty(0, np.uint8) if split is None else _codes(batch.column(split))
+                values, lowest, highest = _checked(batch, len(columns), dtype, as_text)
+                yield Batch(values, codes, lowest, highest)
     if not rows:
         raise pa.ArrowInvalid("found no rows")
-    if stream.has_quotes:
+    if feed.has_quotes:
         # pyarrow forgives a quote that is left open, and takes the rows behind it for text.
         deque(source.rows(), maxlen=0)
+    if feed.may_be_small and not as_text:
+        raise pa.ArrowInvalid("found what may be a number that float64 takes for 0")
+
+
+class _Feed:
+    """The CSV's bytes for Arrow's threads, and what was met in them: what pyarrow lets pass, and what could not be read."""
+
+    def __init__(self, stream: RawIOBase) -> None:
+        self.has_quotes = False
+        self.may_be_small = False
+        self.error: OSError | TableError | None = None
+        self._stream = stream
+        self._end = b""  # of what was read last, since a number may lie across
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes; none where they cannot be read, since Arrow's threads would keep the error."""
+        try:
+            content: bytes = self._stream.read(size) or b""
+        except (OSError, TableError) as error:
+            self.error = error
+            return b""
+        self.has_quotes = self.has_quotes or b'"' in content
+        self.may_be_small = self.may_be_small or _may_be_small(content) or _may_be_small(self._end + content[: len(_ZEROS)])
+        self._end = content[-len(_ZEROS) :]
+        return content
+
+
+def _may_be_small(text: bytes) -> bool:
+    # By NumPy, which leaves Python's lock to the thread that takes the batches; a regular expression keeps it.
+    codes = np.frombuffer(text, np.uint8)
+    exponents = np.flatnonzero((codes[1:-3] == ord("-")) & ((codes[:-4] == ord("e")) | (codes[:-4] == ord("E"))))
+    digits = codes[exponents[:, None] + [2, 3, 4]] - np.uint8(ord("0")) < 10  # an unsigned difference
+    return bool(digits.all(axis=1).any()) or _ZEROS in text
+
+
+class _Handle:
+    """What Arrow reads from. It alone holds it, so that its end tells that no thread of Arrow's will ask for Python again."""
+
+    closed = False
+
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self.read = read  # whose frames, in a traceback, do not hold this
+
+    def close(self) -> None:
+        """Do nothing: whoever opened the file closes it."""
+
+
+def _record_batches(feed: _Feed, source: CsvFile, types: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+    """Give pyarrow's batches of the columns in `types`; at its end, however that comes, no thread has anything of Python's.
+
+    Arrow's threads drop what they read from in their own time, also after an error. If the interpreter ends meanwhile, the
+    thread that waits for its lock is ended by it, and C++ answers with abort().
+    """
+    options = {
+        "read_options": pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES * -(-len(source.header) // BLOCK_COLUMNS)),
+        "parse_options": pyarrow.csv.ParseOptions(delimiter=source.separator, newlines_in_values=True),
+        # An empty cell must not become a missing value: it is refused as a number.
+        "convert_options": pyarrow.csv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[]),
+    }
+    released = threading.Event()
+    handle, reader = _Handle(feed.read), None
+    weakref.finalize(handle, released.set)
+    try:
+        # Buffered, so that the blocks that the threads hold are Arrow's own memory, and no bytes of Python's.
+        reader = pyarrow.csv.open_csv(pa.BufferedInputStream(pa.PythonFile(handle, "r"), 1), **options)
+        yield from reader
+    except pa.ArrowInvalid:
+        if feed.error is None:
+            raise
+    finally:
+        if reader is not None:
+            reader.close()
+        del reader, handle
+        released.wait()
+    if feed.error is not None:
+        raise feed.error
 
 
 def _slow_batches(source: CsvFile, columns: list[str], dtype: Dtype, split: str | None, on_bytes: OnBytes) -> Iterator[Batch]:
     rows = checked_rows(source, columns, dtype, split, on_bytes)
-    while batch := list(islice(rows, SLOW_ROWS)):
+    count = max(1, min(SLOW_ROWS, SLOW_CELLS // len(columns)))
+    while batch := list(islice(rows, count)):
         codes = [SPLITS.index(name) for _, name in batch if name]
-        yield np.array([values for values, _ in batch], dtype), np.array(codes, np.uint8)
+        numbers = np.array([values for values, _ in batch])
+        yield Batch(numbers.astype(dtype), np.array(codes, np.uint8), numbers.min(axis=0), numbers.max(axis=0))
 
 
-def _matrix(batch: pa.RecordBatch, columns: list[str], dtype: Dtype) -> NDArray[Any]:
-    """Return an array [C, columns]; what `dtype` cannot hold becomes infinite."""
-    values = np.empty((batch.num_rows, len(columns)), dtype)
-    with np.errstate(over="ignore"):
-        for index, name in enumerate(columns):
-            column = batch.column(name)
-            if column.type == pa.string():
-                if pyarrow.compute.any(pyarrow.compute.match_substring_regex(column, _LONG_INTEGER)).as_py():
-                    raise pa.ArrowInvalid("found an integer that may be beyond 2^53")
-                column = pyarrow.compute.ascii_trim(column, characters=" \t").cast(pa.float64())
-            values[:, index] = np.from_dlpack(column)  # to_numpy imports pandas
-    return values
+def _checked(batch: pa.RecordBatch, columns: int, dtype: Dtype, as_text: bool) -> tuple[NDArray[Any], ...]:
+    """Return the values [C, columns] of the first columns, and the lowest and the highest of each [columns].
+
+    Raises pa.ArrowInvalid for what may not be the number that the text says, and for what `dtype` does not keep.
+    """
+    numbers = np.empty((columns, batch.num_rows))
+    for index in range(columns):
+        column = batch.column(index)
+        numbers[index] = np.from_dlpack(_numbers(column) if as_text else column)  # to_numpy imports pandas
+    lowest, highest = numbers.min(axis=1), numbers.max(axis=1)
+    sizes = np.maximum(-lowest, highest)
+    # Beyond 2^53 an integer may have been rounded, which only its text tells.
+    if not sizes.max() < (min(LARGEST, float(np.finfo(dtype).max)) if as_text else EXACT):
+        raise pa.ArrowInvalid("found what is not a finite number, or a large one")
+    values = numbers.T.astype(dtype, order="C")
+    for large in np.flatnonzero(sizes > EXACT_FLOAT32):
+        exact = numbers[large]
+        rounded = exact[(exact != values[:, large]) & (np.abs(exact) < EXACT)]
+        if (rounded == np.rint(rounded)).any():
+            raise pa.ArrowInvalid("found an integer that float32 does not hold")
+    if np.count_nonzero(values != 0) < np.count_nonzero(numbers != 0):
+        raise pa.ArrowInvalid("found a number that float32 takes for 0")
+    return values, lowest, highest
+
+
+def _numbers(texts: pa.Array) -> pa.Array:
+    """Return the float64 that the texts say; raises pa.ArrowInvalid where that is another number."""
+    if pyarrow.compute.any(pyarrow.compute.match_substring_regex(texts, _LONG_INTEGER)).as_py():
+        raise pa.ArrowInvalid("found an integer that may be beyond 2^53")
+    numbers = pyarrow.compute.ascii_trim(texts, characters=" \t").cast(pa.float64())
+    zeros = texts.filter(pyarrow.compute.equal(numbers, 0.0))
+    if pyarrow.compute.any(pyarrow.compute.match_substring_regex(zeros, _NOT_ZERO)).as_py():
+        raise pa.ArrowInvalid("found a number that float64 takes for 0")
+    return numbers
 
 
 def _codes(column: pa.Array) -> NDArray[np.uint8]:

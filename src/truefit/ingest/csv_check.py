@@ -1,7 +1,9 @@
 """A CSV checked cell by cell: slowly, but naming each fault by its line of the file and its column."""
 
+import math
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 
@@ -9,8 +11,10 @@ from truefit.core.errors import TableError
 from truefit.data.table import SPLITS, Dtype
 from truefit.ingest.csv_file import CsvFile, OnBytes, ignore
 
-# Up to here float64 holds every integer. Beyond, it does not tell 2^53 from 2^53 + 1.
+# Up to here float64, and float32, holds every integer. Beyond, it does not tell 2^53 from 2^53 + 1.
 EXACT = 2**53
+EXACT_FLOAT32 = 2**24
+LARGEST = 1e150  # in size, of which float64 still holds the square
 MOST_FAULTS = 10  # that an error names
 
 _NUMBER = re.compile(r"[ \t]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?[ \t]*")
@@ -24,13 +28,15 @@ def read_header(source: CsvFile) -> list[str]:
     where = f"{source.path}: line {line}"
     if not header:
         raise TableError(f"{where}: found an empty file, allowed: a header with column names, then rows")
+    names: set[str] = set()
     for number, name in enumerate(header, 1):
         if not _is_utf8(name) or "\0" in name:
             raise TableError(f"{where}, column {number}: found {_cell_text(name)}, allowed: text in UTF-8")
         if not name.strip():
             raise TableError(f"{where}, column {number}: found no name, allowed: a name for each column")
-        if header.index(name) != number - 1:
+        if name in names:
             raise TableError(f"{where}, column {number}: found {name!r} again, allowed: each name once")
+        names.add(name)
     source.header, source.header_line = header, line
     return header
 
@@ -39,6 +45,18 @@ def missing_column(source: CsvFile, name: str, reason: str) -> TableError:
     """Return the error for a column that the header lacks; `reason` says who wants it."""
     allowed = shown_names(source.header) + source.other_separator(source.header)
     return TableError(f"{source.path}: line {source.header_line}: found no column {name!r} ({reason}), allowed: {allowed}")
+
+
+def varying_column(source: CsvFile, name: str) -> TableError:
+    """Return the error for a column whose numbers differ, and are one in float32: it names the first that does."""
+    index = source.header.index(name)
+    rows = ((line, row[index]) for line, row in islice(source.rows(), 1, None))
+    _, first = next(rows)
+    line, other = next((line, cell) for line, cell in rows if float(cell) != float(first))
+    return TableError(
+        f"{source.path}: line {line}, column {name!r}: found {_cell_text(other)}, which float32 does not tell from the "
+        f"{_cell_text(first)} before it, allowed: numbers that float32 tells apart, or {source.wider}"
+    )
 
 
 def shown_names(header: list[str]) -> str:
@@ -55,8 +73,9 @@ def checked_rows(
     and how many there are.
     """
     header = source.header
-    numeric = [header.index(name) for name in columns]
-    split = None if split_column is None else header.index(split_column)
+    place = {name: index for index, name in enumerate(header)}
+    numeric = [place[name] for name in columns]
+    split = None if split_column is None else place[split_column]
     checks = sorted(numeric if split is None else [*numeric, split])
     faults: list[str] = []
     count, empty = 0, True
@@ -70,7 +89,7 @@ def checked_rows(
             found = [
                 f", column {header[index]!r}: found {_cell_text(row[index])}, allowed: {allowed}"
                 for index in checks
-                if (allowed := _split_fault(row[index]) if index == split else _number_fault(row[index], dtype))
+                if (allowed := _split_fault(row[index]) if index == split else _number_fault(row[index], dtype, source.wider))
             ]
         if found:
             faults += [f"line {line}{fault}" for fault in found[: MOST_FAULTS - len(faults)]]
@@ -88,19 +107,37 @@ def _split_fault(cell: str) -> str | None:
     return None if cell in SPLITS else ", ".join(SPLITS)
 
 
-def _number_fault(cell: str, dtype: Dtype) -> str | None:
-    """Return what a cell that cannot be taken should have held, or None for a finite number of `dtype`."""
-    if not _NUMBER.fullmatch(cell):
+def _number_fault(cell: str, dtype: Dtype, wider: str) -> str | None:
+    """Return what a cell that cannot be taken should have held, or None for a finite number that `dtype` keeps.
+
+    `wider` is how to have float64.
+    """
+    if not (number := _NUMBER.fullmatch(cell)):
         if _NOT_FINITE.fullmatch(cell):
             return "a finite number"
         return "a number with a point, without a comma" if _NUMBER.fullmatch(cell.replace(",", "")) else "a number"
-    if abs(value := float(cell)) < EXACT:
-        return None
-    with np.errstate(over="ignore"):
-        if not np.isfinite(np.dtype(dtype).type(value)):
-            return f"a number within {dtype}'s range"
-    if (integer := _INTEGER.fullmatch(cell)) and int(integer[1]) > EXACT:
+    size = abs(float(cell))
+    if not size:
+        return "0, or a number that float64 tells from it" if number[1].strip("0.") else None
+    if EXACT <= size <= LARGEST and (integer := _INTEGER.fullmatch(cell)) and int(integer[1]) > EXACT:
         return f"an integer up to 2^53 ({EXACT}), beyond which float64 does not hold each, or a number such as 1e20"
+    if dtype == "float32" and (fault := _float32_fault(size)):
+        return f"{fault}, or {wider}" if size <= LARGEST else fault
+    return None if size <= LARGEST else f"a number between -{LARGEST:g} and {LARGEST:g}"
+
+
+def _float32_fault(size: float) -> str | None:
+    """Return what a number of this size should have been, or None where float32 keeps it."""
+    if 1e-30 < size <= EXACT_FLOAT32:  # nearly all are
+        return None
+    with np.errstate(over="ignore", under="ignore"):
+        stored = float(np.float32(size))
+    if math.isinf(stored):
+        return "a number within float32's range"
+    if not stored:
+        return "0, or a number that float32 tells from it"
+    if size < EXACT and size.is_integer() and stored != size:
+        return f"an integer that float32 holds, such as each up to 2^24 ({EXACT_FLOAT32})"
     return None
 
 

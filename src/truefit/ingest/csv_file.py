@@ -34,13 +34,23 @@ def ignore(content: bytes) -> None:
 class CsvFile:
     """A CSV, plain or compressed by gzip or zstd; as a context, it raises TableError at the end when the file has changed.
 
-    `setting` is where the separator is set. With `hashed`, `sha256` is the digest of the file as the last whole pass read it.
+    `setting` is where the separator is set, and `wider` what makes the numbers float64. With `hashed`, `sha256` is the digest
+    of the file as the last whole pass read it.
     """
 
-    def __init__(self, path: Path, separator: Separator, setting: str = "prepare.separator", *, hashed: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        separator: Separator,
+        setting: str = "prepare.separator",
+        wider: str = "prepare.dtype: float64",
+        *,
+        hashed: bool = False,
+    ) -> None:
         self.path = path
         self.separator = separator
         self.setting = setting
+        self.wider = wider
         self.hashed = hashed
         self.sha256 = ""
         self.header: list[str] = []
@@ -144,7 +154,6 @@ class _Stream(io.RawIOBase):
 
     def __init__(self, path: Path, source: Any, on_bytes: OnBytes = ignore, compression: str | None = None) -> None:
         super().__init__()
-        self.has_quotes = False  # in what has been read
         self._path = path
         self._source = source
         self._on_bytes = on_bytes
@@ -162,7 +171,6 @@ class _Stream(io.RawIOBase):
                 raise _unreadable(self._path, error) from None
             found = f"damaged {self._compression} data ({error})"
             raise TableError(f"{self._path}: found {found}, allowed: a whole {self._compression} file") from None
-        self.has_quotes = self.has_quotes or b'"' in content
         self._on_bytes(content)
         return content
 

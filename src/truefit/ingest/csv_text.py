@@ -10,6 +10,7 @@ from truefit.core.errors import TableError
 from truefit.ingest.csv_file import CsvFile
 
 TEXT_BYTES = 1 << 20
+ROWS = 256  # that Python's reader gives at a time
 BYTES = pa.large_binary()
 _BOM = b"\xef\xbb\xbf"
 _BREAKS = b"\r\n"
@@ -38,17 +39,17 @@ class LineTexts:
             self._ends = self._ends[self._ends > self._begin]
 
     def take(self, rows: int) -> pa.Array:
-        """Return the texts [C] of so many rows."""
-        while len(self._ends) < rows and self._read():
+        """Return the texts [C] of the next row, and of those of the next `rows` that are in memory with it."""
+        while not len(self._ends) and self._read():
             pass
         ends, self._ends = self._ends[:rows], self._ends[rows:]
-        if len(ends) < rows and self._text and self._text[-1] not in _BREAKS:
-            ends = np.append(ends, len(self._text))
-        if len(ends) < rows:
-            raise LineBreakError
+        if not len(ends):
+            if len(self._text) == self._begin or self._text[-1] in _BREAKS:
+                raise LineBreakError
+            ends = np.array([len(self._text)])
         offsets = np.concatenate([[self._begin], ends])
         self._begin = int(ends[-1])
-        return pa.Array.from_buffers(BYTES, rows, [None, pa.py_buffer(offsets), pa.py_buffer(self._text)])
+        return pa.Array.from_buffers(BYTES, len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(self._text)])
 
     def rest(self) -> bytes:
         """Return the line breaks behind the last row."""
@@ -88,9 +89,9 @@ class RowTexts:
         self._break = ""  # behind the row before
 
     def take(self, rows: int) -> pa.Array:
-        """Return the texts [C] of so many rows."""
-        texts = [self._row() for _ in islice(self._rows, rows)]
-        if len(texts) < rows:
+        """Return the texts [C] of some of the next `rows`, at least one."""
+        texts = [self._row() for _ in islice(self._rows, min(rows, ROWS))]
+        if not texts:
             raise TableError(f"{self._csv.path}: found fewer rows when it was read again; run again")
         return pa.array(texts, BYTES)
 

@@ -2,6 +2,7 @@
 
 import os
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,29 +18,42 @@ from truefit.data.generating import TARGET, GenerateSettings
 
 # Part of the data's definition: another length draws other rows from the same seed.
 DRAWN_ROWS = 65_536
-PIECE_ROWS = 4_096  # that one core puts into digits at a time
+PIECE_ROWS, PIECE_BYTES = 4_096, 1 << 22  # that one core puts into digits at a time, at most
+
+Rows = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-def draw_chunk(settings: GenerateSettings, chunk: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def draw_chunk(settings: GenerateSettings, chunk: int) -> Rows:
     """Return the features [C, F] and target [C] of rows chunk·DRAWN_ROWS onwards, C at most DRAWN_ROWS.
 
     Features are uniform on [low, high); the noise is normal with standard deviation noise_std.
     """
-    rows = min(DRAWN_ROWS, settings.rows - chunk * DRAWN_ROWS)
-    generator = numpy_generator(settings.seed, "generate", chunk)
-    features = generator.uniform(settings.low, settings.high, (rows, len(settings.coefficients)))  # [C, F]
-    target = np.full(rows, settings.intercept)  # [C]
-    # One column after the other rather than a matrix product, whose rounding depends on the machine's BLAS.
-    for column, coefficient in enumerate(settings.coefficients):
-        target += coefficient * features[:, column]
-    target += settings.noise_std * generator.standard_normal(rows)
-    return features, target
+    features, target = zip(*_draw_pieces(settings, chunk), strict=True)
+    return np.concatenate(features), np.concatenate(target)
+
+
+def _draw_pieces(settings: GenerateSettings, chunk: int) -> Iterator[Rows]:
+    """Give the same rows in pieces, bounded in bytes."""
+    rows, width = min(DRAWN_ROWS, settings.rows - chunk * DRAWN_ROWS), len(settings.coefficients)
+    uniform, normal = (numpy_generator(settings.seed, "generate", chunk) for _ in range(2))
+    # One stream: the noise comes behind all of the chunk's features, of which each takes a number.
+    normal.bit_generator.advance(rows * width)  # type: ignore[attr-defined]  # PCG64 has it
+    most = max(1, min(PIECE_ROWS, PIECE_BYTES // (8 * width)))
+    for start in range(0, rows, most):
+        count = min(most, rows - start)
+        features = uniform.uniform(settings.low, settings.high, (count, width))  # [P, F]
+        target = np.full(count, settings.intercept)  # [P]
+        # One column after the other rather than a matrix product, whose rounding depends on the machine's BLAS.
+        for column, coefficient in enumerate(settings.coefficients):
+            target += coefficient * features[:, column]
+        target += settings.noise_std * normal.standard_normal(count)
+        yield features, target
 
 
 def write_csv(settings: GenerateSettings, path: Path) -> None:
     """Write the data atomically as a CSV with the columns x1 … xF and y, each number with the digits that read back exactly.
 
-    Memory holds one chunk of numbers and a few small pieces of text for each core, whatever the rows.
+    Memory holds a few small pieces of numbers and of text for each core, whatever the rows and columns.
     """
     names = [*settings.features, TARGET]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -49,10 +63,8 @@ def write_csv(settings: GenerateSettings, path: Path) -> None:
         texts: deque[Future[pa.Buffer]] = deque()
         file.write(f"{','.join(names)}\n".encode())
         for chunk in tqdm(chunks, "generate", disable=None):
-            features, target = draw_chunk(settings, chunk)
-            columns = [*np.ascontiguousarray(features.T), target]
-            for start in range(0, len(target), PIECE_ROWS):
-                texts.append(pool.submit(_text, [column[start : start + PIECE_ROWS] for column in columns], names))
+            for features, target in _draw_pieces(settings, chunk):
+                texts.append(pool.submit(_text, [*np.ascontiguousarray(features.T), target], names))
                 if len(texts) > 2 * cores:
                     file.write(texts.popleft().result())
         while texts:

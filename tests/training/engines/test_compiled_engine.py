@@ -60,11 +60,22 @@ def test_it_follows_the_loss_curve_of_torch_and_repeats_its_own_bits(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("rows", "batch_size", "batches"),
-    [(1000, 10, 16), (159, 10, 15), (9, 10, 1), (10, 10, 1), (1_000_000, 4096, 16), (1_000_000, 30_000, 2), (10**6, 10**6, 1)],
+    ("rows", "batch_size", "row_bytes", "batches"),
+    [
+        (1000, 10, 8, 16),
+        (159, 10, 8, 15),
+        (9, 10, 8, 1),
+        (10, 10, 8, 1),
+        (1_000_000, 4096, 8, 16),
+        (1_000_000, 30_000, 8, 2),
+        (10**6, 10**6, 8, 1),
+        (1_000_000, 100, 40_004, 4),
+    ],
 )
-def test_a_graph_is_no_longer_than_an_epoch_and_no_larger_than_a_chunk(rows: int, batch_size: int, batches: int) -> None:
-    assert CompileSettings().graph(rows, batch_size) == Graph(batches, batch_size, True)
+def test_a_graph_is_no_longer_than_an_epoch_and_no_larger_than_a_chunk(
+    rows: int, batch_size: int, row_bytes: int, batches: int
+) -> None:
+    assert CompileSettings().graph(rows, batch_size, row_bytes) == Graph(batches, batch_size, True)
 
 
 def test_without_a_compiler_the_error_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from torch.func import functional_call, grad_and_value
 
 from truefit.core.config import Settings
 from truefit.core.errors import TruefitError
-from truefit.data.batches import CHUNK_ROWS
+from truefit.data.batches import chunk_rows
 from truefit.model.layers import Dropout
 from truefit.training.engines.base import StepSettings, to_device
 from truefit.training.engines.torch_engine import TorchEngine
@@ -39,9 +39,9 @@ class CompileSettings(Settings):
     batches: int = Field(16, ge=1)
     cpp_wrapper: bool = True
 
-    def graph(self, rows: int, batch_size: int) -> "Graph":
+    def graph(self, rows: int, batch_size: int, row_bytes: int) -> "Graph":
         """Return the graph for epochs of so many rows: no more batches than an epoch has, nor rows than a chunk should."""
-        most = min(rows, CHUNK_ROWS) // batch_size
+        most = min(rows, chunk_rows(row_bytes)) // batch_size
         return Graph(max(1, min(self.batches, most)), batch_size, self.cpp_wrapper)
 
 
