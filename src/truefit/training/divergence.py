@@ -122,7 +122,7 @@ def advice(datasets: Sequence[TableDataset], settings: TrainSettings, device: to
     enough = bool(keys) or rose or (rate is not None and rate > lr)  # for the number of steps to stay as it is
     if rate is None:
         rate = lr / 10
-    elif not keys and rose:
+    elif rose and scaled.scale == settings.scale:
         rate = min(rate, lr / 3)
     if enough:
         keys += [f"train.optimizer.lr: {_rounded_down(rate):g}"]
