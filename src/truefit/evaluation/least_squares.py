@@ -1,5 +1,6 @@
 """The least-squares fit: the line that no gradient descent can beat on the training rows."""
 
+import mmap
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +33,10 @@ def least_squares(train: TableDataset) -> LeastSquaresFit:
     used = np.flatnonzero(std[:-1])  # of the shortest solution, a column that does not vary has no part
     mean, std = mean[[*used, -1]], np.append(std[used], std[-1] or 1)
     width = len(mean)
-    factor, goal, squares = np.zeros((width, width), order="F"), np.zeros((width, 1)), 0.0
+    # Not by np.zeros, which asks for huge pages: in these the half that stays empty would take memory too.
+    memory = mmap.mmap(-1, 8 * width**2, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    factor: Array = np.ndarray((width, width), buffer=memory, order="F")
+    goal, squares = np.zeros((width, 1)), 0.0
     for features, target in float64_chunks(train):
         rows = _standardised(features if len(used) == features.shape[1] else features[:, used], mean[:-1], std[:-1])
         factor, reflectors, scales, _ = dtpqrt(0, min(PANEL_COLUMNS, width), factor, rows, overwrite_a=True, overwrite_b=True)
