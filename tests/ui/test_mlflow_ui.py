@@ -99,7 +99,7 @@ def test_page_of_a_run_says_what_was_trained_on_what_how_well_and_how_to_repeat_
     page.goto(f"{address}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}")
     expect(page.get_by_role("heading", name=DEFAULT)).to_be_visible()
     note = page.get_by_test_id("note-view-outer-container").first
-    expect(note).to_contain_text("A linear model of y from x1. Engine torch, loss mse, sgd with learning rate 0.1")
+    expect(note).to_contain_text("A linear model of y from x1. Engine torch, loss mse, sgd with learning rate 0.05")
     expect(note).to_contain_text("data/synthetic.csv, 1000 rows: 800 to train, 100 to validate, 100 to test.")
     expect(note.get_by_role("row", name="this model")).to_contain_text(f"{run.data.metrics['test_mse']:.6g}")
     expect(note).to_contain_text(f"Its mse is {run.data.metrics['excess_mse']:.3%} above that of least squares")

@@ -75,7 +75,7 @@ def test_page_draws_losses_and_predictions_of_each_revision_without_a_network(
         "validation_loss",
         *revisions,
     ]
-    titles = ["epoch", "mean loss of a row", "actual", "predicted"]
+    titles = ["epoch", "mean loss of a row, target's unit² (l1: unit)", "actual", "predicted"]
     assert page.locator(".role-axis-title text").all_text_contents() == titles
     assert all(page.locator("img").evaluate_all("images => images.map(image => image.naturalWidth === 768)"))
 
