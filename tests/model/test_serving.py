@@ -171,6 +171,8 @@ def test_a_served_model_answers_with_the_bits_of_predict(
     [
         ({"x 3": None}, "row 0, column 'x 3': found nan, allowed: a finite float32"),
         ({"x 3": 1e39}, "row 0, column 'x 3': found 1e+39, allowed: a finite float32"),
+        ({"x 3": 2.0**24 + 1}, "row 0, column 'x 3': found 16777217.0, allowed: a number that float32 holds"),
+        ({"x 3": 1e-50}, "row 0, column 'x 3': found 1e-50, allowed: a number that float32 holds"),
         ({"x 3": "a"}, "Failed to convert column x 3 to type"),
     ],
 )

@@ -103,7 +103,7 @@ def test_page_of_a_run_says_what_was_trained_on_what_how_well_and_how_to_repeat_
     expect(note).to_contain_text("data/synthetic.csv, 1000 rows: 800 to train, 100 to validate, 100 to test.")
     expect(note.get_by_role("row", name="this model")).to_contain_text(f"{run.data.metrics['test_mse']:.6g}")
     expect(note).to_contain_text(f"Its mse is {run.data.metrics['excess_mse']:.3%} above that of least squares")
-    expect(note).to_contain_text(re.compile(r"Learned: y = 0\.98\d+ \+2\.00\d+·x1"))
+    expect(note).to_contain_text(re.compile(r"Learned: y = 0\.99\d+ \+2\.00\d+·x1"))
     expect(note.locator("code").last).to_have_text("truefit rerun RUN_ID")
     expect(page.get_by_test_id("key-value-Run ID")).to_contain_text(run.info.run_id)
 

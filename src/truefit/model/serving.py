@@ -27,6 +27,7 @@ ROOMS = ("core", "data", "model")
 PACKAGES = ("mlflow", "numpy", "pandas", "pydantic", "ruamel.yaml", "torch")
 # Always so many rows: a matrix product may round otherwise for another number of rows.
 MODEL_ROWS = 4096
+EXACT = 2**53  # up to which float64 holds every integer
 
 _THREADS = threading.Lock()  # their number is the process's
 Array = NDArray[Any]  # of the model's dtype
@@ -42,21 +43,31 @@ class ServedModel:
     def predict(self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None) -> Array:
         """Return the predictions [N], in the model's dtype and the data's units, for the rows of a table with its features.
 
-        Raises ValueError, naming row and column, for a number that is not finite in the model's dtype.
+        Raises ValueError, naming row and column, for a number that is not finite in the model's dtype, and for one that stage
+        prepare would not take for it: an integer that it makes another one of, or a number that it takes for 0.
         """
         names, dtype, index = self._description.features, self._description.dtype, model_input.index
         given = model_input[names].to_numpy(np.float64)
         with np.errstate(over="ignore"):
             values = given.astype(dtype)
-        for row, column in np.argwhere(~np.isfinite(values)).tolist():
+        finite = np.isfinite(values)
+        for row, column in np.argwhere(~(finite & _kept(given, values))).tolist():
             where, found = f"row {index[row]}, column {names[column]!r}", given[row, column]
-            raise ValueError(f"{where}: found {found}, allowed: a finite {dtype}")
+            allowed = f"a finite {dtype}" if not finite[row, column] else "a number that float32 holds"
+            raise ValueError(f"{where}: found {found}, allowed: {allowed}")
         with _one_thread():
             predicted: Array = np.concatenate([values[:0, 0], *predictions(self._model, [values])])
         for row in np.flatnonzero(~np.isfinite(predicted)).tolist():
             found = f"features whose prediction is {predicted[row]}"
             raise ValueError(f"row {index[row]}: found {found}, allowed: a finite {dtype}")
         return predicted
+
+
+def _kept(given: Array, values: Array) -> NDArray[np.bool_]:
+    """Return which of the numbers given are kept, as far as they have to be, in the model's dtype."""
+    integers = (given == np.trunc(given)) & (np.abs(given) <= EXACT)
+    kept: NDArray[np.bool_] = np.where(integers, values == given, (values != 0) | (given == 0))
+    return kept
 
 
 @contextmanager
