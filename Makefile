@@ -11,8 +11,8 @@ VEGA := dvc_plots/vega.js
 BENCH_READY := .venv-bench/.ready
 UV := 0.13.9
 PORT ?= 5000
-TORTURE := tests/test_torture.py tests/ingest/test_fuzz_csv.py tests/core/test_fuzz_settings.py tests/tracking/test_sync.py \
-	tests/rerun/test_rerun.py tests/model/test_serving.py tests/ui/test_grid.py
+TORTURE := tests/test_torture.py tests/training/test_random_settings.py tests/ingest/test_fuzz_csv.py \
+	tests/core/test_fuzz_settings.py tests/tracking/test_sync.py tests/rerun/test_rerun.py tests/model/test_serving.py tests/ui/test_grid.py
 STORE := $(or $(MLFLOW_TRACKING_URI),sqlite:///$(CURDIR)/mlflow.db)
 
 .PHONY: help setup repro test torture check docs audit ui screenshots bench bench-scale lock
@@ -53,7 +53,7 @@ repro: $(READY) $(VEGA) ## run the pipeline: what changed since the last run, an
 test: $(READY) ## run the tests
 	pytest -n 2 --dist loadgroup
 
-torture: $(READY) ## kill, starve, feed rubbish and run again at length: 25 random kills and more, thousands of mutations, two dozen reruns, a grid, five million predictions
+torture: $(READY) ## kill, starve, feed rubbish and run again at length: 25 random kills and more, thousands of mutations, two dozen reruns, 200 random trainings, a grid, five million predictions
 	TRUEFIT_TORTURE=1 pytest -n 2 --dist loadgroup -rA $(TORTURE)
 
 check: $(READY) ## check style, types, the direction of imports, and the documents

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from ruamel.yaml import YAML
 from torch import Tensor
 
 from truefit.core.files import write_json
@@ -106,6 +107,18 @@ def tensors(rows: Rows, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Ten
 def train_with(folder: Path, **settings: Any) -> Outcome:
     """Train on the CPU with these settings, written as in params.yaml."""
     return train(open_verified(folder, "train", "validation"), TrainSettings.model_validate(settings), CPU, lambda _: None)
+
+
+def followed(settings: dict[str, Any], text: str) -> dict[str, Any]:
+    """Return the settings with what the text says to try."""
+    followed = dict(settings)
+    _, said, advice = text.rpartition("; try ")
+    assert said
+    for assignment in advice.split(" with "):
+        ((key, value),) = YAML(typ="safe").load(assignment).items()
+        section, _, name = key.removeprefix("train.").partition(".")
+        followed[section] = {**followed.get(section, {}), name: value} if name else value
+    return followed
 
 
 def same_bits(one: State, other: State) -> bool:

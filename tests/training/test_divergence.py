@@ -13,13 +13,13 @@ from helpers_training import (
     SCALED,
     UNSCALED,
     Rows,
+    followed,
     normal_line,
     tensors,
     train_with,
     untrained,
     write_prepared,
 )
-from ruamel.yaml import YAML
 
 from truefit.core.errors import TruefitError
 from truefit.data.dataset import open_verified
@@ -51,18 +51,6 @@ def failure(folder: Path, **settings: Any) -> str:
         train_with(folder, **settings)
     (text,) = str(error.value).splitlines()
     return text
-
-
-def followed(settings: dict[str, Any], text: str) -> dict[str, Any]:
-    """Return the settings with what the text says to try."""
-    followed = dict(settings)
-    _, said, advice = text.rpartition("; try ")
-    assert said
-    for assignment in advice.split(" with "):
-        ((key, value),) = YAML(typ="safe").load(assignment).items()
-        section, _, name = key.removeprefix("train.").partition(".")
-        followed[section] = {**followed.get(section, {}), name: value} if name else value
-    return followed
 
 
 def explained(outcome: Outcome, rows: Rows) -> float:
