@@ -116,8 +116,51 @@ def test_text_that_is_not_utf8_stays() -> None:
 
 @pytest.mark.parametrize("separator", [";", "\t", "|", " "])
 def test_another_separator_stands_before_the_prediction_too(separator: str) -> None:
-    content = "x1,n,x2\n1,,2\n".replace(",", separator)
-    assert predicted(content, separator=separator).decode() == "x1,n,x2,prediction\n1,,2,3\n".replace(",", separator)
+    content = "x1,n,x2\n1,n,2\n".replace(",", separator)
+    assert predicted(content, separator=separator).decode() == "x1,n,x2,prediction\n1,n,2,3\n".replace(",", separator)
+
+
+def trained_on(**form: Any) -> tuple[Any, ModelDescription]:
+    """Return the model of `line`, as trained on a CSV of another format."""
+    model, description = line()
+    names = ["x1", "x2"] if form.get("header", True) else ["column1", "column2"]
+    return model, description.model_copy(update={"features": names, "format": form})
+
+
+@pytest.mark.parametrize(
+    ("form", "content", "expected"),
+    [
+        ({"separator": ";", "decimal": ","}, "x1;x2\n1,25;2\n", "x1;x2;prediction\n1,25;2;3,5\n"),
+        ({"thousands": ","}, 'x1,x2\n"1,000",2\n', 'x1,x2,prediction\n"1,000",2,2001\n'),
+        ({"separator": " "}, "\t x1  x2\n 1 2  \n  \n 4\t5\n", "\t x1  x2 prediction\n 1 2   3\n  \n 4\t5 9\n"),
+        ({"header": False}, "1,2\n4,5\n", "1,2,3\n4,5,9\n"),
+        ({"comment": "#"}, "# a\nx1,x2\n#b\n1,2\n# c", "# a\nx1,x2,prediction\n#b\n1,2,3\n# c"),
+        ({"encoding": "latin-1"}, "x1,x2,größe\n1,2,ü\n", "x1,x2,größe,prediction\n1,2,ü,3\n"),
+        ({"encoding": "cp1252", "comment": "#"}, "x1,x2,€\n1,2,ü\n", "x1,x2,€,prediction\n1,2,ü,3\n"),
+        ({"encoding": "utf-16"}, 'x1,x2,€\n1,2,"ü\n"\n', 'x1,x2,€,prediction\n1,2,"ü\n",3\n'),
+        ({"encoding": "utf-16-be"}, "\ufeffx1,x2,€\n1,2,ਊ\n", "\ufeffx1,x2,€,prediction\n1,2,ਊ,3\n"),
+    ],
+    ids=["decimal", "thousands", "blanks", "header", "comment", "latin-1", "cp1252", "utf-16", "utf-16-be"],
+)
+def test_a_csv_is_read_and_written_in_the_format_of_the_one_that_the_model_was_trained_on(
+    form: dict[str, Any], content: str, expected: str
+) -> None:
+    encoding = form.get("encoding", "utf-8")
+    assert predicted(content.encode(encoding), trained_on(**form)) == expected.encode(encoding)
+
+
+def test_what_does_not_go_with_the_models_format_is_refused() -> None:
+    german = trained_on(separator=";", decimal=",")
+    assert refusal("x1,x2\n1,2\n", german, separator=",") == (
+        "--separator ',': beside the format of the CSV that the model was trained on, decimal: found ',', "
+        "allowed: another character than format.separator"
+    )
+    assert refusal("1,2\n", trained_on(header=False), column="y") == (
+        "--column: found 'y', allowed: none for a CSV without a header"
+    )
+    assert refusal("x1,x2,€\n1,2,3\n", trained_on(encoding="latin-1"), column="€") == (
+        "--column: found '€', allowed: text in latin-1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,7 +181,7 @@ def test_the_column_has_the_name_that_is_asked_for(column: str, cell: str) -> No
             "in.csv: line 1, column 'x1': found the name of the column to be written, allowed: another one by --column NAME",
         ),
         (" ", "--column: found ' ', allowed: a name"),
-        ("\udcff", r"--column: found '\udcff', allowed: text in UTF-8"),
+        ("\udcff", r"--column: found '\udcff', allowed: text in utf-8"),
     ],
 )
 def test_a_name_that_a_column_cannot_have_is_refused(column: str, fault: str) -> None:
@@ -303,9 +346,9 @@ def test_a_missing_csv_is_refused() -> None:
 def test_a_csv_that_changes_while_it_is_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = prediction._number_texts
 
-    def write_and_change(numbers: Any) -> Any:
+    def write_and_change(*arguments: Any) -> Any:
         os.utime("in.csv", (0, 0))
-        return texts(numbers)
+        return texts(*arguments)
 
     monkeypatch.setattr(prediction, "_number_texts", write_and_change)
     assert refusal(NUMBERED) == "in.csv: changed while it was read; run again"

@@ -36,7 +36,14 @@ DEFAULTS: dict[str, Any] = {
     },
     "prepare": {
         "csv": "data/synthetic.csv",
-        "separator": ",",
+        "format": {
+            "separator": ",",
+            "decimal": ".",
+            "thousands": None,
+            "encoding": "utf-8",
+            "header": True,
+            "comment": None,
+        },
         "features": None,
         "target": None,
         "split": {"train": 0.8, "validation": 0.1, "test": 0.1, "seed": 42, "column": None},
@@ -294,7 +301,7 @@ def test_generate_refuses(values: str, line: str) -> None:
         # Keys.
         (
             "{feature: [a]}",
-            "feature: unknown key, allowed: csv, separator, features, target, split, dtype; did you mean features?",
+            "feature: unknown key, allowed: csv, format, features, target, split, dtype; did you mean features?",
         ),
         (
             "{split: {colum: s}}",
@@ -313,7 +320,7 @@ def test_generate_refuses(values: str, line: str) -> None:
         ("{split: {column: 5}}", "split.column: found 5, allowed: a valid string"),
         # Ranges.
         ("{csv: ''}", "csv: found '', allowed: at least 1 character"),
-        ("{separator: .}", "separator: found '.', allowed: ',', ';', '\\t', '|' or ' '"),
+        ("{format: {separator: .}}", "format.separator: found '.', allowed: ',', ';', '\\t', '|' or ' '"),
         ("{features: []}", "features: found [], allowed: at least 1 item"),
         ("{dtype: float16}", "dtype: found 'float16', allowed: 'float32' or 'float64'"),
         ("{dtype: null}", "dtype: found None, allowed: 'float32' or 'float64'"),
@@ -666,7 +673,12 @@ def test_flatten_of_params_yaml_gives_every_dotted_key() -> None:
 
     assert {key for key in flat if key.startswith("prepare.")} == {
         "prepare.csv",
-        "prepare.separator",
+        "prepare.format.separator",
+        "prepare.format.decimal",
+        "prepare.format.thousands",
+        "prepare.format.encoding",
+        "prepare.format.header",
+        "prepare.format.comment",
         "prepare.features",
         "prepare.target",
         "prepare.split.train",

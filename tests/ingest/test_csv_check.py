@@ -6,7 +6,8 @@ import pytest
 from truefit.core.errors import TableError
 from truefit.data.table import Dtype
 from truefit.ingest.csv_check import checked_rows, read_header
-from truefit.ingest.csv_file import CsvFile, Separator
+from truefit.ingest.csv_file import CsvFile
+from truefit.ingest.csv_format import FormatSettings, Separator
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def header_of(path: Path) -> list[str]:
-    return read_header(CsvFile(path, ","))
+    return read_header(CsvFile(path))
 
 
 def header_error(path: Path) -> str:
@@ -40,7 +41,7 @@ def fault(
 ) -> str | None:
     """Return the text of the error that checking this CSV raises, if any."""
     write(path, content)
-    source = CsvFile(path, separator)
+    source = CsvFile(path, FormatSettings(separator=separator))
     read_header(source)
     try:
         list(checked_rows(source, columns, dtype, split))
@@ -83,9 +84,18 @@ def test_the_header_is_read(content: str, header: list[str], path: Path) -> None
         ('x," ",y\n1,2,3\n', "line 1, column 2: found no name, allowed: a name for each column"),
         ("x,y,x\n1,2,3\n", "line 1, column 3: found 'x' again, allowed: each name once"),
         ("y,x,x,y\n1,2,3,4\n", "line 1, column 3: found 'x' again, allowed: each name once"),
-        ("größe,y\n1,2\n".encode("latin-1"), "line 1, column 1: found b'gr\\xf6\\xdfe', allowed: text in UTF-8"),
-        (b"\xff\xfe" + "x,y\n".encode("utf-16-le"), "line 1, column 1: found b'\\xff\\xfex\\x00', allowed: text in UTF-8"),
-        ("x,y\n".encode("utf-16-le"), "line 1, column 1: found 'x\\x00', allowed: text in UTF-8"),
+        (
+            "größe,y\n1,2\n".encode("latin-1"),
+            "line 1, column 1: found b'gr\\xf6\\xdfe', allowed: text in utf-8, or another prepare.format.encoding",
+        ),
+        (
+            b"\xff\xfe" + "x,y\n".encode("utf-16-le"),
+            "line 1, column 1: found b'\\xff\\xfex\\x00', allowed: text in utf-8, or another prepare.format.encoding",
+        ),
+        (
+            "x,y\n".encode("utf-16-le"),
+            "line 1, column 1: found 'x\\x00', allowed: text in utf-8, or another prepare.format.encoding",
+        ),
         ("\r\n\nx,\n", "line 3, column 2: found no name, allowed: a name for each column"),
         ('x,"y\n1,2\n', "line 1, column 2: found a quote that is not closed, allowed: a closing quote"),
     ],
@@ -133,7 +143,7 @@ def test_a_file_that_fails_while_it_is_read_is_refused() -> None:
 
 def test_another_file_under_the_same_name_is_not_read(path: Path) -> None:
     write(path, "x,y\n1,2\n")
-    source = CsvFile(path, ",")
+    source = CsvFile(path)
     path.rename("kept.csv")
     write(path, "x,y\n1,2\n")
 
@@ -347,12 +357,12 @@ def test_ten_faults_are_named_and_all_are_counted(bad: int, named: int, path: Pa
 @pytest.mark.parametrize(
     ("row", "separator", "remark"),
     [
-        ("1;2", ",", " (is prepare.separator ';'?)"),
-        ("1\t2", ",", " (is prepare.separator '\\t'?)"),
-        ("1|2", ",", " (is prepare.separator '|'?)"),
-        ("1 2", ",", " (is prepare.separator ' '?)"),
-        ("1,2", ";", " (is prepare.separator ','?)"),
-        ("1,5|2,5", ";", " (is prepare.separator '|'?)"),
+        ("1;2", ",", " (is prepare.format.separator ';'?)"),
+        ("1\t2", ",", " (is prepare.format.separator '\\t'?)"),
+        ("1|2", ",", " (is prepare.format.separator '|'?)"),
+        ("1 2", ",", " (is prepare.format.separator ' '?)"),
+        ("1,2", ";", " (is prepare.format.separator ','?)"),
+        ("1,5|2,5", ";", " (is prepare.format.separator '|'?)"),
         ('"1,2"', ",", ""),
     ],
 )

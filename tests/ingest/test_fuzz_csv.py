@@ -172,7 +172,7 @@ class Case:
     def settings(self) -> dict[str, Any]:
         columns = {"features": ["x"], "target": "y"} if self.named else {}
         split = {"column": "s" if self.split_column else None}
-        return {"separator": self.separator, "dtype": self.dtype, "split": split, **columns}
+        return {"format": {"separator": self.separator}, "dtype": self.dtype, "split": split, **columns}
 
 
 @dataclass
@@ -226,11 +226,32 @@ def place_of_wrong_quote(text: str, separator: str) -> int:
     return len(read(text, strict=False))
 
 
+def with_single_blanks(text: str) -> str:
+    """Return the text with one space for blanks between cells, and none around lines, by one character after another."""
+    # Whether a quoted cell is open, was closed by the character before, or would be opened by a quote.
+    done, quoted, closed, at_cell = "", False, False, True
+    for character in text:
+        if quoted or character not in " \t\r\n":
+            turns = character == '"' and (quoted or closed or at_cell)
+            closed = turns and quoted
+            quoted ^= turns
+            done, at_cell = done + character, False
+        else:
+            if character in "\r\n":
+                done = done.removesuffix(" ") + character
+            elif done and not done.endswith((" ", "\r", "\n")):
+                done += " "
+            closed, at_cell = False, True
+    return done if quoted else done.removesuffix(" ")
+
+
 def judge(case: Case) -> Verdict:
     """Return what Python's csv module and float() make of the case's bytes."""
     if case.content in (b"\xef", b"\xef\xbb"):  # a BOM that is cut off, and nothing else, is nothing to Python's decoder
         return Verdict([("line 1", "an empty file")])
     text = case.content.decode("utf-8-sig", "surrogateescape")
+    if case.separator == " ":
+        text = with_single_blanks(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=case.separator, strict=True)
     rows, begin, wrong = [], 1, 0
     try:
@@ -453,3 +474,53 @@ def test_a_compressed_csv_that_is_cut_off_anywhere_is_refused(compression: str, 
         prepare(folder, stored[: place % len(stored)])
 
     assert str(caught.value).startswith(f"{folder / 'data.csv'}: ")
+
+
+def outcome(content: bytes, folder: Path, form: dict[str, Any]) -> Any:
+    """Return the table prepared from a CSV of this format, or the text of the error."""
+    try:
+        prepare(folder, content, format=form, features=["x"], target="y")
+    except TableError as error:
+        return str(error)
+    return {split: array.tobytes() for split, array in read_splits(folder).items()}
+
+
+@given(
+    form=st.fixed_dictionaries(
+        {
+            "separator": st.sampled_from([" ", ";"]),
+            "decimal": st.sampled_from([".", ","]),
+            "thousands": st.sampled_from([None, " ", "'"]),
+            "encoding": st.sampled_from(["utf-8", "latin-1", "utf-16", "cp1252"]),
+            "comment": st.sampled_from([None, "#", "//"]),
+        }
+    ),
+    seed=places,
+    odd=st.lists(
+        st.tuples(
+            places, st.sampled_from(['"', '""', "#", "\n#", "\n//", " ", "\t", "\n \n", "'000", "1'", ",5", "\r", '"\n#"'])
+        ),
+        max_size=6,
+    ),
+    block=st.sampled_from([1 << 20, 16, 40]),
+)
+@profile
+def test_pyarrow_gets_the_rows_that_python_reads_whatever_the_format(
+    form: dict[str, Any], seed: int, odd: list[tuple[int, str]], block: int, folder: Path
+) -> None:
+    rows = good_rows(seed, ["x", "n", "y"], split_column=False)
+    text = "\n".join(form["separator"].join(row) for row in [["x", "n", "y"], *rows]).replace(".", form["decimal"])
+    for place, piece in odd:
+        at = place % (len(text) + 1)
+        text = text[:at] + piece + text[at:]
+    content = text.encode(form["encoding"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(csv_batches, "BLOCK_BYTES", block)
+        fast = outcome(content, folder, form)
+
+        def refuse(*_: Any, **__: Any) -> Any:
+            raise pa.ArrowInvalid
+
+        patch.setattr(csv_batches, "_fast_batches", refuse)
+        assert outcome(content, folder, form) == fast

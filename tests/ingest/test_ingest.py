@@ -23,6 +23,7 @@ from truefit.data.generating import GenerateSettings
 from truefit.data.table import SPLITS, read_table
 from truefit.ingest import csv_batches
 from truefit.ingest import prepare as ingest
+from truefit.ingest.csv_format import FormatSettings
 from truefit.ingest.prepare import PrepareSettings, draw_codes, write_table
 from truefit.ingest.synthetic import draw_chunk, write_csv
 
@@ -158,12 +159,15 @@ def test_the_line_of_a_fault_far_down_is_right() -> None:
         ("\ufeffx,y\n", "line 1: found no rows below the header, allowed: at least one"),
         ("x,x\n1,2\n", "line 1, column 2: found 'x' again, allowed: each name once"),
         ("x,\n1,2\n", "line 1, column 2: found no name, allowed: a name for each column"),
-        ("größe,y\n1,2\n".encode("latin-1"), "line 1, column 1: found b'gr\\xf6\\xdfe', allowed: text in UTF-8"),
+        (
+            "größe,y\n1,2\n".encode("latin-1"),
+            "line 1, column 1: found b'gr\\xf6\\xdfe', allowed: text in utf-8, or another prepare.format.encoding",
+        ),
         ("y\n1\n2\n", "line 1: found the columns y, allowed: a target and at least one feature"),
         ('\n"two\nlines",y\n\n', "line 2: found no rows below the header, allowed: at least one"),
         (
             "x;y\n1;2\n",
-            "line 1: found the columns x;y, allowed: a target and at least one feature (is prepare.separator ';'?)",
+            "line 1: found the columns x;y, allowed: a target and at least one feature (is prepare.format.separator ';'?)",
         ),
         ('"two\nlines"\n1\n', "line 1: found the columns 'two\\nlines', allowed: a target and at least one feature"),
     ],
@@ -207,7 +211,7 @@ def test_columns_that_cannot_be_had_are_refused(settings: dict[str, Any], line: 
 
 
 @pytest.mark.parametrize(
-    ("header", "remark"), [("x1;y", "x1;y (is prepare.separator ';'?)"), ("x1;y,a b", "x1;y, a b"), ("x1", "x1")]
+    ("header", "remark"), [("x1;y", "x1;y (is prepare.format.separator ';'?)"), ("x1;y,a b", "x1;y, a b"), ("x1", "x1")]
 )
 def test_another_separator_is_named_where_a_column_is_not_found(header: str, remark: str) -> None:
     assert refusal(f"{header}\n1;2\n", features=["z"]) == (
@@ -262,7 +266,7 @@ def test_a_refused_csv_leaves_the_table_that_was_there() -> None:
 
 @pytest.mark.parametrize("row", ["100000;1,5", '100000;"1,5"'])
 def test_a_decimal_comma_is_named(row: str) -> None:
-    assert refusal("x;y\n" + "1;2\n" * 30_000 + f"{row}\n", separator=";") == (
+    assert refusal("x;y\n" + "1;2\n" * 30_000 + f"{row}\n", format={"separator": ";"}) == (
         "data.csv: line 30002, column 'y': found '1,5', allowed: a number with a point, without a comma"
     )
 
@@ -467,7 +471,7 @@ def test_columns_that_are_not_chosen_may_change_in_a_large_csv(tmp_path: Path) -
 def test_other_separators_give_the_same_table(separator: str, tmp_path: Path) -> None:
     plain = prepare(tmp_path, NUMBERED)
 
-    assert prepare(tmp_path, NUMBERED.replace(",", separator), separator=separator).sha256 == plain.sha256
+    assert prepare(tmp_path, NUMBERED.replace(",", separator), format={"separator": separator}).sha256 == plain.sha256
 
 
 @pytest.mark.parametrize("last", ["1e20", "9007199254740992"], ids=["text", "slow"])
@@ -801,7 +805,11 @@ def test_table_json_describes_the_csv_the_columns_and_the_arrays(tmp_path: Path)
     content = json.loads(Path("prepared/table.json").read_text())
     train = np.load("prepared/train.npy")
     assert content == {
-        "csv": {"path": "data.csv", "sha256": hashlib.sha256(NUMBERED.encode()).hexdigest()},
+        "csv": {
+            "path": "data.csv",
+            "sha256": hashlib.sha256(NUMBERED.encode()).hexdigest(),
+            "format": FormatSettings().model_dump(),
+        },
         "features": ["x1"],
         "target": "y",
         "dtype": "float64",

@@ -107,10 +107,18 @@ def rerun_command(run: str | None, experiment: str | None, every: bool, toleranc
 @click.option("--run", help="An MLflow run id, the beginning of one, or a run's name: the model that it trained.")
 @click.option("--experiment", help="The MLflow experiment of --run.  [default: track.experiment in params.yaml]")
 @click.option("--model", "folder", type=click.Path(path_type=Path), help="A folder with model.pt and model.json.")
-@click.option("--separator", default=",", show_default=True, help="What stands between the cells of IN.csv.")
+@click.option(
+    "--separator", help="What stands between the cells of IN.csv.  [default: as in the CSV that the model was trained on]"
+)
 @click.option("--column", metavar="NAME", default="prediction", show_default=True, help="The column that OUT.csv has more.")
 def predict_command(
-    source: Path, target: Path, run: str | None, experiment: str | None, folder: Path | None, separator: str, column: str
+    source: Path,
+    target: Path,
+    run: str | None,
+    experiment: str | None,
+    folder: Path | None,
+    separator: str | None,
+    column: str,
 ) -> None:
     """Write OUT.csv: the text of IN.csv as it is, and one more column with the predictions, in the data's own units.
 
@@ -120,12 +128,13 @@ def predict_command(
 
         truefit predict --model results new.csv predicted.csv
 
-    The model's features are found by their names, in any order; other columns may hold anything. A cell that stage prepare
+    The model's features are found by their names, in any order; other columns may hold anything. IN.csv is
+    read as the CSV was that the model was trained on. A cell that stage prepare
     would refuse is refused here, by file, line and column, with exit status 2; OUT.csv is not written then.
     """
     # Here, as in rerun.
     from truefit.cli.prediction import predict
-    from truefit.ingest.csv_file import Separator
+    from truefit.ingest.csv_format import Separator
     from truefit.model.files import open_model
     from truefit.rerun.records import find, read_model
     from truefit.training.device import configure
@@ -134,7 +143,7 @@ def predict_command(
         raise click.UsageError("one of --run and --model is needed, and not both")
     if folder and experiment:
         raise click.UsageError("--experiment goes with --run")
-    if separator not in get_args(Separator):
+    if separator not in (None, *get_args(Separator)):
         allowed = ", ".join(map(repr, get_args(Separator)))
         raise click.BadParameter(f"found {separator!r}, allowed: {allowed}", param_hint="'--separator'")
     configure(threads=1)

@@ -1,5 +1,6 @@
 """`truefit predict`: a CSV -> the same CSV with one more column; its text is cut where rows end, and never taken apart."""
 
+import codecs
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import IO
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
+from pydantic import ValidationError
 from torch import nn
 
 from truefit.core.errors import TableError
@@ -16,10 +18,14 @@ from truefit.core.text import one_line
 from truefit.data.batches import read_ahead
 from truefit.ingest.csv_batches import read_batches
 from truefit.ingest.csv_check import missing_column, read_header
-from truefit.ingest.csv_file import CsvFile, Separator
+from truefit.ingest.csv_file import Advice, CsvFile
+from truefit.ingest.csv_format import FormatSettings, Separator
 from truefit.ingest.csv_text import BYTES, LineBreakError, LineTexts, RowTexts
 from truefit.model.files import ModelDescription
 from truefit.model.serving import Array, predictions
+
+COLUMN = "prediction"  # by default
+ADVICE = Advice("--separator", *(f"a model trained with {way}" for way in Advice()[1:]))
 
 
 def predict(
@@ -27,15 +33,17 @@ def predict(
     description: ModelDescription,
     source: Path,
     target: Path,
-    separator: Separator = ",",
-    column: str = "prediction",
+    separator: Separator | None = None,
+    column: str = COLUMN,
 ) -> int:
     """Write the CSV `source` with the predictions in a `column` behind its own to `target`; return the number of its rows.
+
+    It is read by the format of the CSV that the model was trained on, but for another `separator`.
 
     Raises TableError for a CSV, or a name of the column, that cannot be used, and OSError where `target` cannot be written;
     what was there stays then.
     """
-    csv = CsvFile(source, separator, "--separator", "a model trained with prepare.dtype: float64")
+    csv = CsvFile(source, _format(description, separator), ADVICE)
     if target.exists() and target.samefile(source):
         raise TableError(f"{target}: is the CSV to be read, allowed: another file")
     with csv:
@@ -43,31 +51,46 @@ def predict(
         for name in description.features:
             if name not in header:
                 raise missing_column(csv, name, "a feature of the model")
+        if not csv.format.header and column != COLUMN:
+            raise TableError(f"--column: found '{one_line(column)}', allowed: none for a CSV without a header")
         if column in header:
             where = f"{csv.path}: line {csv.header_line}, column '{one_line(column)}'"
             raise TableError(f"{where}: found the name of the column to be written, allowed: another one by --column NAME")
-    heading = _cell(column, separator)
+    heading = _cell(column, csv.format)
     # Compared with what it was before the file gets its name.
     with atomic_path(target) as temporary, csv, temporary.open("wb") as file:
-        try:
-            return _write(csv, LineTexts, model, description, file, heading)
-        except LineBreakError:
-            file.seek(0)
-            file.truncate()
-            return _write(csv, RowTexts, model, description, file, heading)
+        if csv.format.keeps_ascii and not csv.format.comment:
+            try:
+                return _write(csv, LineTexts, model, description, file, heading)
+            except LineBreakError:
+                file.seek(0)
+                file.truncate()
+        return _write(csv, RowTexts, model, description, file, heading)
 
 
-def _cell(name: str, separator: str) -> bytes:
+def _format(description: ModelDescription, separator: Separator | None) -> FormatSettings:
+    """Return how the CSV is written; raises TableError for a separator that does not go with the model's format."""
+    try:
+        return FormatSettings.model_validate(description.format | ({"separator": separator} if separator else {}))
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]["msg"]
+        raise TableError(
+            f"--separator {separator!r}: beside the format of the CSV that the model was trained on, {fault}"
+        ) from None
+
+
+def _cell(name: str, form: FormatSettings) -> bytes:
     """Return the name of a column as a cell, quoted where need be; raises TableError where `prepare` would refuse it."""
     try:
-        content = name.encode()
+        name.encode(form.encoding)
     except UnicodeEncodeError:
-        raise TableError(f"--column: found '{one_line(name)}', allowed: text in UTF-8") from None
+        raise TableError(f"--column: found '{one_line(name)}', allowed: text in {form.encoding}") from None
     if not name.strip():
         raise TableError(f"--column: found '{one_line(name)}', allowed: a name")
-    if any(character in name for character in (separator, '"', "\r", "\n")):
-        return b'"' + content.replace(b'"', b'""') + b'"'
-    return content
+    # A run of blanks takes in tabs.
+    if any(character in name for character in (*form.separator.replace(" ", " \t"), '"', "\r", "\n")):
+        name = '"' + name.replace('"', '""') + '"'
+    return name.encode(form.row_encoding)
 
 
 def _write(
@@ -78,13 +101,16 @@ def _write(
     file: IO[bytes],
     heading: bytes,
 ) -> int:
-    separator = pa.scalar(csv.separator.encode(), BYTES)
+    separator = pa.scalar(csv.format.separator.encode(), BYTES)
+    if not csv.format.keeps_ascii:
+        file = _Encoded(file, csv.format.encoding)  # type: ignore[assignment]
     count, not_finite = 0, None
     read = read_batches(csv, description.features, description.dtype, None, "predict")
     with closing(read) as batches, csv.content() as stream:
         text = texts(csv, stream)
         file.write(text.mark)
-        _append(file, text.take(1), pa.array([heading], BYTES), separator)
+        if csv.format.header:
+            _append(file, text.take(1), pa.array([heading], BYTES), separator)
         for predicted in read_ahead(predictions(model, (batch.values for batch in batches))):
             if not_finite is None and not np.isfinite(predicted).all():
                 index = int(np.argmin(np.isfinite(predicted)))
@@ -92,15 +118,26 @@ def _write(
             count += len(predicted)
             while len(predicted):
                 rows = text.take(len(predicted))
-                _append(file, rows, _number_texts(predicted[: len(rows)]), separator)
+                _append(file, rows, _number_texts(predicted[: len(rows)], csv.format.decimal), separator)
                 predicted = predicted[len(rows) :]
         file.write(text.rest())
     if not_finite:  # told when there are no faults
         index, found = not_finite
-        line, _ = next(islice(csv.rows(), 1 + index, None))
+        line, _ = next(islice(csv.data_rows(), index, None))
         where = f"{csv.path}: line {line}"
         raise TableError(f"{where}: found features whose prediction is {found}, allowed: a finite {found.dtype}")
     return count
+
+
+class _Encoded:
+    """A file whose text is written in UTF-8, and stands there in another encoding, its byte order mark first if it has one."""
+
+    def __init__(self, file: IO[bytes], encoding: str) -> None:
+        self._file = file
+        self._encoder = codecs.getincrementalencoder(encoding)("surrogateescape")
+
+    def write(self, content: bytes | memoryview) -> None:
+        self._file.write(self._encoder.encode(bytes(content).decode(errors="surrogateescape")))
 
 
 def _append(file: IO[bytes], rows: pa.Array, cells: pa.Array, separator: pa.Scalar) -> None:
@@ -109,11 +146,11 @@ def _append(file: IO[bytes], rows: pa.Array, cells: pa.Array, separator: pa.Scal
     file.write(memoryview(text)[: np.frombuffer(offsets, np.int64)[len(joined)]])
 
 
-def _number_texts(numbers: Array) -> pa.Array:
+def _number_texts(numbers: Array, decimal: str = ".") -> pa.Array:
     """Return the shortest texts [C] that read back as the numbers [C], by way of float64 too, as prepare reads float32."""
     array = pa.Array.from_buffers(pa.from_numpy_dtype(numbers.dtype), len(numbers), [None, pa.py_buffer(numbers)])
     texts = array.cast(pa.string())
     # Some few numbers' shortest texts lie so close to the middle of two float32 that float64 rounds them onto it.
     if (np.from_dlpack(texts.cast(pa.float64())).astype(numbers.dtype) != numbers).any():
         texts = pa.array([repr(float(number)) for number in numbers], pa.string())
-    return texts.cast(BYTES)
+    return pyarrow.compute.replace_substring(texts, ".", decimal).cast(BYTES)

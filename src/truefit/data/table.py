@@ -31,10 +31,11 @@ Dtype = Literal["float32", "float64"]
 
 
 class CsvSource(BaseModel, frozen=True, extra="forbid", strict=True):
-    """The CSV that a table was prepared from."""
+    """The CSV that a table was prepared from; `format` is `prepare.format`, by which it was read."""
 
     path: str
     sha256: str
+    format: dict[str, Any] = {}
 
 
 class Table(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):

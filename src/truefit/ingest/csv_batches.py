@@ -5,7 +5,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
-from io import RawIOBase
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -20,12 +19,14 @@ from truefit.core.errors import TableError
 from truefit.data.table import SPLITS, Dtype
 from truefit.ingest.csv_check import EXACT, EXACT_FLOAT32, LARGEST, checked_rows
 from truefit.ingest.csv_file import CsvFile, OnBytes
+from truefit.ingest.csv_format import FormatSettings
+from truefit.ingest.csv_lines import RowBlocks
 
 BLOCK_BYTES = 1 << 20  # that pyarrow parses at a time; a row that is longer is left to csv_check.py
 BLOCK_COLUMNS = 1024  # of more columns a block is larger, since it costs some microseconds for each
 SLOW_ROWS = 4096  # that csv_check.py gives at a time …
 SLOW_CELLS = 1 << 18  # … or so many cells, where that is less
-_LONG_INTEGER = r"^[ \t]*[+-]?[0-9]{16,}[ \t]*$"
+_LONG_INTEGER = r"^[+-]?[0-9]{16,}$"
 _NOT_ZERO = r"^[^eE]*[1-9]"
 _ZEROS = b"0" * 200  # a number that float64 takes for 0 has as many, or three digits in its exponent
 
@@ -74,17 +75,19 @@ def _fast_batches(
     source: CsvFile, columns: list[str], dtype: Dtype, split: str | None, on_bytes: OnBytes, as_text: bool = False
 ) -> Iterator[Batch]:
     """Give the rows as pyarrow reads them; raises pa.ArrowInvalid for what must be looked at as text, or cell by cell."""
-    types = dict.fromkeys(columns, pa.string() if as_text else pa.float64())
-    if split is not None:
-        types[split] = pa.string()
+    names = [*columns, split] if split is not None else columns
+    place = {name: index for index, name in enumerate(source.header)}
+    kinds = [pa.string() if as_text else pa.float64()] * len(columns) + [pa.string()]
+    # By their places, since the names of those that are not used may be anything.
+    types = {str(place[name]): kind for name, kind in zip(names, kinds, strict=False)}
     rows = 0
     with source.content(on_bytes) as stream:
-        feed = _Feed(stream)
+        feed = _Feed(source.blocks(stream))
         for batch in _record_batches(feed, source, types):
             if batch.num_rows:
                 rows += batch.num_rows
-                codes = np.empty(0, np.uint8) if split is None else _codes(batch.column(split))
-                values, lowest, highest = _checked(batch, len(columns), dtype, as_text)
+                codes = np.empty(0, np.uint8) if split is None else _codes(batch.column(len(columns)))
+                values, lowest, highest = _checked(batch, len(columns), dtype, source.format if as_text else None)
                 yield Batch(values, codes, lowest, highest)
     if not rows:
         raise pa.ArrowInvalid("found no rows")
@@ -98,18 +101,18 @@ def _fast_batches(
 class _Feed:
     """The CSV's bytes for Arrow's threads, and what was met in them: what pyarrow lets pass, and what could not be read."""
 
-    def __init__(self, stream: RawIOBase) -> None:
+    def __init__(self, blocks: RowBlocks) -> None:
         self.has_quotes = False
         self.may_be_small = False
-        self.error: OSError | TableError | None = None
-        self._stream = stream
+        self.error: OSError | TableError | pa.ArrowInvalid | None = None
+        self._blocks = blocks
         self._end = b""  # of what was read last, since a number may lie across
 
     def read(self, size: int) -> bytes:
         """Return up to `size` bytes; none where they cannot be read, since Arrow's threads would keep the error."""
         try:
-            content: bytes = self._stream.read(size) or b""
-        except (OSError, TableError) as error:
+            content = self._blocks.read(size)
+        except (OSError, TableError, pa.ArrowInvalid) as error:
             self.error = error
             return b""
         self.has_quotes = self.has_quotes or b'"' in content
@@ -145,10 +148,15 @@ def _record_batches(feed: _Feed, source: CsvFile, types: dict[str, Any]) -> Iter
     thread that waits for its lock is ended by it, and C++ answers with abort().
     """
     options = {
-        "read_options": pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES * -(-len(source.header) // BLOCK_COLUMNS)),
-        "parse_options": pyarrow.csv.ParseOptions(delimiter=source.separator, newlines_in_values=True),
+        "read_options": pyarrow.csv.ReadOptions(
+            block_size=BLOCK_BYTES * -(-len(source.header) // BLOCK_COLUMNS),
+            column_names=list(map(str, range(len(source.header)))),
+        ),
+        "parse_options": pyarrow.csv.ParseOptions(delimiter=source.format.separator, newlines_in_values=True),
         # An empty cell must not become a missing value: it is refused as a number.
-        "convert_options": pyarrow.csv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[]),
+        "convert_options": pyarrow.csv.ConvertOptions(
+            column_types=types, include_columns=list(types), null_values=[], decimal_point=source.format.decimal
+        ),
     }
     released = threading.Event()
     handle, reader = _Handle(feed.read), None
@@ -178,19 +186,21 @@ def _slow_batches(source: CsvFile, columns: list[str], dtype: Dtype, split: str 
         yield Batch(numbers.astype(dtype), np.array(codes, np.uint8), numbers.min(axis=0), numbers.max(axis=0))
 
 
-def _checked(batch: pa.RecordBatch, columns: int, dtype: Dtype, as_text: bool) -> tuple[NDArray[Any], ...]:
+def _checked(batch: pa.RecordBatch, columns: int, dtype: Dtype, form: FormatSettings | None) -> tuple[NDArray[Any], ...]:
     """Return the values [C, columns] of the first columns, and the lowest and the highest of each [columns].
+
+    With a format they are texts in it.
 
     Raises pa.ArrowInvalid for what may not be the number that the text says, and for what `dtype` does not keep.
     """
     numbers = np.empty((columns, batch.num_rows))
     for index in range(columns):
         column = batch.column(index)
-        numbers[index] = np.from_dlpack(_numbers(column) if as_text else column)  # to_numpy imports pandas
+        numbers[index] = np.from_dlpack(_numbers(column, form) if form else column)  # to_numpy imports pandas
     lowest, highest = numbers.min(axis=1), numbers.max(axis=1)
     sizes = np.maximum(-lowest, highest)
     # Beyond 2^53 an integer may have been rounded, which only its text tells.
-    if not sizes.max() < (min(LARGEST, float(np.finfo(dtype).max)) if as_text else EXACT):
+    if not sizes.max() < (min(LARGEST, float(np.finfo(dtype).max)) if form else EXACT):
         raise pa.ArrowInvalid("found what is not a finite number, or a large one")
     values = numbers.T.astype(dtype, order="C")
     for large in np.flatnonzero(sizes > EXACT_FLOAT32):
@@ -203,11 +213,18 @@ def _checked(batch: pa.RecordBatch, columns: int, dtype: Dtype, as_text: bool) -
     return values, lowest, highest
 
 
-def _numbers(texts: pa.Array) -> pa.Array:
+def _numbers(texts: pa.Array, form: FormatSettings) -> pa.Array:
     """Return the float64 that the texts say; raises pa.ArrowInvalid where that is another number."""
+    texts = pyarrow.compute.ascii_trim(texts, characters=" \t")
+    if form.thousands or form.decimal != ".":
+        if not pyarrow.compute.all(pyarrow.compute.match_substring_regex(texts, f"^(?:{form.number})$")).as_py():
+            raise pa.ArrowInvalid("found what is no number")
+        if form.thousands:
+            texts = pyarrow.compute.replace_substring(texts, form.thousands, "")
+        texts = pyarrow.compute.replace_substring(texts, form.decimal, ".")
     if pyarrow.compute.any(pyarrow.compute.match_substring_regex(texts, _LONG_INTEGER)).as_py():
         raise pa.ArrowInvalid("found an integer that may be beyond 2^53")
-    numbers = pyarrow.compute.ascii_trim(texts, characters=" \t").cast(pa.float64())
+    numbers = texts.cast(pa.float64())
     zeros = texts.filter(pyarrow.compute.equal(numbers, 0.0))
     if pyarrow.compute.any(pyarrow.compute.match_substring_regex(zeros, _NOT_ZERO)).as_py():
         raise pa.ArrowInvalid("found a number that float64 takes for 0")

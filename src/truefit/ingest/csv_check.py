@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Iterator
-from itertools import islice
 
 import numpy as np
 
@@ -17,28 +16,37 @@ EXACT_FLOAT32 = 2**24
 LARGEST = 1e150  # in size, of which float64 still holds the square
 MOST_FAULTS = 10  # that an error names
 
-_NUMBER = re.compile(r"[ \t]*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?[ \t]*")
 _INTEGER = re.compile(r"[ \t]*[+-]?0*([0-9]+)[ \t]*")
 _NOT_FINITE = re.compile(r"[ \t]*[+-]?(nan|inf|infinity)[ \t]*", re.IGNORECASE)
 
 
 def read_header(source: CsvFile) -> list[str]:
     """Return the column names, and keep them with their line in `source`; raises TableError where they cannot be used."""
-    line, header = next(source.rows(), (1, []))
+    lines: list[str] = []
+    line, header = next(source.rows(on_line=lambda text: lines.append(text) or text), (1, []))  # type: ignore[func-returns-value]
     where = f"{source.path}: line {line}"
     if not header:
-        raise TableError(f"{where}: found an empty file, allowed: a header with column names, then rows")
+        allowed = "a header with column names, then rows" if source.format.header else "rows"
+        raise TableError(f"{where}: found an empty file, allowed: {allowed}")
+    if source.format.header:
+        _require_names(source, where, header)
+    else:
+        header = [f"column{number}" for number in range(1, len(header) + 1)]
+    source.header, source.header_line, source.header_lines = header, line, len(lines) if source.format.header else 0
+    return header
+
+
+def _require_names(source: CsvFile, where: str, header: list[str]) -> None:
     names: set[str] = set()
     for number, name in enumerate(header, 1):
-        if not _is_utf8(name) or "\0" in name:
-            raise TableError(f"{where}, column {number}: found {_cell_text(name)}, allowed: text in UTF-8")
+        if not _is_decoded(name) or "\0" in name:
+            allowed = f"text in {source.format.encoding}, or {source.advice.encoding}"
+            raise TableError(f"{where}, column {number}: found {_cell_text(name)}, allowed: {allowed}")
         if not name.strip():
             raise TableError(f"{where}, column {number}: found no name, allowed: a name for each column")
         if name in names:
             raise TableError(f"{where}, column {number}: found {name!r} again, allowed: each name once")
         names.add(name)
-    source.header, source.header_line = header, line
-    return header
 
 
 def missing_column(source: CsvFile, name: str, reason: str) -> TableError:
@@ -49,13 +57,13 @@ def missing_column(source: CsvFile, name: str, reason: str) -> TableError:
 
 def varying_column(source: CsvFile, name: str) -> TableError:
     """Return the error for a column whose numbers differ, and are one in float32: it names the first that does."""
-    index = source.header.index(name)
-    rows = ((line, row[index]) for line, row in islice(source.rows(), 1, None))
+    index, plain = source.header.index(name), source.format.plain
+    rows = ((line, row[index]) for line, row in source.data_rows())
     _, first = next(rows)
-    line, other = next((line, cell) for line, cell in rows if float(cell) != float(first))
+    line, other = next((line, cell) for line, cell in rows if float(plain(cell)) != float(plain(first)))
     return TableError(
         f"{source.path}: line {line}, column {name!r}: found {_cell_text(other)}, which float32 does not tell from the "
-        f"{_cell_text(first)} before it, allowed: numbers that float32 tells apart, or {source.wider}"
+        f"{_cell_text(first)} before it, allowed: numbers that float32 tells apart, or {source.advice.wider}"
     )
 
 
@@ -79,23 +87,23 @@ def checked_rows(
     checks = sorted(numeric if split is None else [*numeric, split])
     faults: list[str] = []
     count, empty = 0, True
-    rows = source.rows(on_bytes)
-    next(rows)
-    for line, row in rows:
+    numbers = _Numbers(source, dtype)
+    like = "in the header" if source.format.header else f"in line {source.header_line}"
+    for line, row in source.data_rows(on_bytes):
         empty = False
         if len(row) != len(header):
-            found = [f": found {len(row)} cells, allowed: {len(header)}, as in the header{source.other_separator(row)}"]
+            found = [f": found {len(row)} cells, allowed: {len(header)}, as {like}{source.other_separator(row)}"]
         else:
             found = [
                 f", column {header[index]!r}: found {_cell_text(row[index])}, allowed: {allowed}"
                 for index in checks
-                if (allowed := _split_fault(row[index]) if index == split else _number_fault(row[index], dtype, source.wider))
+                if (allowed := _split_fault(row[index]) if index == split else numbers.fault(row[index]))
             ]
         if found:
             faults += [f"line {line}{fault}" for fault in found[: MOST_FAULTS - len(faults)]]
             count += len(found)
         else:
-            yield [float(row[index]) for index in numeric], "" if split is None else row[split]
+            yield [float(source.format.plain(row[index])) for index in numeric], "" if split is None else row[split]
     if empty:
         raise TableError(f"{source.path}: line {source.header_line}: found no rows below the header, allowed: at least one")
     if faults:
@@ -107,23 +115,37 @@ def _split_fault(cell: str) -> str | None:
     return None if cell in SPLITS else ", ".join(SPLITS)
 
 
-def _number_fault(cell: str, dtype: Dtype, wider: str) -> str | None:
-    """Return what a cell that cannot be taken should have held, or None for a finite number that `dtype` keeps.
+class _Numbers:
+    """The numbers that a CSV's format and a table's dtype allow."""
 
-    `wider` is how to have float64.
-    """
-    if not (number := _NUMBER.fullmatch(cell)):
+    def __init__(self, source: CsvFile, dtype: Dtype) -> None:
+        self._format = source.format
+        self._pattern = re.compile(source.format.number)
+        self._float32 = dtype == "float32"
+        self._wider = source.advice.wider
+
+    def fault(self, cell: str) -> str | None:
+        """Return what a cell that cannot be taken should have held, or None for a finite number that the dtype keeps."""
+        if not (number := self._pattern.fullmatch(cell)):
+            return self._no_number(cell)
+        plain = self._format.plain(cell)
+        size = abs(float(plain))
+        if not size:
+            return "0, or a number that float64 tells from it" if re.search("[1-9]", number[1]) else None
+        if EXACT <= size <= LARGEST and (integer := _INTEGER.fullmatch(plain)) and int(integer[1]) > EXACT:
+            return f"an integer up to 2^53 ({EXACT}), beyond which float64 does not hold each, or a number such as 1e20"
+        if self._float32 and (fault := _float32_fault(size)):
+            return f"{fault}, or {self._wider}" if size <= LARGEST else fault
+        return None if size <= LARGEST else f"a number between -{LARGEST:g} and {LARGEST:g}"
+
+    def _no_number(self, cell: str) -> str:
         if _NOT_FINITE.fullmatch(cell):
             return "a finite number"
-        return "a number with a point, without a comma" if _NUMBER.fullmatch(cell.replace(",", "")) else "a number"
-    size = abs(float(cell))
-    if not size:
-        return "0, or a number that float64 tells from it" if number[1].strip("0.") else None
-    if EXACT <= size <= LARGEST and (integer := _INTEGER.fullmatch(cell)) and int(integer[1]) > EXACT:
-        return f"an integer up to 2^53 ({EXACT}), beyond which float64 does not hold each, or a number such as 1e20"
-    if dtype == "float32" and (fault := _float32_fault(size)):
-        return f"{fault}, or {wider}" if size <= LARGEST else fault
-    return None if size <= LARGEST else f"a number between -{LARGEST:g} and {LARGEST:g}"
+        if self._format.decimal == "," and "." in cell and self._pattern.fullmatch(cell.replace(".", "")):
+            return "a number with a comma, without a point"
+        if self._format.decimal == "." and "," in cell and self._pattern.fullmatch(cell.replace(",", "")):
+            return "a number with a point, without a comma"
+        return "a number"
 
 
 def _float32_fault(size: float) -> str | None:
@@ -144,9 +166,9 @@ def _float32_fault(size: float) -> str | None:
 def _cell_text(cell: str) -> str:
     if not cell.strip():
         return "an empty cell"
-    return repr(cell[:40] if _is_utf8(cell) else cell.encode(errors="surrogateescape")[:40])
+    return repr(cell[:40] if _is_decoded(cell) else cell.encode(errors="surrogateescape")[:40])
 
 
-def _is_utf8(text: str) -> bool:
-    """Return whether the file's bytes were UTF-8; those that were not stand in the text as surrogates."""
+def _is_decoded(text: str) -> bool:
+    """Return whether the file's bytes were text in its encoding; those that were not stand in the text as surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 
 from truefit.core.errors import TableError
-
-Separator = Literal[",", ";", "\t", "|", " "]
+from truefit.ingest.csv_format import FormatSettings
+from truefit.ingest.csv_lines import RowBlocks, RowLines, single_blanks
 
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
@@ -31,30 +31,33 @@ def ignore(content: bytes) -> None:
     """Do nothing with what is read."""
 
 
+class Advice(NamedTuple):
+    """Where a user sets what an error advises."""
+
+    separator: str = "prepare.format.separator"
+    header: str = "prepare.format.header: false"
+    encoding: str = "another prepare.format.encoding"
+    wider: str = "prepare.dtype: float64"
+
+
+FORMAT, ADVICE = FormatSettings(), Advice()
+
+
 class CsvFile:
     """A CSV, plain or compressed by gzip or zstd; as a context, it raises TableError at the end when the file has changed.
 
-    `setting` is where the separator is set, and `wider` what makes the numbers float64. With `hashed`, `sha256` is the digest
-    of the file as the last whole pass read it.
+    With `hashed`, `sha256` is the digest of the file as the last whole pass read it.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        separator: Separator,
-        setting: str = "prepare.separator",
-        wider: str = "prepare.dtype: float64",
-        *,
-        hashed: bool = False,
-    ) -> None:
+    def __init__(self, path: Path, form: FormatSettings = FORMAT, advice: Advice = ADVICE, *, hashed: bool = False) -> None:
         self.path = path
-        self.separator = separator
-        self.setting = setting
-        self.wider = wider
+        self.format = form
+        self.advice = advice
         self.hashed = hashed
         self.sha256 = ""
         self.header: list[str] = []
         self.header_line = 1
+        self.header_lines = 0  # to its end, those above it among them
         try:
             status = path.stat()
         except OSError as error:
@@ -93,32 +96,43 @@ class CsvFile:
             yield stream
         self.sha256 = digest.hexdigest()
 
+    def blocks(self, stream: "_Stream") -> RowBlocks:
+        """Return the content in `stream` as pyarrow takes it: the rows below the header."""
+        return RowBlocks(stream, self.format, self.header_lines)
+
     def rows(self, on_bytes: OnBytes = ignore, on_line: Callable[[str], str] | None = None) -> Iterator[tuple[int, list[str]]]:
         """Give the rows, the header first and blank lines left out, each with the line that it begins on.
 
         `on_line` returns each line that it is called with: as it is taken, and none beyond the row that is given.
         """
-        with self._text(on_bytes) as lines:
-            reader = csv.reader(map(on_line, lines) if on_line else lines, delimiter=self.separator, strict=True)
-            line = 1
+        with self._text(on_bytes) as text:
+            lines = RowLines(map(on_line, text) if on_line else text, self.format)
             try:
-                for row in reader:
+                for row in csv.reader(lines, delimiter=self.format.separator, strict=True):
+                    lines.within = False
                     if row:
-                        yield line, row
-                    line = reader.line_num + 1
+                        yield lines.begin, row
             except csv.Error:
-                raise self._broken_row(line, reader.line_num) from None
+                raise self._broken_row(lines.begin, lines.last) from None
+            except UnicodeError:
+                found = f"line {lines.last + 1}: found bytes that are no {self.format.encoding}"
+                raise TableError(f"{self.path}: {found}, allowed: text in it, or {self.advice.encoding}") from None
+
+    def data_rows(self, on_bytes: OnBytes = ignore) -> Iterator[tuple[int, list[str]]]:
+        """Give the rows below the header."""
+        return islice(self.rows(on_bytes), int(self.format.header), None)
 
     def other_separator(self, row: list[str]) -> str:
         """Return a remark when the row is one cell and looks separated by something else, or an empty string."""
-        others = [other for other in (";", "\t", "|", ",", " ") if other in row[0].strip() and other != self.separator]
-        return f" (is {self.setting} {others[0]!r}?)" if others and len(row) == 1 else ""
+        others = [other for other in (";", "\t", "|", ",", " ") if other in row[0].strip() and other != self.format.separator]
+        return f" (is {self.advice.separator} {others[0]!r}?)" if others and len(row) == 1 else ""
 
     @contextmanager
     def _text(self, on_bytes: OnBytes = ignore) -> Iterator[io.TextIOWrapper]:
+        encoding = "utf-8-sig" if self.format.is_utf8 else self.format.encoding
         with (
             self.content(on_bytes) as stream,
-            io.TextIOWrapper(io.BufferedReader(stream), encoding="utf-8-sig", errors="surrogateescape", newline="") as lines,
+            io.TextIOWrapper(io.BufferedReader(stream), encoding=encoding, errors="surrogateescape", newline="") as lines,
         ):
             yield lines
 
@@ -127,14 +141,16 @@ class CsvFile:
         with self._text() as lines:
             text = "".join(islice(lines, first - 1, last))
             ended = not next(lines, "")
-        separator, limit = re.escape(self.separator), csv.field_size_limit()
+        if self.format.separator == " ":
+            text, _ = single_blanks(text)
+        separator, limit = re.escape(self.format.separator), csv.field_size_limit()
         whole_cell = re.compile(rf'({_QUOTED.pattern}|(?!")[^{separator}]*){separator}')
         column, begin = 1, 0
         while (cell := whole_cell.match(text, begin)) and len(cell[1].replace('""', '"')) <= limit + 2:
             column, begin = column + 1, cell.end()
         closed = _QUOTED.match(text, begin)
-        if closed and text[closed.end() : closed.end() + 1] not in ("", self.separator, "\r", "\n"):
-            fault = f"found text after a closing quote, allowed: {self.separator!r} or the end of the row there"
+        if closed and text[closed.end() : closed.end() + 1] not in ("", self.format.separator, "\r", "\n"):
+            fault = f"found text after a closing quote, allowed: {self.format.separator!r} or the end of the row there"
         elif text.startswith('"', begin) and not closed and ended:
             fault = "found a quote that is not closed, allowed: a closing quote"
         else:

@@ -79,7 +79,10 @@ class LineTexts:
 
 
 class RowTexts:
-    """The same rows' texts, cut where Python's reader of CSVs says that a row ends, which takes longer."""
+    """The same rows' texts, cut where Python's reader of CSVs says that a row ends, which takes longer.
+
+    They are in the format's `row_encoding`.
+    """
 
     def __init__(self, csv: CsvFile, stream: RawIOBase) -> None:
         self.mark = _BOM if stream.read(len(_BOM)) == _BOM else b""
@@ -99,7 +102,7 @@ class RowTexts:
         """Return the line breaks behind the last row."""
         if next(self._rows, None):
             raise TableError(f"{self._csv.path}: found more rows when it was read again; run again")
-        return _encode(self._break + "".join(self._lines))
+        return self._encode(self._break + "".join(self._lines))
 
     def _keep(self, line: str) -> str:
         self._lines.append(line)
@@ -110,8 +113,7 @@ class RowTexts:
         self._lines.clear()
         end = len(text.rstrip("\r\n"))
         self._break = text[end:]
-        return _encode(text[:end])
+        return self._encode(text[:end])
 
-
-def _encode(text: str) -> bytes:
-    return text.encode(errors="surrogateescape")
+    def _encode(self, text: str) -> bytes:
+        return text.encode(self._csv.format.row_encoding, "surrogateescape")

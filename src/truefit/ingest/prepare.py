@@ -21,7 +21,8 @@ from truefit.data.moments import Moments
 from truefit.data.table import SPLITS, TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table
 from truefit.ingest.csv_batches import read_batches
 from truefit.ingest.csv_check import missing_column, read_header, shown_names, varying_column
-from truefit.ingest.csv_file import CsvFile, Separator
+from truefit.ingest.csv_file import CsvFile
+from truefit.ingest.csv_format import FormatSettings
 
 # Part of the split's definition: another length draws other rows from the same seed.
 SPLIT_CHUNK_ROWS = 65_536
@@ -56,7 +57,7 @@ class PrepareSettings(Settings):
     """Section `prepare`: which CSV, which of its columns, and how they are split and stored."""
 
     csv: str = Field("data/synthetic.csv", min_length=1)
-    separator: Separator = ","
+    format: FormatSettings = FormatSettings()
     features: list[str] | None = Field(None, min_length=1)
     target: str | None = None
     split: SplitSettings = SplitSettings()
@@ -79,7 +80,7 @@ def write_table(settings: PrepareSettings, folder: Path) -> Table:
     path = Path(settings.csv)
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryFile(dir=folder) as rows, TemporaryFile(dir=folder) as labels:
-        with CsvFile(path, settings.separator, hashed=True) as source:
+        with CsvFile(path, settings.format, hashed=True) as source:
             features, target = choose_columns(source, read_header(source), settings)
             columns = [*features, target]
             total, labelled = 0, np.zeros(len(SPLITS), np.int64)
@@ -99,7 +100,7 @@ def write_table(settings: PrepareSettings, folder: Path) -> Table:
         chunks = _labelled(rows, labels, sizes, len(columns), settings)
         moments, digests = _write_splits(folder, chunks, sizes, len(columns), settings.dtype)
     table = Table(
-        csv=CsvSource(path=settings.csv, sha256=source.sha256),
+        csv=CsvSource(path=settings.csv, format=settings.format.model_dump(), sha256=source.sha256),
         features=features,
         target=target,
         dtype=settings.dtype,

@@ -30,7 +30,10 @@ T = TypeVar("T")
 
 
 class ModelDescription(BaseModel, frozen=True, extra="forbid", strict=True):
-    """What model.json says; `training` holds the settings that rebuilding the model does not need."""
+    """What model.json says; `training` and `format` hold settings that rebuilding the model does not need.
+
+    `format` is that of the CSV which the table was prepared from.
+    """
 
     model: ModelSettings
     scale: ScaleSettings
@@ -39,6 +42,7 @@ class ModelDescription(BaseModel, frozen=True, extra="forbid", strict=True):
     dtype: Dtype
     state_dict_sha256: str
     training: dict[str, Any] = {}
+    format: dict[str, Any] = {}
 
 
 def state_dict_digest(state: Mapping[str, Tensor]) -> str:
@@ -97,6 +101,7 @@ def save_model(
         dtype=table.dtype,
         state_dict_sha256=state_dict_digest(state),
         training=dict(training or {}),
+        format=table.csv.format,
     )
     text = json.dumps(description.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
     files = {MODEL_PT: state_dict_bytes(state), MODEL_JSON: text.encode()}
