@@ -64,7 +64,7 @@ def fault(
         ("\n\nx,y\n1,2\n", ["x", "y"]),
         ('"a, b","c ""d""",größe\n1,2,3\n', ["a, b", 'c "d"', "größe"]),
         ('"two\nlines",y\n1,2\n', ["two\nlines", "y"]),
-        ("x, x\n1,2\n", ["x", " x"]),
+        ("1,x\n1,2\n", ["1", "x"]),
     ],
 )
 def test_the_header_is_read(content: str, header: list[str], path: Path) -> None:
@@ -79,6 +79,11 @@ def test_the_header_is_read(content: str, header: list[str], path: Path) -> None
         ("", "line 1: found an empty file, allowed: a header with column names, then rows"),
         ("\ufeff", "line 1: found an empty file, allowed: a header with column names, then rows"),
         ("\n\n\n", "line 1: found an empty file, allowed: a header with column names, then rows"),
+        (
+            "\n5.1,-3e5, 5.1\n1,2,3\n",
+            "line 2: found numbers alone, such as '5.1', allowed: a header with column names, "
+            "or prepare.format.header: false for a CSV without one",
+        ),
         ("x,\n1,2\n", "line 1, column 2: found no name, allowed: a name for each column"),
         (",y\n1,2\n", "line 1, column 1: found no name, allowed: a name for each column"),
         ('x," ",y\n1,2,3\n', "line 1, column 2: found no name, allowed: a name for each column"),

@@ -153,6 +153,7 @@ PIECES = [
     ),
     *(b"#", b"_", b"-", b"+", b".", b"e", b"1", b"0", b"x", b"nan"),
 ]
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 SEPARATORS = [",", ";", "\t", "|", " "]
 
 
@@ -265,6 +266,9 @@ def judge(case: Case) -> Verdict:
     if not rows:
         return Verdict([(f"line {begin}, column {wrong}" if wrong else "line 1", "")])
     line, header = rows[0]
+    header = [name.strip() for name in header]
+    if all(not name or NUMBER.fullmatch(name) for name in header) and any(header):
+        return Verdict([(f"line {line}", "numbers alone")])
     for number, name in enumerate(header, 1):
         broken = name.encode(errors="replace") != name.encode(errors="surrogateescape") or "\0" in name
         if broken or not name.strip() or name in header[: number - 1]:

@@ -29,6 +29,11 @@ def read_header(source: CsvFile) -> list[str]:
         allowed = "a header with column names, then rows" if source.format.header else "rows"
         raise TableError(f"{where}: found an empty file, allowed: {allowed}")
     if source.format.header:
+        header = [name.strip() for name in header]
+        names = [name for name in header if name]
+        if names and all(re.fullmatch(source.format.number, name) for name in names):
+            allowed = f"a header with column names, or {source.advice.header} for a CSV without one"
+            raise TableError(f"{where}: found numbers alone, such as {names[0]!r}, allowed: {allowed}")
         _require_names(source, where, header)
     else:
         header = [f"column{number}" for number in range(1, len(header) + 1)]
