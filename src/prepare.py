@@ -16,9 +16,10 @@ def main() -> None:
     parser.add_argument("table", type=Path, help="the folder to write, such as data/prepared")
     arguments = parser.parse_args()
     settings = Params().section("prepare", PrepareSettings)
-    table = write_table(settings, arguments.table)
+    table, unnamed = write_table(settings, arguments.table)
     rows = ", ".join(f"{count} {split}" for split, count in table.rows.items())
-    print(f"{settings.csv}: {len(table.features)} features, target '{one_line(table.target)}'; rows: {rows}")
+    left_out = f"; left out: {unnamed} {'column' if unnamed == 1 else 'columns'} without a name" if unnamed else ""
+    print(f"{settings.csv}: {len(table.features)} features, target '{one_line(table.target)}'; rows: {rows}{left_out}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def prepare(folder: Path, content: str | bytes, **settings: Any) -> Table:
     """Write the CSV data.csv into `folder` and prepare its table in `folder`/prepared."""
     path = folder / "data.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return write_table(PrepareSettings.model_validate({"csv": str(path), **settings}), folder / "prepared")
+    return write_table(PrepareSettings.model_validate({"csv": str(path), **settings}), folder / "prepared").table
 
 
 def read_splits(folder: Path) -> dict[Split, Array]:

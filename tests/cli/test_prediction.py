@@ -96,9 +96,24 @@ def refusal(content: str | bytes, model: tuple[Any, ModelDescription] | None = N
         ('n,x1,x2\n5" pipe,1,2\n"6""\r\n",4,"5"\n', 'n,x1,x2,prediction\n5" pipe,1,2,3\n"6""\r\n",4,"5",9\n'),
         ('\ufeff"x1","x2"\r\n"1",2\r\n\r\n4,5', '\ufeff"x1","x2",prediction\r\n"1",2,3\r\n\r\n4,5,9'),
         ('\r\nx1,x2\n1,"2"\n9007199254740992,1\n\n', '\r\nx1,x2,prediction\n1,"2",3\n9007199254740992,1,1.8014399e+16\n\n'),
+        (",x1,n,x2,n,\n1,1,,2,,\n", ",x1,n,x2,n,,prediction\n1,1,,2,,,3\n"),
         ("x1,x2,n\n1,2,=A1 \x00\t'\n", "x1,x2,n,prediction\n1,2,=A1 \x00\t',3\n"),
     ],
-    ids=["plain", "order", "crlf", "cr", "blank", "bom", "bom-blank", "quoted", "stray", "quoted-bom", "slow", "odd"],
+    ids=[
+        "plain",
+        "order",
+        "crlf",
+        "cr",
+        "blank",
+        "bom",
+        "bom-blank",
+        "quoted",
+        "stray",
+        "quoted-bom",
+        "slow",
+        "unnamed",
+        "odd",
+    ],
 )
 @pytest.mark.parametrize("block", [1 << 20, 3, 1])
 def test_the_text_stays_as_it_was(content: str, expected: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,8 +295,8 @@ def test_a_prediction_beyond_the_dtype_is_refused_with_its_line() -> None:
     [
         ("", "line 1: found an empty file, allowed: a header with column names, then rows"),
         ("x1,x2\n", "line 1: found no rows below the header, allowed: at least one"),
-        ("\nx1,y\n1,2\n", "line 2: found no column 'x2' (a feature of the model), allowed: x1, y"),
-        ("x1;x2\n1;2\n", "line 1: found no column 'x1' (a feature of the model), allowed: x1;x2 (is --separator ';'?)"),
+        ("\nx1,y\n1,2\n", "line 2: found no column 'x2' (a feature of the model), allowed: 'x1', 'y'"),
+        ("x1;x2\n1;2\n", "line 1: found no column 'x1' (a feature of the model), allowed: 'x1;x2' (is --separator ';'?)"),
         (
             "x1,prediction,x2\n1,2,3\n",
             "line 1, column 'prediction': found the name of the column to be written, allowed: another one by --column NAME",

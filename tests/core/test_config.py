@@ -45,6 +45,7 @@ DEFAULTS: dict[str, Any] = {
             "comment": None,
         },
         "features": None,
+        "exclude": [],
         "target": None,
         "split": {"train": 0.8, "validation": 0.1, "test": 0.1, "seed": 42, "column": None},
         "dtype": "float32",
@@ -301,7 +302,7 @@ def test_generate_refuses(values: str, line: str) -> None:
         # Keys.
         (
             "{feature: [a]}",
-            "feature: unknown key, allowed: csv, format, features, target, split, dtype; did you mean features?",
+            "feature: unknown key, allowed: csv, format, features, exclude, target, split, dtype; did you mean features?",
         ),
         (
             "{split: {colum: s}}",
@@ -320,6 +321,11 @@ def test_generate_refuses(values: str, line: str) -> None:
         ("{split: {column: 5}}", "split.column: found 5, allowed: a valid string"),
         # Ranges.
         ("{csv: ''}", "csv: found '', allowed: at least 1 character"),
+        (
+            "{features: [a], exclude: [b]}",
+            "exclude: found ['b'], allowed: [] beside prepare.features, which names all that are used",
+        ),
+        ("{target: a, exclude: [a]}", "exclude: found 'a', allowed: neither the target nor the split column"),
         ("{format: {separator: .}}", "format.separator: found '.', allowed: ',', ';', '\\t', '|' or ' '"),
         ("{features: []}", "features: found [], allowed: at least 1 item"),
         ("{dtype: float16}", "dtype: found 'float16', allowed: 'float32' or 'float64'"),
@@ -680,6 +686,7 @@ def test_flatten_of_params_yaml_gives_every_dotted_key() -> None:
         "prepare.format.header",
         "prepare.format.comment",
         "prepare.features",
+        "prepare.exclude",
         "prepare.target",
         "prepare.split.train",
         "prepare.split.validation",

@@ -269,18 +269,19 @@ def judge(case: Case) -> Verdict:
     header = [name.strip() for name in header]
     if all(not name or NUMBER.fullmatch(name) for name in header) and any(header):
         return Verdict([(f"line {line}", "numbers alone")])
-    for number, name in enumerate(header, 1):
-        broken = name.encode(errors="replace") != name.encode(errors="surrogateescape") or "\0" in name
-        if broken or not name.strip() or name in header[: number - 1]:
-            return Verdict([(f"line {line}, column {number}", "")])
     named = ["x", "y"] if case.named else []
     split = "s" if case.split_column else None
-    used = [name for name in header if name != split]
-    columns = named or used
-    if len(columns) < 2 or {*named, split or header[0]} - set(header):
+    columns = named or [name for name in header if name and name != split]
+    if {*named, split or ""} - {*header, ""}:
+        return Verdict([(f"line {line}", "")])
+    for number, name in enumerate(header, 1):
+        broken = name.encode(errors="replace") != name.encode(errors="surrogateescape") or "\0" in name
+        if name in {*columns, split} and (broken or name in header[: number - 1]):
+            return Verdict([(f"line {line}, column {number}", "")])
+    if len(columns) < 2:
         return Verdict([(f"line {line}", "")])
     if wrong:
-        where = repr(header[wrong - 1]) if wrong <= len(header) else str(wrong)
+        where = repr(header[wrong - 1]) if wrong <= len(header) and header[wrong - 1] else str(wrong)
         return Verdict([(f"line {begin}, column {where}", "")])
     if not rows[1:]:
         return Verdict([(f"line {line}", "")])

@@ -3,6 +3,8 @@ import hashlib
 import json
 import math
 import os
+import subprocess
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ import pyarrow as pa
 import pytest
 from helpers_data import numbered_csv, prepare, read_splits
 from helpers_memory import peak_memory
+from workspace import ROOT
 
 from truefit.core.config import Params
 from truefit.core.errors import TableError
@@ -157,17 +160,28 @@ def test_the_line_of_a_fault_far_down_is_right() -> None:
         ("x,y\n", "line 1: found no rows below the header, allowed: at least one"),
         ("x,y\r\n\r\n", "line 1: found no rows below the header, allowed: at least one"),
         ("\ufeffx,y\n", "line 1: found no rows below the header, allowed: at least one"),
-        ("x,x\n1,2\n", "line 1, column 2: found 'x' again, allowed: each name once"),
-        ("x,\n1,2\n", "line 1, column 2: found no name, allowed: a name for each column"),
+        ("x,x\n1,2\n", "line 1, column 2: found 'x' again, allowed: each name once, of columns that are used"),
+        ("x,\n1,2\n", "line 1: found the columns 'x', allowed: a target and at least one feature"),
+        (",\n1,2\n", "line 1: found the columns without names, allowed: a target and at least one feature"),
+        ("y,x,x,y\n1,2,3,4\n", "line 1, column 3: found 'x' again, allowed: each name once, of columns that are used"),
+        ("x, x ,y\n1,2,3\n", "line 1, column 2: found 'x' again, allowed: each name once, of columns that are used"),
+        (
+            b"\xff\xfe" + "x,y\n".encode("utf-16-le"),
+            "line 1, column 1: found b'\\xff\\xfex\\x00', allowed: text in utf-8, or another prepare.format.encoding",
+        ),
+        (
+            "\nx,y\n".encode("utf-16-le"),
+            "line 2, column 1: found '\\x00x\\x00', allowed: text in utf-8, or another prepare.format.encoding",
+        ),
         (
             "größe,y\n1,2\n".encode("latin-1"),
             "line 1, column 1: found b'gr\\xf6\\xdfe', allowed: text in utf-8, or another prepare.format.encoding",
         ),
-        ("y\n1\n2\n", "line 1: found the columns y, allowed: a target and at least one feature"),
+        ("y\n1\n2\n", "line 1: found the columns 'y', allowed: a target and at least one feature"),
         ('\n"two\nlines",y\n\n', "line 2: found no rows below the header, allowed: at least one"),
         (
             "x;y\n1;2\n",
-            "line 1: found the columns x;y, allowed: a target and at least one feature (is prepare.format.separator ';'?)",
+            "line 1: found the columns 'x;y', allowed: a target and at least one feature (is prepare.format.separator ';'?)",
         ),
         ('"two\nlines"\n1\n', "line 1: found the columns 'two\\nlines', allowed: a target and at least one feature"),
     ],
@@ -195,15 +209,15 @@ def test_a_folder_instead_of_a_csv_is_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"features": ["x1", "z"]}, "line 1: found no column 'z' (prepare.features), allowed: x1, y"),
-        ({"target": "z"}, "line 1: found no column 'z' (prepare.target), allowed: x1, y"),
-        ({"split": {"column": "z"}}, "line 1: found no column 'z' (prepare.split.column), allowed: x1, y"),
+        ({"features": ["x1", "z"]}, "line 1: found no column 'z' (prepare.features), allowed: 'x1', 'y'"),
+        ({"target": "z"}, "line 1: found no column 'z' (prepare.target), allowed: 'x1', 'y'"),
+        ({"split": {"column": "z"}}, "line 1: found no column 'z' (prepare.split.column), allowed: 'x1', 'y'"),
         (
             {"features": ["x1", "y"]},
             "line 1: found the last column 'y', the target by default, among prepare.features, "
             "allowed: prepare.target set to another column",
         ),
-        ({"split": {"column": "x1"}}, "line 1: found the columns x1, y, allowed: a target and at least one feature"),
+        ({"split": {"column": "x1"}}, "line 1: found the columns 'x1', 'y', allowed: a target and at least one feature"),
     ],
 )
 def test_columns_that_cannot_be_had_are_refused(settings: dict[str, Any], line: str) -> None:
@@ -211,7 +225,8 @@ def test_columns_that_cannot_be_had_are_refused(settings: dict[str, Any], line: 
 
 
 @pytest.mark.parametrize(
-    ("header", "remark"), [("x1;y", "x1;y (is prepare.format.separator ';'?)"), ("x1;y,a b", "x1;y, a b"), ("x1", "x1")]
+    ("header", "remark"),
+    [("x1;y", "'x1;y' (is prepare.format.separator ';'?)"), ("x1;y, a b,", "'x1;y', 'a b'"), ("x1", "'x1'")],
 )
 def test_another_separator_is_named_where_a_column_is_not_found(header: str, remark: str) -> None:
     assert refusal(f"{header}\n1;2\n", features=["z"]) == (
@@ -568,6 +583,69 @@ def test_features_are_stored_in_the_order_of_the_settings_and_the_target_last(tm
     rows = read_splits(tmp_path)["train"]
     assert table.columns == ["y", "x1", "x3"]
     assert np.array_equal(rows - rows[:, 1:2], np.tile([0.75, 0, 0.5], (16, 1)))
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "settings", "columns"),
+    [
+        (",x,y", "r,1,2", {}, ["x", "y"]),
+        ("x,y,,", "1,2,,", {}, ["x", "y"]),
+        (" x , y,\u00a0", "1,2,n", {"target": "x"}, ["y", "x"]),
+        ("id,x,note,y", "?,1,?,2", {"exclude": ["note", "id"]}, ["x", "y"]),
+        ("n,n,x,y", "?,?,1,2", {"exclude": ["n"]}, ["x", "y"]),
+        ("n,x,n,y,,", "?,1,?,2,?,", {"features": ["x"], "target": "y"}, ["x", "y"]),
+        ("x,y,note", "1,2,t", {"exclude": ["note"]}, ["x", "y"]),
+        ("x,f\udcfcr,y,\udcfc", "1,\udcfc,2,", {"features": ["x"], "target": "y"}, ["x", "y"]),
+    ],
+)
+@pytest.mark.parametrize("last", ["", '"9007199254740992"'], ids=["fast", "slow"])
+def test_columns_without_a_name_and_those_that_are_excluded_are_no_features(
+    header: str, row: str, settings: dict[str, Any], columns: list[str], last: str
+) -> None:
+    rows = [row] * 20 + ([row.replace("1", last)] if last else [])
+    content = "\n".join([header, *rows]).encode(errors="surrogateescape")
+
+    table = prepare(Path(), content, **settings)
+
+    assert table.columns == columns
+    train = read_splits(Path())["train"][:, [table.columns.index("x"), table.columns.index("y")]]
+    assert [row.tolist() for row in train if row[0] < 3] == [[1, 2]] * (
+        len(train) if not last else len(train) - (train[:, 0] > 3).sum()
+    )
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [("x,y", ""), (",x,y", "; left out: 1 column without a name"), (",x,y,", "; left out: 2 columns without a name")],
+)
+def test_the_stage_says_how_many_columns_without_a_name_it_left_out(header: str, said: str) -> None:
+    rows = "\n".join([header, *[header.replace("x", "1").replace("y", "2")] * 20])
+    Path("data.csv").write_text(rows)
+    Path("params.yaml").write_text("prepare: {csv: data.csv}\n")
+
+    command = [sys.executable, str(ROOT / "src/prepare.py"), "prepared"]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == f"data.csv: 1 features, target 'y'; rows: 16 train, 2 validation, 2 test{said}\n"
+
+
+def test_a_cell_of_any_length_is_taken_in_a_column_that_is_not_used() -> None:
+    for cell in ("a" * 200_000, '"' + "a\n" * 1_000_000 + '"'):
+        assert prepare(Path(), f"n,x,y\n{cell},1,2\n" + "b,1,2\n" * 19, exclude=["n"]).features == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"exclude": ["z"]}, "found no column 'z' (prepare.exclude), allowed: 'x', 'y'"),
+        ({"target": ""}, "found no column '' (prepare.target), allowed: 'x', 'y'"),
+        ({"features": ["x", ""]}, "found no column '' (prepare.features), allowed: 'x', 'y'"),
+    ],
+)
+def test_a_column_that_is_asked_for_must_have_its_name(settings: dict[str, Any], line: str) -> None:
+    assert refusal(",x,y\n1,2,3\n", **settings) == f"data.csv: line 1: {line}"
 
 
 # --- which rows

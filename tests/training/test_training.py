@@ -467,7 +467,7 @@ def test_the_history_holds_the_epochs_without_their_timings(tmp_path: Path) -> N
 
 def test_the_defaults_learn_the_tutorials_line(tmp_path: Path) -> None:
     write_csv(GenerateSettings(), tmp_path / "synthetic.csv")
-    table = write_table(PrepareSettings(csv=str(tmp_path / "synthetic.csv")), tmp_path / "prepared")
+    table = write_table(PrepareSettings(csv=str(tmp_path / "synthetic.csv")), tmp_path / "prepared").table
     outcome = train_with(tmp_path / "prepared")
     model = untrained(table, scale=SCALED)
     model.load_state_dict(outcome.kept_state)

@@ -17,7 +17,7 @@ from truefit.core.files import atomic_path
 from truefit.core.text import one_line
 from truefit.data.batches import read_ahead
 from truefit.ingest.csv_batches import read_batches
-from truefit.ingest.csv_check import missing_column, read_header
+from truefit.ingest.csv_check import missing_column, read_header, require_usable
 from truefit.ingest.csv_file import Advice, CsvFile
 from truefit.ingest.csv_format import FormatSettings, Separator
 from truefit.ingest.csv_text import BYTES, LineBreakError, LineTexts, RowTexts
@@ -51,9 +51,10 @@ def predict(
         for name in description.features:
             if name not in header:
                 raise missing_column(csv, name, "a feature of the model")
+        require_usable(csv, description.features)
         if not csv.format.header and column != COLUMN:
             raise TableError(f"--column: found '{one_line(column)}', allowed: none for a CSV without a header")
-        if column in header:
+        if column.strip() in header - {""}:
             where = f"{csv.path}: line {csv.header_line}, column '{one_line(column)}'"
             raise TableError(f"{where}: found the name of the column to be written, allowed: another one by --column NAME")
     heading = _cell(column, csv.format)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -21,7 +21,10 @@ _NOT_FINITE = re.compile(r"[ \t]*[+-]?(nan|inf|infinity)[ \t]*", re.IGNORECASE)
 
 
 def read_header(source: CsvFile) -> list[str]:
-    """Return the column names, and keep them with their line in `source`; raises TableError where they cannot be used."""
+    """Return the column names without outer blanks, and keep them with their line in `source`; some may be empty.
+
+    Raises TableError for an empty file, and for a header that must be a row of numbers.
+    """
     lines: list[str] = []
     line, header = next(source.rows(on_line=lambda text: lines.append(text) or text), (1, []))  # type: ignore[func-returns-value]
     where = f"{source.path}: line {line}"
@@ -34,24 +37,27 @@ def read_header(source: CsvFile) -> list[str]:
         if names and all(re.fullmatch(source.format.number, name) for name in names):
             allowed = f"a header with column names, or {source.advice.header} for a CSV without one"
             raise TableError(f"{where}: found numbers alone, such as {names[0]!r}, allowed: {allowed}")
-        _require_names(source, where, header)
     else:
         header = [f"column{number}" for number in range(1, len(header) + 1)]
     source.header, source.header_line, source.header_lines = header, line, len(lines) if source.format.header else 0
     return header
 
 
-def _require_names(source: CsvFile, where: str, header: list[str]) -> None:
-    names: set[str] = set()
-    for number, name in enumerate(header, 1):
+def require_usable(source: CsvFile, used: Collection[str]) -> None:
+    """Raise TableError for the first column among those `used` whose name is no text, or is another column's too."""
+    where = f"{source.path}: line {source.header_line}"
+    found, used = set[str](), {*used} - {""}
+    for number, name in enumerate(source.header, 1):
+        if name not in used:
+            continue
         if not _is_decoded(name) or "\0" in name:
             allowed = f"text in {source.format.encoding}, or {source.advice.encoding}"
             raise TableError(f"{where}, column {number}: found {_cell_text(name)}, allowed: {allowed}")
-        if not name.strip():
-            raise TableError(f"{where}, column {number}: found no name, allowed: a name for each column")
-        if name in names:
-            raise TableError(f"{where}, column {number}: found {name!r} again, allowed: each name once")
-        names.add(name)
+        if name in found:
+            raise TableError(
+                f"{where}, column {number}: found {name!r} again, allowed: each name once, of columns that are used"
+            )
+        found.add(name)
 
 
 def missing_column(source: CsvFile, name: str, reason: str) -> TableError:
@@ -73,8 +79,8 @@ def varying_column(source: CsvFile, name: str) -> TableError:
 
 
 def shown_names(header: list[str]) -> str:
-    """Return the names of columns as text of one line."""
-    return ", ".join(name if name.isprintable() else repr(name) for name in header)
+    """Return the names of columns, quoted, as text of one line."""
+    return ", ".join(_cell_text(name, len(name)) for name in header if name)
 
 
 def checked_rows(
@@ -168,10 +174,10 @@ def _float32_fault(size: float) -> str | None:
     return None
 
 
-def _cell_text(cell: str) -> str:
+def _cell_text(cell: str, most: int = 40) -> str:
     if not cell.strip():
         return "an empty cell"
-    return repr(cell[:40] if _is_decoded(cell) else cell.encode(errors="surrogateescape")[:40])
+    return repr(cell[:most] if _is_decoded(cell) else cell.encode(errors="surrogateescape")[:most])
 
 
 def _is_decoded(text: str) -> bool:

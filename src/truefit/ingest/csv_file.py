@@ -24,6 +24,8 @@ _QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
 # Of a file's status, what tells another content.
 _version = operator.attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns")
 
+LONGEST_CELL = 1 << 24  # characters: the bound of what a quote that is left open takes in
+
 OnBytes = Callable[[bytes], object]
 
 
@@ -105,6 +107,7 @@ class CsvFile:
 
         `on_line` returns each line that it is called with: as it is taken, and none beyond the row that is given.
         """
+        csv.field_size_limit(LONGEST_CELL)  # which counts for the process
         with self._text(on_bytes) as text:
             lines = RowLines(map(on_line, text) if on_line else text, self.format)
             try:
@@ -143,7 +146,7 @@ class CsvFile:
             ended = not next(lines, "")
         if self.format.separator == " ":
             text, _ = single_blanks(text)
-        separator, limit = re.escape(self.format.separator), csv.field_size_limit()
+        separator, limit = re.escape(self.format.separator), LONGEST_CELL
         whole_cell = re.compile(rf'({_QUOTED.pattern}|(?!")[^{separator}]*){separator}')
         column, begin = 1, 0
         while (cell := whole_cell.match(text, begin)) and len(cell[1].replace('""', '"')) <= limit + 2:
@@ -155,7 +158,7 @@ class CsvFile:
             fault = "found a quote that is not closed, allowed: a closing quote"
         else:
             fault = f"found a cell of more than {limit} characters, allowed: shorter cells (is a quote left open?)"
-        name = repr(self.header[column - 1]) if column <= len(self.header) else column
+        name = repr(self.header[column - 1]) if column <= len(self.header) and self.header[column - 1] else column
         return TableError(f"{self.path}: line {first}, column {name}: {fault}")
 
     def _require_unchanged(self, status: Callable[[], os.stat_result]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any, Self
+from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from truefit.core.seeds import numpy_generator
 from truefit.data.moments import Moments
 from truefit.data.table import SPLITS, TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table
 from truefit.ingest.csv_batches import read_batches
-from truefit.ingest.csv_check import missing_column, read_header, shown_names, varying_column
+from truefit.ingest.csv_check import missing_column, read_header, require_usable, shown_names, varying_column
 from truefit.ingest.csv_file import CsvFile
 from truefit.ingest.csv_format import FormatSettings
 
@@ -59,6 +59,7 @@ class PrepareSettings(Settings):
     csv: str = Field("data/synthetic.csv", min_length=1)
     format: FormatSettings = FormatSettings()
     features: list[str] | None = Field(None, min_length=1)
+    exclude: list[str] = Field([])
     target: str | None = None
     split: SplitSettings = SplitSettings()
     dtype: Dtype = "float32"
@@ -68,6 +69,11 @@ class PrepareSettings(Settings):
         if self.target is not None and self.target == self.split.column:
             raise invalid_value("target", self.target, "a column other than prepare.split.column")
         taken = {self.target, self.split.column}
+        if self.features and self.exclude:
+            raise invalid_value("exclude", self.exclude, "[] beside prepare.features, which names all that are used")
+        for name in self.exclude:
+            if name in taken:
+                raise invalid_value("exclude", name, "neither the target nor the split column")
         for name in self.features or []:
             if name in taken:
                 raise invalid_value("features", name, "each column once, neither the target nor the split column")
@@ -75,7 +81,14 @@ class PrepareSettings(Settings):
         return self
 
 
-def write_table(settings: PrepareSettings, folder: Path) -> Table:
+class Prepared(NamedTuple):
+    """A table that was written, and the number of the CSV's columns that have no name, and so are no features."""
+
+    table: Table
+    unnamed: int
+
+
+def write_table(settings: PrepareSettings, folder: Path) -> Prepared:
     """Prepare the table in `folder`; raises TableError, naming file, line and column, for a CSV that cannot be used."""
     path = Path(settings.csv)
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,18 +123,21 @@ def write_table(settings: PrepareSettings, folder: Path) -> Table:
         sha256=digests,
     )
     write_json(folder / TABLE_JSON, table.model_dump())
-    return table
+    return Prepared(table, 0 if settings.features else source.header.count(""))
 
 
 def choose_columns(source: CsvFile, header: list[str], settings: PrepareSettings) -> tuple[list[str], str]:
     """Return the features' names and the target's: those of the settings, or by default the last column and all others.
 
-    Raises TableError when the CSV lacks a column that the settings name, or has no column left for a feature.
+    By default, columns without a name and those that are excluded are neither. Raises TableError when the CSV lacks a column
+    that the settings name, has no column left for a feature, or has one of which it is not clear which column it is.
     """
-    split, known = settings.split.column, set(header)
-    candidates = [name for name in header if name != split]
-    named = [("target", settings.target), ("split.column", split)]
-    for key, name in [*(("features", name) for name in settings.features or []), *named]:
+    split, known = settings.split.column, set(header) - {""}
+    choice = known - {split, *settings.exclude}
+    candidates = [name for name in header if name in choice]
+    lists = {"features": settings.features or [], "exclude": settings.exclude}
+    named = [(key, name) for key, names in lists.items() for name in names]
+    for key, name in [*named, ("target", settings.target), ("split.column", split)]:
         if name is not None and name not in known:
             raise missing_column(source, name, f"prepare.{key}")
     where = f"{source.path}: line {source.header_line}"
@@ -132,8 +148,9 @@ def choose_columns(source: CsvFile, header: list[str], settings: PrepareSettings
             f"{where}: found the last column {target!r}, the target by default, among prepare.features, "
             "allowed: prepare.target set to another column"
         )
+    require_usable(source, {*features, target, split or target})
     if not features:
-        names, remark = shown_names(header), source.other_separator(header)
+        names, remark = shown_names(header) or "without names", source.other_separator(header)
         raise TableError(f"{where}: found the columns {names}, allowed: a target and at least one feature{remark}")
     return features, target
 
