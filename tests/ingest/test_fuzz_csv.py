@@ -3,11 +3,14 @@
 With TRUEFIT_TORTURE=1 in the environment: more examples, other ones each time.
 """
 
+import bz2
 import csv
 import gzip
 import hashlib
 import io
+import lzma
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -154,6 +157,7 @@ PIECES = [
     *(b"#", b"_", b"-", b"+", b".", b"e", b"1", b"0", b"x", b"nan"),
 ]
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+CONTAINERS = ["gzip", "zstd", "bz2", "xz", "zip"]
 SEPARATORS = [",", ";", "\t", "|", " "]
 
 
@@ -304,6 +308,15 @@ def judge(case: Case) -> Verdict:
 def compress(content: bytes, compression: str | None) -> bytes:
     if compression == "gzip":  # in two members, as `cat a.gz b.gz` leaves them
         return gzip.compress(content[:20], mtime=0) + gzip.compress(content[20:], mtime=0)
+    if compression == "bz2":
+        return bz2.compress(content)
+    if compression == "xz":
+        return lzma.compress(content)
+    if compression == "zip":
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("data.csv", content)
+        return file.getvalue()
     return pa.compress(content, "zstd", asbytes=True) if compression else content
 
 
@@ -426,7 +439,7 @@ def cases(draw: st.DrawFn) -> Case:
         split_column=draw(st.booleans()),
         named=named,
         block=draw(st.sampled_from([1 << 20, 64, 16, 1000])),
-        compression=draw(st.sampled_from([None, None, None, "gzip", "zstd"])),
+        compression=draw(st.sampled_from([None] * 5 + CONTAINERS)),
     )
     columns = ["x", "note", "s", "y"] if named else ["a", "s", "b"]
     rows = good_rows(draw(st.integers(0, 10**6)), columns, case.split_column)
@@ -470,7 +483,7 @@ def test_a_damaged_csv_is_read_as_python_reads_it_or_its_faults_are_named(case: 
     check(case, folder)
 
 
-@given(compression=st.sampled_from(["gzip", "zstd"]), place=places)
+@given(compression=st.sampled_from(CONTAINERS), place=places)
 @profile
 def test_a_compressed_csv_that_is_cut_off_anywhere_is_refused(compression: str, place: int, folder: Path) -> None:
     stored = compress(numbered_csv(50).encode(), compression)

@@ -1,11 +1,15 @@
+import bz2
 import gzip
 import hashlib
+import io
 import json
+import lzma
 import math
 import os
 import subprocess
 import sys
 import weakref
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from helpers_data import numbered_csv, prepare, read_splits
 from helpers_memory import peak_memory
@@ -42,7 +47,23 @@ def zstd(content: bytes) -> bytes:
     return bytes(pa.compress(content, "zstd", asbytes=True))
 
 
-compressed = pytest.mark.parametrize("compress", [gzip_in_two_members, zstd])
+def bz2_in_two_members(content: bytes) -> bytes:
+    return bz2.compress(content[:50]) + bz2.compress(content[50:])
+
+
+def xz_in_two_members(content: bytes) -> bytes:
+    return lzma.compress(content[:50]) + lzma.compress(content[50:])
+
+
+def zipped(*contents: bytes, names: tuple[str, ...] = ("folder/", "folder/data.csv", "more.csv")) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in zip(names, (b"", *contents), strict=False):
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+compressed = pytest.mark.parametrize("compress", [gzip_in_two_members, zstd, bz2_in_two_members, xz_in_two_members, zipped])
 
 
 @pytest.fixture(autouse=True)
@@ -357,6 +378,68 @@ def test_the_line_of_a_fault_in_a_compressed_csv_is_that_of_the_text(compress: C
 )
 def test_a_damaged_compressed_csv_is_refused(stored: bytes, found: str) -> None:
     assert refusal(stored) == f"data.csv: found {found}, allowed: a whole {found.split()[1]} file"
+
+
+@pytest.mark.parametrize("cut", [-1, 20])
+@pytest.mark.parametrize("compress", [bz2_in_two_members, xz_in_two_members, zipped])
+def test_a_container_that_is_cut_off_is_refused(compress: Callable[[bytes], bytes], cut: int) -> None:
+    assert refusal(compress(NUMBERED.encode())[:cut]).startswith("data.csv: found damaged ")
+
+
+def test_damage_inside_a_zip_is_refused() -> None:
+    stored = bytearray(zipped(numbered_csv(1000).encode()))
+    stored[len(stored) // 2] ^= 1
+
+    assert refusal(bytes(stored)).startswith("data.csv: found damaged zip data (")
+
+
+def encrypted(stored: bytes) -> bytes:
+    """Return a zip whose members are said to be encrypted, in its directory."""
+    at, content = 0, bytearray(stored)
+    while (at := stored.find(b"PK\x01\x02", at + 1)) > 0:
+        content[at + 8] |= 1
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (
+            zipped(b"x,y\n", b"x,y\n"),
+            "a zip of 2 files ('folder/data.csv', 'more.csv'), allowed: a zip of one, or one CSV out of it",
+        ),
+        (zipped(names=()), "a zip of 0 files, allowed: a zip of one, or one CSV out of it"),
+        (
+            encrypted(zipped(NUMBERED.encode())),
+            "a zip with a password, allowed: a zip without one, or the CSV without the zip",
+        ),
+        (
+            zipped(b"", names=("[Content_Types].xml", "xl/workbook.xml")),
+            "an Excel workbook, allowed: a CSV, to which it has to be converted",
+        ),
+        (
+            bytes.fromhex("d0cf11e0a1b11ae1") + bytes(500),
+            "an Excel workbook, allowed: a CSV, to which it has to be converted",
+        ),
+        (b"\n<!DOCTYPE HTML>\n<html>", "a web page (HTML), allowed: a CSV, to which it has to be converted"),
+        (b"\xef\xbb\xbf<html lang='en'>", "a web page (HTML), allowed: a CSV, to which it has to be converted"),
+    ],
+)
+def test_what_is_no_csv_is_called_by_what_it_is(content: bytes, found: str) -> None:
+    assert refusal(content) == f"data.csv: found {found}"
+
+
+def test_a_parquet_file_is_called_so() -> None:
+    pyarrow.parquet.write_table(pa.table({"x": [1.0], "y": [2.0]}), "table.parquet")
+
+    assert refusal(Path("table.parquet").read_bytes()) == (
+        "data.csv: found a Parquet file, allowed: a CSV, to which it has to be converted"
+    )
+
+
+@pytest.mark.parametrize("name", ["PAR1", "PK", "BZh9", "BZh91AY", "<htm"])
+def test_a_name_that_begins_like_a_container_is_a_name(name: str) -> None:
+    assert prepare(Path(), NUMBERED.replace("x1", name)).features == [name]
 
 
 def append(path: Path) -> None:

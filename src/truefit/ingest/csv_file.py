@@ -9,17 +9,16 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import pyarrow as pa
-
 from truefit.core.errors import TableError
+from truefit.ingest.containers import DAMAGED, START_BYTES, container_of, opened
 from truefit.ingest.csv_format import FormatSettings
 from truefit.ingest.csv_lines import RowBlocks, RowLines, single_blanks
 
-_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
 # Of a file's status, what tells another content.
 _version = operator.attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns")
@@ -46,7 +45,7 @@ FORMAT, ADVICE = FormatSettings(), Advice()
 
 
 class CsvFile:
-    """A CSV, plain or compressed by gzip or zstd; as a context, it raises TableError at the end when the file has changed.
+    """A CSV, plain or in a container; as a context, it raises TableError at the end when the file has changed.
 
     With `hashed`, `sha256` is the digest of the file as the last whole pass read it.
     """
@@ -88,15 +87,23 @@ class CsvFile:
             raise _unreadable(self.path, error) from None
         with file:
             self._require_unchanged(lambda: os.fstat(file.fileno()))
-            start = _Stream(self.path, file).read(4)
+            container = container_of(self.path, _Stream(self.path, file).read(START_BYTES))
             file.seek(0)
-            stream = _Stream(self.path, file, lambda content: (on_bytes(content), update(content)))
-            compression = next((name for magic, name in _COMPRESSIONS.items() if start.startswith(magic)), None)
-            if compression:
-                inner = pa.CompressedInputStream(pa.PythonFile(stream, "r"), compression)
-                stream = _Stream(self.path, inner, compression=compression)
+            if container == "zip":  # which is read from its end
+                for block in iter(partial(_Stream(self.path, file).read, 1 << 20), b""):
+                    update(block)
+                stream = self._unpacked(_Seekable(self.path, file, on_bytes), container)
+            else:
+                stream = _Stream(self.path, file, lambda content: (on_bytes(content), update(content)))
+                stream = self._unpacked(stream, container) if container else stream
             yield stream
         self.sha256 = digest.hexdigest()
+
+    def _unpacked(self, stream: "_Stream", container: str) -> "_Stream":
+        try:
+            return _Stream(self.path, opened(self.path, stream, container), container=container)
+        except DAMAGED as error:
+            raise _damaged(self.path, container, error) from None
 
     def blocks(self, stream: "_Stream") -> RowBlocks:
         """Return the content in `stream` as pyarrow takes it: the rows below the header."""
@@ -171,12 +178,12 @@ class CsvFile:
 class _Stream(io.RawIOBase):
     """Bytes read front to back; a failure to read them is a TableError that names the file."""
 
-    def __init__(self, path: Path, source: Any, on_bytes: OnBytes = ignore, compression: str | None = None) -> None:
+    def __init__(self, path: Path, source: Any, on_bytes: OnBytes = ignore, container: str | None = None) -> None:
         super().__init__()
         self._path = path
         self._source = source
         self._on_bytes = on_bytes
-        self._compression = compression
+        self._container = container
 
     def readable(self) -> bool:
         return True
@@ -185,11 +192,10 @@ class _Stream(io.RawIOBase):
         """Return up to `size` bytes. Without this, RawIOBase reads into a buffer that it clears before and copies after."""
         try:
             content: bytes = self._source.read(size)
-        except OSError as error:
-            if self._compression is None:
+        except DAMAGED as error:
+            if self._container is None:
                 raise _unreadable(self._path, error) from None
-            found = f"damaged {self._compression} data ({error})"
-            raise TableError(f"{self._path}: found {found}, allowed: a whole {self._compression} file") from None
+            raise _damaged(self._path, self._container, error) from None
         self._on_bytes(content)
         return content
 
@@ -199,5 +205,24 @@ class _Stream(io.RawIOBase):
         return len(content)
 
 
-def _unreadable(path: Path, error: OSError) -> TableError:
-    return TableError(f"{path}: cannot be read: {error.strerror or error}")
+class _Seekable(_Stream):
+    """The same, of a file that is read here and there."""
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        position: int = self._source.seek(offset, whence)
+        return position
+
+    def tell(self) -> int:
+        position: int = self._source.tell()
+        return position
+
+
+def _unreadable(path: Path, error: Exception) -> TableError:
+    return TableError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
+
+
+def _damaged(path: Path, container: str, error: Exception) -> TableError:
+    return TableError(f"{path}: found damaged {container} data ({error}), allowed: a whole {container} file")
