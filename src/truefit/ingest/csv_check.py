@@ -78,6 +78,18 @@ def varying_column(source: CsvFile, name: str) -> TableError:
     )
 
 
+def require_kept(source: CsvFile, name: str, step: float, extent: float) -> None:
+    """Raise TableError for the first cell of a column that float32 rounds, where its `step` is long beside the `extent`."""
+    index, plain = source.header.index(name), source.format.plain
+    for line, row in source.data_rows():
+        number = float(plain(row[index]))
+        if float(np.float32(number)) != number:
+            raise TableError(
+                f"{source.path}: line {line}, column {name!r}: found {_cell_text(row[index])}, which float32 rounds, in steps "
+                f"of {step:g}, in a column whose numbers lie within {extent:.4g}, allowed: {source.advice.wider}"
+            )
+
+
 def shown_names(header: list[str]) -> str:
     """Return the names of columns, quoted, as text of one line."""
     return ", ".join(_cell_text(name, len(name)) for name in header if name)

@@ -20,7 +20,7 @@ from truefit.core.seeds import numpy_generator
 from truefit.data.moments import Moments
 from truefit.data.table import SPLITS, TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table
 from truefit.ingest.csv_batches import read_batches
-from truefit.ingest.csv_check import missing_column, read_header, require_usable, shown_names, varying_column
+from truefit.ingest.csv_check import missing_column, read_header, require_kept, require_usable, shown_names, varying_column
 from truefit.ingest.csv_file import CsvFile
 from truefit.ingest.csv_format import FormatSettings
 
@@ -28,6 +28,11 @@ from truefit.ingest.csv_format import FormatSettings
 SPLIT_CHUNK_ROWS = 65_536
 READ_BYTES = 1 << 24  # of those that are in memory at a time
 NUMPYS_LIMIT = 10**9  # rows from which on its draw of sizes fails
+
+
+# Of a column's range: float32 must not round its fractions by steps as long as this.
+COARSE = 1e-3
+FLOAT32_BITS = 24
 
 
 class SplitSettings(Settings):
@@ -109,6 +114,10 @@ def write_table(settings: PrepareSettings, folder: Path) -> Prepared:
                 (lowest < highest) & (lowest.astype(settings.dtype) == highest.astype(settings.dtype))
             ):
                 raise varying_column(source, columns[index])
+            if settings.dtype == "float32":
+                steps = np.ldexp(1.0, np.frexp(np.maximum(-lowest, highest))[1] - FLOAT32_BITS)
+                for index in np.flatnonzero(steps > COARSE * (highest - lowest)):
+                    require_kept(source, columns[index], float(steps[index]), float(highest[index] - lowest[index]))
         sizes = _split_sizes(path, total, labelled, settings.split)
         chunks = _labelled(rows, labels, sizes, len(columns), settings)
         moments, digests = _write_splits(folder, chunks, sizes, len(columns), settings.dtype)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from truefit.core.errors import TruefitError
 from truefit.core.seeds import numpy_generator
+from truefit.core.text import one_line
 from truefit.data.batches import sequential_loader
 from truefit.data.dataset import TableDataset
 from truefit.model.layers import Dropout
@@ -23,8 +24,9 @@ from truefit.training.settings import TrainSettings
 
 Array = NDArray[np.float64]
 
+LEAST_RISE = 1e-3  # of a loss, below which it has not risen
 NOISE = 0.1  # up to such a share, a loss has not risen
-ODD = 1e6  # a cell so many times as large as half of its column's, or as 1, is at fault
+ODD = 1e9  # a cell so many times as large as nearly all of its column, or as 1, is at fault
 SAMPLE_NUMBERS = 1 << 21  # of the rows that stand for all, at most
 ITERATIONS = 100  # of the power iteration
 TESTED_ROWS = 1024  # of its batches, at most
@@ -55,12 +57,12 @@ def require_learned(
         losses[kept] = reached = _losses(model, datasets[0], settings, device)[0]
     if reached <= bar:
         last = outcome.epochs[kept - 1]
-        if last.validation_loss > ODD * last.train_loss and (fault := odd_cell(datasets)):
+        if last.validation_loss > ODD * last.train_loss and (fault := odd_cell(datasets[0], datasets[1:], settings)):
             raise TruefitError(f"epoch {kept}: the validation loss, {last.validation_loss:.4g}, is that of one cell; {fault}")
         return
     first = _first_of_rise(losses)
     course = f"it rose from epoch {first} on" if first else "it was still falling"
-    what = f"epoch {kept}: the training loss, {reached:.4g}, is above that of {whose}, {bar:.4g}; {course}"
+    what = f"epoch {kept}: the training loss, {reached:.6g}, is above that of {whose}, {bar:.6g}; {course}"
     raise failed(what, datasets, settings, device, rose=first is not None)
 
 
@@ -70,18 +72,19 @@ def _first_of_rise(losses: Sequence[float]) -> int | None:
     The noise from epoch to epoch, beside which a rate that is far too low hardly moves anything, is no rise.
     """
     lowest = int(np.argmin(losses))
-    if losses[-1] - losses[lowest] > NOISE * (losses[0] - losses[lowest]):
+    if losses[-1] - losses[lowest] > max(NOISE * (losses[0] - losses[lowest]), LEAST_RISE * losses[lowest]):
         return lowest + 1
     return next((epoch for epoch, loss in enumerate(losses) if loss > (1 + NOISE) * losses[0]), None)
 
 
-def require_even(datasets: Sequence[TableDataset]) -> None:
-    """Raise TruefitError where the training rows' standard deviation of a column is nothing but that of an odd cell.
+def require_even(datasets: Sequence[TableDataset], settings: TrainSettings) -> None:
+    """Raise TruefitError where the training rows' standard deviation of a column is nothing but that of odd cells.
 
     Scaled by it, float32 would hardly tell the column's other cells from each other.
     """
-    std = np.array(datasets[0].table.std)
-    if (std > ODD * _typical(_sample(datasets[0]))).any() and (fault := odd_cell(datasets)):
+    train_rows, *_ = datasets
+    std = np.array(train_rows.table.std)
+    if (std > ODD * _typical(train_rows)).any() and (fault := odd_cell(train_rows, [train_rows], settings)):
         raise TruefitError(f"before epoch 1: {fault}")
 
 
@@ -89,21 +92,28 @@ def failed(
     what: str, datasets: Sequence[TableDataset], settings: TrainSettings, device: torch.device, rose: bool = True
 ) -> TruefitError:
     """Return the error for a training of which `what` says how it failed, with the cell at fault, or what to try."""
-    return TruefitError(f"{what}; {odd_cell(datasets) or advice(datasets, settings, device, rose)}")
+    return TruefitError(f"{what}; {odd_cell(datasets[0], datasets, settings) or advice(datasets, settings, device, rose)}")
 
 
-def odd_cell(datasets: Sequence[TableDataset]) -> str | None:
-    """Return the place of the largest cell that is beyond anything else in its column, or None."""
-    columns = datasets[0].table.columns
-    typical = _typical(_sample(datasets[0]))
+def odd_cell(train_rows: TableDataset, datasets: Sequence[TableDataset], settings: TrainSettings) -> str | None:
+    """Return the place of the cell of `datasets` that is farthest beyond the training rows of its column, or None.
+
+    A target of which the logarithm is taken has none.
+    """
+    columns, typical = train_rows.table.columns, _typical(train_rows)
+    dtype = np.dtype(train_rows.table.dtype).type  # in whose digits the CSV can be searched
+    if settings.scale.target == "log":
+        typical[-1] = math.inf
     found = (ODD, "")
     for rows in datasets:
         before = 0
         for chunk in _rows(rows):
             share = np.abs(chunk) / typical
             row, column = (int(index) for index in np.unravel_index(share.argmax(), share.shape))
-            place = f"{rows.split} row {before + row}, column {columns[column]!r}: found {chunk[row, column]:g}"
-            rest = f"while half of the column is within {typical[column]:.4g}"
+            place = (
+                f"{rows.split} row {before + row}, column '{one_line(columns[column])}': found {dtype(chunk[row, column])!s}"
+            )
+            rest = f"while nearly all of the column is within {max(typical[column], 1):.4g}"
             found = max(found, (float(share[row, column]), f"{place}, {rest}; mend it in the CSV, or leave the row out"))
             before += len(chunk)
     return found[1] or None
@@ -118,6 +128,7 @@ def advice(datasets: Sequence[TableDataset], settings: TrainSettings, device: to
         keys += ["train.optimizer.weight_decay: 0.0"]
         scaled = scaled.model_copy(update={"optimizer": settings.optimizer.model_copy(update={"weight_decay": 0.0})})
     rate = good_rate(datasets, scaled, device)
+    rate = rate and _rounded_down(rate)
     lr = settings.optimizer.lr
     enough = bool(keys) or rose or (rate is not None and rate > lr)  # for the number of steps to stay as it is
     if rate is None:
@@ -185,9 +196,10 @@ def _losses(model: Model, train_rows: TableDataset, settings: TrainSettings, dev
     return ours * unit, means * unit
 
 
-def _typical(sample: Array) -> Array:
-    """Return the size [F + 1] within which half of a column's cells are, or 1 where that is less."""
-    typical: Array = np.maximum(np.median(np.abs(sample), axis=0), 1)
+def _typical(train_rows: TableDataset) -> Array:
+    """Return the size [F + 1] within which all but the largest hundredth of a column's cells are, or 1 where that is less."""
+    sizes = np.sort(np.abs(_sample(train_rows)), axis=0)
+    typical: Array = np.maximum(sizes[-1 - max(1, -(-len(sizes) // 100)) if len(sizes) > 1 else -1], 1)
     return typical
 
 

@@ -53,7 +53,7 @@ def fit(
     chunks = epoch_chunks(model, train_rows, settings, device)
     validation = sequential_loader(validation_rows, device, model.scale)
     unit = model.scale.unit ** degree(settings.loss)
-    require_even(datasets)
+    require_even(datasets, settings)
     progress = Progress(settings, engine.state_dict())
     if checkpoints is not None and (saved := checkpoints.load()) is not None:
         progress.load_state(saved["progress"])
