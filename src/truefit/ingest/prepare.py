@@ -31,7 +31,7 @@ NUMPYS_LIMIT = 10**9  # rows from which on its draw of sizes fails
 
 
 # Of a column's range: float32 must not round its fractions by steps as long as this.
-COARSE = 1e-3
+COARSE = 0.02
 FLOAT32_BITS = 24
 
 
