@@ -3,10 +3,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from truefit.core import errors
 from truefit.core.errors import SettingsError, StoppedError, TruefitError, is_final
@@ -46,6 +48,30 @@ def test_a_main_runs_with_few_searches_for_garbage_and_its_process_ends_without_
     errors.run(main)
 
     assert gc.get_freeze_count() > 10_000
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [
+        lambda: np.empty(10**15),
+        lambda: torch.empty(10**14),
+        lambda: torch.empty(2**40, 2**40, device="meta"),
+        lambda: [None] * 2**60,
+    ],
+    ids=["numpy", "torch", "torch, sizes that overflow", "python"],
+)
+def test_a_lack_of_memory_gives_status_2_and_one_line_with_what_to_try(
+    allocate: Callable[[], object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert errors.run(lambda: [allocate()][:0]) == 2  # type: ignore[arg-type]
+
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(r"error: not enough memory: .+; try a smaller train\.batch_size or train\.model\.hidden, .+", line)
+
+
+def test_another_fault_of_the_libraries_is_not_taken_for_a_lack_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="must match the size"):
+        errors.run(lambda: torch.ones(2) + torch.ones(3))  # type: ignore[arg-type]
 
 
 def subclasses(kind: type[TruefitError]) -> list[type[TruefitError]]:

@@ -25,6 +25,8 @@ TABLE_JSON = "table.json"
 # Without it Linux refuses a private map larger than its memory. The module mmap has no name for it yet.
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 SPLITS = ("train", "validation", "test")
+# Up to here float64 holds every integer. Beyond, it does not tell 2^53 from 2^53 + 1.
+EXACT = 2**53
 
 Split = Literal["train", "validation", "test"]
 Dtype = Literal["float32", "float64"]

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from truefit.core.errors import TableError
-from truefit.data.table import SPLITS, Dtype
-from truefit.ingest.csv_check import EXACT, EXACT_FLOAT32, LARGEST, checked_rows
+from truefit.data.table import EXACT, SPLITS, Dtype
+from truefit.ingest.csv_check import EXACT_FLOAT32, LARGEST, checked_rows
 from truefit.ingest.csv_file import CsvFile, OnBytes
 from truefit.ingest.csv_format import FormatSettings
 from truefit.ingest.csv_lines import RowBlocks

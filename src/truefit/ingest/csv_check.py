@@ -7,12 +7,10 @@ from collections.abc import Collection, Iterator
 import numpy as np
 
 from truefit.core.errors import TableError
-from truefit.data.table import SPLITS, Dtype
+from truefit.data.table import EXACT, SPLITS, Dtype
 from truefit.ingest.csv_file import CsvFile, OnBytes, ignore
 
-# Up to here float64, and float32, holds every integer. Beyond, it does not tell 2^53 from 2^53 + 1.
-EXACT = 2**53
-EXACT_FLOAT32 = 2**24
+EXACT_FLOAT32 = 2**24  # up to which float32 holds every integer
 LARGEST = 1e150  # in size, of which float64 still holds the square
 MOST_FAULTS = 10  # that an error names
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from truefit.data.table import Table
+from truefit.data.table import EXACT, Table
 from truefit.model.files import ModelDescription, open_model
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ ROOMS = ("core", "data", "model")
 PACKAGES = ("mlflow", "numpy", "pandas", "pydantic", "ruamel.yaml", "torch")
 # Always so many rows: a matrix product may round otherwise for another number of rows.
 MODEL_ROWS = 4096
-EXACT = 2**53  # up to which float64 holds every integer
 
 _THREADS = threading.Lock()  # their number is the process's
 Array = NDArray[Any]  # of the model's dtype

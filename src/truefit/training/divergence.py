@@ -12,7 +12,6 @@ from truefit.core.seeds import numpy_generator
 from truefit.core.text import one_line
 from truefit.data.batches import sequential_loader
 from truefit.data.dataset import TableDataset
-from truefit.model.layers import Dropout
 from truefit.model.models import Model
 from truefit.model.scaling import ScaleSettings, Scaling, fit_scaling
 from truefit.training.build import untrained_model
@@ -24,8 +23,8 @@ from truefit.training.settings import TrainSettings
 
 Array = NDArray[np.float64]
 
-LEAST_RISE = 1e-3  # of a loss, below which it has not risen
-NOISE = 0.1  # up to such a share, a loss has not risen
+# Up to these shares, of its fall and of itself, a loss has not risen.
+NOISE, LEAST_RISE = 0.1, 1e-3
 ODD = 1e9  # a cell so many times as large as nearly all of its column, or as 1, is at fault
 SAMPLE_NUMBERS = 1 << 21  # of the rows that stand for all, at most
 ITERATIONS = 100  # of the power iteration
@@ -47,12 +46,11 @@ def require_learned(
     dropout, the loss of the state that is kept counts, where it is lower.
     """
     model = untrained_model(datasets, settings)
-    has_dropout = any(isinstance(module, Dropout) for module in model.modules())
     untrained, mean = _losses(model, datasets[0], settings, device)
     bar, whose = min((untrained, "the untrained model"), (mean if mean > 0 else math.inf, "predicting the mean"))
     losses = [untrained, *(epoch.train_loss for epoch in outcome.epochs)]
     reached = losses[kept]
-    if not reached <= bar and (kept == 1 or has_dropout):
+    if not reached <= bar and (kept == 1 or settings.model.dropout):
         model.load_state_dict(outcome.kept_state)
         losses[kept] = reached = _losses(model, datasets[0], settings, device)[0]
     if reached <= bar:
@@ -113,7 +111,7 @@ def odd_cell(train_rows: TableDataset, datasets: Sequence[TableDataset], setting
             place = (
                 f"{rows.split} row {before + row}, column '{one_line(columns[column])}': found {dtype(chunk[row, column])!s}"
             )
-            rest = f"while nearly all of the column is within {max(typical[column], 1):.4g}"
+            rest = f"while nearly all of the column is within {typical[column]:.4g}"
             found = max(found, (float(share[row, column]), f"{place}, {rest}; mend it in the CSV, or leave the row out"))
             before += len(chunk)
     return found[1] or None
@@ -127,10 +125,8 @@ def advice(datasets: Sequence[TableDataset], settings: TrainSettings, device: to
     if settings.optimizer.weight_decay >= STRONG_DECAY:
         keys += ["train.optimizer.weight_decay: 0.0"]
         scaled = scaled.model_copy(update={"optimizer": settings.optimizer.model_copy(update={"weight_decay": 0.0})})
-    rate = good_rate(datasets, scaled, device)
-    rate = rate and _rounded_down(rate)
-    lr = settings.optimizer.lr
-    enough = bool(keys) or rose or (rate is not None and rate > lr)  # for the number of steps to stay as it is
+    rate, lr = good_rate(datasets, scaled, device), settings.optimizer.lr
+    enough = bool(keys) or rose or (rate is not None and _rounded_down(rate) > lr)  # for the number of steps to stay as it is
     if rate is None:
         rate = lr / 10
     elif rose and scaled.scale == settings.scale:
@@ -165,7 +161,7 @@ def stable_rate(train_rows: TableDataset, scale: Scaling, settings: TrainSetting
     largest = max(float(np.square(_with_constant(chunk[:, :-1], scale)).sum(axis=1).max()) for chunk in _rows(train_rows))
     batch = settings.batch_rows(len(train_rows))
     curvature = (largest + (batch - 1) * largest_eigenvalue(sample)) / batch
-    curvature *= {"mse": 2.0}.get(settings.loss.name, 1.0) * (batch if settings.loss.reduction == "sum" else 1)
+    curvature *= (2 if settings.loss.name == "mse" else 1) * (batch if settings.loss.reduction == "sum" else 1)
     return min(2 / (curvature + settings.optimizer.weight_decay) * (1 - settings.optimizer.momentum), HIGHEST)
 
 
