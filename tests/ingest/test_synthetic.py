@@ -197,6 +197,9 @@ def test_the_global_stream_is_not_moved(tmp_path: Path) -> None:
 
 
 WRITE = """
+import os
+if hasattr(os, "sched_setaffinity"):  # each core holds pieces of its own
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
 from truefit.data.generating import GenerateSettings
 from truefit.ingest.synthetic import write_csv
 write_csv(GenerateSettings(rows={rows}, coefficients=[1.0] * {columns}), Path("data.csv"))

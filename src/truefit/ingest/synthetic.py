@@ -18,7 +18,7 @@ from truefit.data.generating import TARGET, GenerateSettings
 
 # Part of the data's definition: another length draws other rows from the same seed.
 DRAWN_ROWS = 65_536
-PIECE_ROWS, PIECE_BYTES = 4_096, 1 << 22  # that one core puts into digits at a time, at most
+PIECE_ROWS, PIECE_BYTES = 4_096, 1 << 21  # that one core puts into digits at a time, at most
 
 Rows = tuple[NDArray[np.float64], NDArray[np.float64]]
 
