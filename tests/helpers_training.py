@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from torch import Tensor
 
 from truefit.core.files import write_json
-from truefit.data.dataset import open_verified
+from truefit.data.dataset import features_and_target, open_verified
 from truefit.data.table import TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table
 from truefit.model.files import save_model
 from truefit.model.models import Model, ModelSettings, build_model
@@ -100,8 +100,7 @@ def save_untrained(
 
 def tensors(rows: Rows, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """Return rows as an engine takes them: features [N, F] and target [N, 1]."""
-    whole = torch.tensor(rows, dtype=dtype)
-    return whole[:, :-1].contiguous(), whole[:, -1:].contiguous()
+    return features_and_target(torch.tensor(rows, dtype=dtype))
 
 
 def train_with(folder: Path, **settings: Any) -> Outcome:

@@ -10,16 +10,16 @@ from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from truefit.core.seeds import torch_seed
-from truefit.data.dataset import TableDataset
+from truefit.data.dataset import TableDataset, features_and_target
 
 Shuffle = Literal["full", "block"]
 T = TypeVar("T")
 Chunk = tuple[Tensor, Tensor]  # features [C, F], target [C, 1]
 Loader = DataLoader[Chunk]
-Transform = Callable[[Chunk], Chunk]
+Transform = Callable[[Tensor], Chunk]  # of rows [C, F + 1], which it may change
 
 CPU = torch.device("cpu")
 
@@ -137,8 +137,19 @@ def _blocks(rows: int, generator: torch.Generator) -> Iterator[Tensor]:
         yield buffer[torch.randperm(len(buffer), generator=generator)]
 
 
+class _Transformed(Dataset[Chunk]):
+    """The chunks of a table, each as the transform makes it."""
+
+    def __init__(self, table: TableDataset, transform: Transform) -> None:
+        self.table = table
+        self.transform = transform
+
+    def __getitem__(self, index: Tensor) -> Chunk:
+        return self.transform(self.table.read(index))
+
+
 def make_loader(
-    dataset: TableDataset, sampler: Sampler[Tensor], device: torch.device = CPU, transform: Transform | None = None
+    dataset: TableDataset, sampler: Sampler[Tensor], device: torch.device = CPU, transform: Transform = features_and_target
 ) -> Loader:
     """Return a loader that gives `(features [C, F], target [C, 1])` for each chunk of the sampler, as `transform` makes it.
 
@@ -146,17 +157,11 @@ def make_loader(
     processes use, keeps it from drawing on the global stream. For CUDA the chunks come in pinned memory.
     """
     generator = torch.Generator().manual_seed(0)
-    return DataLoader(
-        dataset,
-        sampler=sampler,
-        batch_size=None,
-        collate_fn=transform,  # type: ignore[arg-type]  # called with a chunk, since there are no batches to join
-        generator=generator,
-        pin_memory=device.type == "cuda",
-    )
+    chunks = _Transformed(dataset, transform)
+    return DataLoader(chunks, sampler=sampler, batch_size=None, generator=generator, pin_memory=device.type == "cuda")
 
 
-def sequential_loader(dataset: TableDataset, device: torch.device = CPU, transform: Transform | None = None) -> Loader:
+def sequential_loader(dataset: TableDataset, device: torch.device = CPU, transform: Transform = features_and_target) -> Loader:
     """Return a loader of all rows, in the table's order."""
     return make_loader(dataset, SequentialChunks(len(dataset), dataset.row_bytes), device, transform)
 
@@ -172,7 +177,7 @@ class EpochChunks:
         shuffle: Shuffle,
         epochs: int | None = None,
         device: torch.device = CPU,
-        transform: Transform | None = None,
+        transform: Transform = features_and_target,
     ) -> None:
         self.batch_size = batch_size
         self._sampler = ShuffledChunks(len(dataset), batch_size, seed, shuffle, epochs, dataset.row_bytes)

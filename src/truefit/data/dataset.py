@@ -29,7 +29,6 @@ class TableDataset(Dataset[tuple[Tensor, Tensor]]):
     def _open(self) -> None:
         self._file = SplitFile(self.folder, self.split, self.table)
         self._rows = torch.from_numpy(self._file.rows)
-        self._features, self._target = self._rows[:, :-1], self._rows[:, -1:]
 
     def verify(self) -> None:
         """Read the whole file; raises TableError when it is not, bit by bit, what was prepared."""
@@ -44,13 +43,18 @@ class TableDataset(Dataset[tuple[Tensor, Tensor]]):
         return self._rows.element_size() * self._rows.shape[1]
 
     def __getitem__(self, index: int | slice | Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(index, Tensor):
+            return features_and_target(self.read(index))
         self._file.require_unchanged()
-        if not isinstance(index, Tensor):
-            return self._features[index], self._target[index]  # views of the file, which nothing has read yet
+        return features_and_target(self._rows[index])  # views of the file, which nothing has read yet
+
+    def read(self, index: Tensor) -> Tensor:
+        """Return the rows [B, F + 1] that `index` [B] asks for, the target last, as the caller's own."""
+        self._file.require_unchanged()
         # NumPy takes scattered rows in about two thirds of the time of torch's index_select, a quarter of indexing's.
         rows = torch.from_numpy(self._file.rows.take(index.numpy(), axis=0))
         self._file.require_unchanged()
-        return rows[:, :-1], rows[:, -1:]
+        return rows
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "split": self.split, "table": self.table, "version": self._file.version}
@@ -61,6 +65,11 @@ class TableDataset(Dataset[tuple[Tensor, Tensor]]):
         self._open()
         self._file.version = version
         self._file.require_unchanged()
+
+
+def features_and_target(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return views of the features [..., F] and the target [..., 1] of rows [..., F + 1]."""
+    return rows[..., :-1], rows[..., -1:]
 
 
 def open_verified(folder: Path, *splits: Split) -> list[TableDataset]:

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from truefit.core.config import Settings
 from truefit.core.errors import TableError
 from truefit.data.batches import Chunk, sequential_loader
-from truefit.data.dataset import TableDataset
+from truefit.data.dataset import TableDataset, features_and_target
 from truefit.data.moments import Moments
+
+# A row of few columns is too short a piece of work: as many as make so many numbers are scaled as one.
+LONG_ROW = 2_048
 
 
 class ScaleSettings(Settings):
@@ -48,22 +51,25 @@ class Scaling(nn.Module):
         """One scaled target, in the unit of the data's target, or of its logarithm."""
         return 1.0 if self.target_std is None else float(self.target_std)
 
-    def forward(self, chunk: Chunk) -> Chunk:
-        """Return (features [C, F], target [C, 1]) scaled, each as rows that lie one behind the other."""
-        features, target = chunk
-        return self.scale_features(features).contiguous(), self.scale_target(target).contiguous()
+    def forward(self, rows: Tensor) -> Chunk:
+        """Scale rows [C, F + 1], the target last, where they lie; return views of them: (features [C, F], target [C, 1])."""
+        features, target = features_and_target(rows)
+        if self.settings.target == "log":
+            target.log_()
+        if self.feature_mean is not None or self.target_mean is not None:
+            _scale(rows, self._row("mean", torch.zeros_like(rows[0])), self._row("std", torch.ones_like(rows[0])))
+        return features, target
+
+    def _row(self, kind: str, unscaled: Tensor) -> Tensor:
+        """Return the numbers of that kind [F + 1], with those of `unscaled` for what is not to be scaled."""
+        feature, target = getattr(self, f"feature_{kind}"), getattr(self, f"target_{kind}")
+        return torch.cat([unscaled[:-1] if feature is None else feature, unscaled[-1:] if target is None else target])
 
     def scale_features(self, features: Tensor) -> Tensor:
         """Return the features [B, F], scaled."""
         if self.feature_mean is None or self.feature_std is None:
             return features
         return (features - self.feature_mean) / self.feature_std
-
-    def scale_target(self, target: Tensor) -> Tensor:
-        """Return the targets [B, 1], scaled."""
-        if self.target_mean is None or self.target_std is None:
-            return target
-        return ((target.log() if self.settings.target == "log" else target) - self.target_mean) / self.target_std
 
     def unscale(self, prediction: Tensor) -> Tensor:
         """Return scaled predictions [B, 1] in the data's units."""
@@ -84,6 +90,15 @@ class Scaling(nn.Module):
             mean, std = self.target_mean[0].double(), self.target_std[0].double()
             bias, weight = bias * std + mean, weight * std
         return bias, weight
+
+
+def _scale(rows: Tensor, mean: Tensor, std: Tensor) -> None:
+    """Scale rows [C, W] by mean and std [W], in place."""
+    together = max(1, LONG_ROW // len(mean))
+    whole = len(rows) // together * together
+    long = rows[:whole].view(-1, together * len(mean))
+    long.sub_(mean.repeat(together)).div_(std.repeat(together))
+    rows[whole:].sub_(mean).div_(std)
 
 
 def unfitted_scaling(settings: ScaleSettings, width: int) -> Scaling:

@@ -24,6 +24,7 @@ from torch.func import functional_call, grad_and_value
 from truefit.core.config import Settings
 from truefit.core.errors import TruefitError
 from truefit.data.batches import chunk_rows
+from truefit.data.dataset import features_and_target
 from truefit.model.layers import Dropout
 from truefit.training.engines.base import StepSettings, to_device
 from truefit.training.engines.torch_engine import TorchEngine
@@ -135,7 +136,9 @@ class CompiledEngine(TorchEngine):
             options=options,
         )
         first = self._parameters[0]  # a layer's weight [H, F]
-        x, y = first.new_zeros(self._run_rows, first.shape[1]), first.new_zeros(self._run_rows, 1)
+        # As the loader gives them: views of rows on the CPU, of which a copy on the device is made for each.
+        rows = torch.zeros(self._run_rows, first.shape[1] + 1, dtype=first.dtype)
+        x, y = (to_device(values, device) for values in features_and_target(rows))
         shapes = self._dropout_shapes(x[: graph.batch_size])
         self._masks = [torch.ones(graph.batches, *shape, dtype=y.dtype, device=device) for shape in shapes]
         self.compile_seconds = self._compile(x, y)
