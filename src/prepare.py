@@ -16,10 +16,14 @@ def main() -> None:
     parser.add_argument("table", type=Path, help="the folder to write, such as data/prepared")
     arguments = parser.parse_args()
     settings = Params().section("prepare", PrepareSettings)
-    table, unnamed = write_table(settings, arguments.table)
+    table, unnamed, dropped, missing = write_table(settings, arguments.table)
     rows = ", ".join(f"{count} {split}" for split, count in table.rows.items())
-    left_out = f"; left out: {unnamed} {'column' if unnamed == 1 else 'columns'} without a name" if unnamed else ""
-    print(f"{settings.csv}: {len(table.features)} features, target '{one_line(table.target)}'; rows: {rows}{left_out}")
+    left_out = [f"{unnamed} {'column' if unnamed == 1 else 'columns'} without a name"] if unnamed else []
+    if dropped:
+        gaps = ", ".join(f"{count} in '{one_line(name)}'" for name, count in missing.items())
+        left_out.append(f"{dropped} {'row' if dropped == 1 else 'rows'} with missing values ({gaps})")
+    remark = f"; left out: {', '.join(left_out)}" if left_out else ""
+    print(f"{settings.csv}: {len(table.features)} features, target '{one_line(table.target)}'; rows: {rows}{remark}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from torch import Tensor
 
 from truefit.core.files import write_json
+from truefit.data.columns.number import Number
 from truefit.data.dataset import features_and_target, open_verified
 from truefit.data.table import TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table
 from truefit.model.files import save_model
@@ -64,7 +65,7 @@ def write_prepared(
     shifted = stored - stored[0]  # so that the standard deviation of a constant column is exactly 0
     table = Table(
         csv=CsvSource(path=csv, sha256="0" * 64),
-        features=[f"x{number}" for number in range(1, stored.shape[1])],
+        columns=[Number(name=f"x{number}") for number in range(1, stored.shape[1])],
         target="y",
         dtype=dtype,
         rows={split: len(array) for split, array in arrays.items()},

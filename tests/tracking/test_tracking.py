@@ -21,6 +21,7 @@ from mlflow.entities import Run as MlflowRun
 from workspace import ROOT
 
 from truefit.core.errors import StoppedError, TrackingError, TruefitError
+from truefit.data.columns.number import Number
 from truefit.data.table import CsvSource, Table
 from truefit.model import serving
 from truefit.tracking.journal import Journal, pending
@@ -32,7 +33,7 @@ from truefit.tracking.store import Store
 
 TABLE = Table(
     csv=CsvSource(path="data/own.csv", sha256="0123456789abcdef" * 4),
-    features=["a", "b"],
+    columns=[Number(name="a"), Number(name="b")],
     target="c",
     dtype="float32",
     rows={"train": 8, "validation": 1, "test": 1},

@@ -16,7 +16,7 @@ from truefit.core.errors import TableError
 from truefit.core.files import atomic_path
 from truefit.core.text import one_line
 from truefit.data.batches import read_ahead
-from truefit.ingest.csv_batches import read_batches
+from truefit.ingest.csv_batches import Wanted, cells_of, read_batches
 from truefit.ingest.csv_check import missing_column, read_header, require_usable
 from truefit.ingest.csv_file import Advice, CsvFile
 from truefit.ingest.csv_format import FormatSettings, Separator
@@ -25,7 +25,8 @@ from truefit.model.files import ModelDescription
 from truefit.model.serving import Array, predictions
 
 COLUMN = "prediction"  # by default
-ADVICE = Advice("--separator", *(f"a model trained with {way}" for way in Advice()[1:]))
+_TRAINED = {way: f"a model trained with {getattr(Advice(), way)}" for way in ("header", "encoding", "wider")}
+ADVICE = Advice(separator="--separator", kind="", **_TRAINED)
 
 
 def predict(
@@ -48,10 +49,11 @@ def predict(
         raise TableError(f"{target}: is the CSV to be read, allowed: another file")
     with csv:
         header = set(read_header(csv))
-        for name in description.features:
+        names = [column.name for column in description.columns]
+        for name in names:
             if name not in header:
                 raise missing_column(csv, name, "a feature of the model")
-        require_usable(csv, description.features)
+        require_usable(csv, names)
         if not csv.format.header and column != COLUMN:
             raise TableError(f"--column: found '{one_line(column)}', allowed: none for a CSV without a header")
         if column.strip() in header - {""}:
@@ -106,13 +108,18 @@ def _write(
     if not csv.format.keeps_ascii:
         file = _Encoded(file, csv.format.encoding)  # type: ignore[assignment]
     count, not_finite = 0, None
-    read = read_batches(csv, description.features, description.dtype, None, "predict")
+    cells = [
+        cells_of(column, column, column.fill is not None, "a model trained with prepare.missing: {features: fill}")
+        for column in description.columns
+    ]
+    read = read_batches(csv, Wanted(cells, description.dtype), "predict")
+    encode = description.encoding.features
     with closing(read) as batches, csv.content() as stream:
         text = texts(csv, stream)
         file.write(text.mark)
         if csv.format.header:
             _append(file, text.take(1), pa.array([heading], BYTES), separator)
-        for predicted in read_ahead(predictions(model, (batch.values for batch in batches))):
+        for predicted in read_ahead(predictions(model, (encode(batch.values) for batch in batches))):
             if not_finite is None and not np.isfinite(predicted).all():
                 index = int(np.argmin(np.isfinite(predicted)))
                 not_finite = count + index, predicted[index]

@@ -1,4 +1,4 @@
-"""The prepared table on disk: an array [rows, F + 1] a split, with the target as the last column, and table.json about them.
+"""The prepared table on disk: an array [rows, S + 1] a split, with the target as the last column, and table.json about them.
 
 Arrays are memory maps of the shape, type and size that table.json gives; a file that changes afterwards is noticed.
 """
@@ -10,6 +10,7 @@ import mmap
 import os
 import sys
 import weakref
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Self
 
@@ -20,6 +21,8 @@ from pydantic_core import PydanticCustomError
 
 from truefit.core.errors import TableError
 from truefit.core.files import naming
+from truefit.data.columns import AnyColumn
+from truefit.data.columns.encoding import Encoding
 
 TABLE_JSON = "table.json"
 # Without it Linux refuses a private map larger than its memory. The module mmap has no name for it yet.
@@ -41,10 +44,13 @@ class CsvSource(BaseModel, frozen=True, extra="forbid", strict=True):
 
 
 class Table(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
-    """What table.json says; `mean` and `std` (population) are the training rows', a number for each of `columns`."""
+    """What table.json says: of each of the CSV's columns that is a feature, of the target, and of the arrays.
+
+    `mean` and `std` (population) are the training rows', a number for each feature and the target.
+    """
 
     csv: CsvSource
-    features: list[str]
+    columns: list[AnyColumn]
     target: str
     dtype: Dtype
     rows: dict[Split, Annotated[int, Field(ge=1)]]
@@ -56,15 +62,25 @@ class Table(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=F
     def _is_complete(self) -> Self:
         if not (set(self.rows) == set(self.sha256) == set(SPLITS)):
             raise PydanticCustomError("incomplete", "rows and sha256 must have train, validation and test")
-        if not (len(self.mean) == len(self.std) == len(self.columns)):
+        if not (len(self.mean) == len(self.std) == len(self.names)):
             raise PydanticCustomError("incomplete", "mean and std must have a number for each feature and the target")
-        if len(set(self.columns)) < len(self.columns):
-            raise PydanticCustomError("doubled", "features and target must be different columns")
+        if len(set(self.names)) < len(self.names):
+            raise PydanticCustomError("doubled", "features and target must have different names")
         return self
 
+    @cached_property
+    def encoding(self) -> Encoding:
+        """What makes features of the arrays' rows."""
+        return Encoding(self.columns)
+
     @property
-    def columns(self) -> list[str]:
-        """The columns of each array, the target last."""
+    def features(self) -> list[str]:
+        """The names of the features, of which a column may be several."""
+        return self.encoding.names
+
+    @property
+    def names(self) -> list[str]:
+        """The features' names, and the target's."""
         return [*self.features, self.target]
 
     @property
@@ -87,7 +103,7 @@ def read_table(folder: Path) -> Table:
 
 
 class SplitFile:
-    """A split's file, held open: `rows` [N, F + 1] is a memory map, and writing to it changes private pages, never the file.
+    """A split's file, held open: `rows` [N, S + 1] is a memory map, and writing to it changes private pages, never the file.
 
     Raises TableError when the file is missing or is not the array that `table` describes.
     """
@@ -108,7 +124,7 @@ class SplitFile:
             raise TableError(f"{self.path}: cannot be read: {error.strerror}; `dvc repro prepare` writes it") from None
         except (ValueError, EOFError) as error:
             raise TableError(f"{self.path}: not a whole .npy file: {error}") from None
-        found, allowed = (str(dtype), shape), (table.dtype, (table.rows[split], len(table.columns)))
+        found, allowed = (str(dtype), shape), (table.dtype, (table.rows[split], table.encoding.width + 1))
         if found != allowed:
             self._refuse(f"found {found[0]} {found[1]}, allowed: {allowed[0]} {allowed[1]}")
         offset, found_size = self._file.tell(), self.version[0]

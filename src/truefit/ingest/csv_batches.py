@@ -1,9 +1,7 @@
-"""The CSV's numbers in batches of rows: by pyarrow's fast reader, and cell by cell from where that cannot go on."""
+"""The CSV's cells in batches of rows: as pyarrow reads numbers, and from their texts where that takes a look at them."""
 
-import threading
-import weakref
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -11,34 +9,60 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.csv
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from truefit.core.errors import TableError
-from truefit.data.table import EXACT, SPLITS, Dtype
-from truefit.ingest.csv_check import EXACT_FLOAT32, LARGEST, checked_rows
+from truefit.data.columns.base import Array, Column, Learner, Parsed, to_numpy
+from truefit.data.columns.number import Number
+from truefit.data.table import EXACT, Dtype
+from truefit.ingest.csv_arrow import arrow_columns
+from truefit.ingest.csv_faults import Faults, Texts, is_decoded
 from truefit.ingest.csv_file import CsvFile, OnBytes
 from truefit.ingest.csv_format import FormatSettings
-from truefit.ingest.csv_lines import RowBlocks
+from truefit.ingest.csv_numbers import EXACT_FLOAT32, Numbers, without
+from truefit.ingest.split_keys import KeyColumn
 
-BLOCK_BYTES = 1 << 20  # that pyarrow parses at a time; a row that is longer is left to csv_check.py
-BLOCK_COLUMNS = 1024  # of more columns a block is larger, since it costs some microseconds for each
-SLOW_ROWS = 4096  # that csv_check.py gives at a time …
+SLOW_ROWS = 4096  # that Python reads at a time …
 SLOW_CELLS = 1 << 18  # … or so many cells, where that is less
-_LONG_INTEGER = r"^[+-]?[0-9]{16,}$"
-_NOT_ZERO = r"^[^eE]*[1-9]"
-_ZEROS = b"0" * 200  # a number that float64 takes for 0 has as many, or three digits in its exponent
+_NO_KEYS = np.empty(0, np.uint8)
+
+
+class Cells(NamedTuple):
+    """One of the CSV's columns: its cells are numbers, or what `parse` makes of their texts, each `stored` as so many."""
+
+    name: str
+    parse: Callable[[pa.Array], Parsed] | None = None
+    stored: int = 1
+    allowed: str = Number.allowed
+    takes_missing: bool = False  # as nan; otherwise a missing value is a fault …
+    way_out: str = ""  # … and this would let it in
+
+
+def cells_of(column: Column, reader: Column | Learner, takes_missing: bool, way_out: str) -> Cells:
+    """Return the cells of a feature's column, whose texts the reader parses, or those of a column of numbers."""
+    parse = None if isinstance(column, Number) else reader.parse
+    return Cells(column.name, parse, column.stored, column.allowed, takes_missing, way_out)
+
+
+class Wanted(NamedTuple):
+    """The columns whose numbers are to be stored as `dtype`, and the one by which the rows are split, if there is one."""
+
+    columns: list[Cells]
+    dtype: Dtype
+    key: KeyColumn | None = None
+
+    @property
+    def texts(self) -> set[str]:
+        """The names of the columns that are read as text."""
+        return {cell.name for cell in self.columns if cell.parse} | ({self.key.name} if self.key else set())
 
 
 class Batch(NamedTuple):
-    """Some rows: `values` [B, columns], the `lowest` and `highest` of each column in float64 [columns], and their splits.
+    """Some rows: `values` [B, S], their `lowest` and `highest` in float64 [S], nan apart, and `keys` [B] or nothing."""
 
-    With a split column, `codes` [B] are the rows' positions in SPLITS; without one it is empty.
-    """
-
-    values: NDArray[Any]
-    codes: NDArray[np.uint8]
+    values: Array
+    keys: NDArray[Any]
     lowest: NDArray[np.float64]
     highest: NDArray[np.float64]
 
@@ -46,163 +70,148 @@ class Batch(NamedTuple):
 Batches = Generator[Batch, None, None]
 
 
-def read_batches(source: CsvFile, columns: list[str], dtype: Dtype, split: str | None, title: str) -> Batches:
-    """Give all rows, in their order; `columns` must hold finite numbers of `dtype`, `split` the name of a split.
+class _Block(NamedTuple):
+    """The texts of some rows' wanted cells, by column: as Arrow's, one by one, and which were no text in their encoding.
+
+    `row` gives the row of a place, or its line.
+    """
+
+    texts: dict[str, tuple[pa.Array, Texts, list[int]]]
+    row: Callable[[int], int]
+    rows: int
+
+
+def read_batches(source: CsvFile, wanted: Wanted, title: str) -> Batches:
+    """Give all rows, in their order, with the columns that are wanted.
 
     Memory is bounded by a block of text. Raises TableError, naming file, line and column, for a CSV that cannot be used; what
     was given before counts for nothing then.
     """
-    # Large numbers are rare, and to tell them from integers that float64 rounds takes their text.
-    readers = _fast_batches, partial(_fast_batches, as_text=True), _slow_batches
+    # Nearly every CSV can be read the first way. Of a cell the text tells what is wrong; of a row, Python's reader.
+    readers = _typed_batches, partial(_text_batches, _arrow_blocks), partial(_text_batches, _python_blocks)
     given = 0
     with tqdm(total=source.size, desc=title, unit="B", unit_scale=True, disable=None) as bar:
         for reader in readers:
             bar.reset()
             read = 0  # rows, from the beginning
             try:
-                for batch in reader(source, columns, dtype, split, lambda content: bar.update(len(content))):
+                for batch in reader(source, wanted, lambda content: bar.update(len(content))):
                     known = max(0, given - read)
                     read += len(batch.values)
                     if read > given:
                         given = read
-                        yield batch._replace(values=batch.values[known:], codes=batch.codes[known:])
+                        yield batch._replace(values=batch.values[known:], keys=batch.keys[known:])
             except pa.ArrowInvalid:
                 continue
             return
 
 
-def _fast_batches(
-    source: CsvFile, columns: list[str], dtype: Dtype, split: str | None, on_bytes: OnBytes, as_text: bool = False
+def _typed_batches(source: CsvFile, wanted: Wanted, on_bytes: OnBytes) -> Iterator[Batch]:
+    """Give the rows as pyarrow reads numbers; raises pa.ArrowInvalid for what must be looked at as text."""
+    form, as_text = source.format, wanted.texts
+    kinds = {cell.name: pa.float64() for cell in wanted.columns} | dict.fromkeys(as_text, pa.string())
+    numbers = Numbers(form, wanted.dtype, source.advice.wider)
+    for columns in arrow_columns(source, kinds, form.missing, on_bytes):
+        parsed = []
+        for cell in wanted.columns:
+            if cell.name in as_text:
+                known, bad = _parse(cell, cell.parse or numbers.parse, _known(columns[cell.name], form), source)
+                if bad.any():
+                    raise pa.ArrowInvalid("found what is none of the kind")
+                parsed.append(known.T)
+            else:
+                parsed.append(_numbers(columns[cell.name], form)[None])
+            if not cell.takes_missing and np.isnan(parsed[-1][0]).any():
+                raise pa.ArrowInvalid("found a missing value")
+        keys = _NO_KEYS if wanted.key is None else wanted.key.read(columns[wanted.key.name])
+        yield _batch(parsed, keys, wanted.dtype, checked=False)
+
+
+def _text_batches(
+    blocks: Callable[[CsvFile, list[str], Faults, OnBytes], Iterator[_Block]],
+    source: CsvFile,
+    wanted: Wanted,
+    on_bytes: OnBytes,
 ) -> Iterator[Batch]:
-    """Give the rows as pyarrow reads them; raises pa.ArrowInvalid for what must be looked at as text, or cell by cell."""
-    names = [*columns, split] if split is not None else columns
-    place = {name: index for index, name in enumerate(source.header)}
-    kinds = [pa.string() if as_text else pa.float64()] * len(columns) + [pa.string()]
-    # By their places, since the names of those that are not used may be anything.
-    types = {str(place[name]): kind for name, kind in zip(names, kinds, strict=False)}
-    rows = 0
-    with source.content(on_bytes) as stream:
-        feed = _Feed(source.blocks(stream))
-        for batch in _record_batches(feed, source, types):
-            if batch.num_rows:
-                rows += batch.num_rows
-                codes = np.empty(0, np.uint8) if split is None else _codes(batch.column(len(columns)))
-                values, lowest, highest = _checked(batch, len(columns), dtype, source.format if as_text else None)
-                yield Batch(values, codes, lowest, highest)
-    if not rows:
-        raise pa.ArrowInvalid("found no rows")
-    if feed.has_quotes:
-        # pyarrow forgives a quote that is left open, and takes the rows behind it for text.
-        deque(source.rows(), maxlen=0)
-    if feed.may_be_small and not as_text:
-        raise pa.ArrowInvalid("found what may be a number that float64 takes for 0")
+    """Give the rows by their texts; raises TableError with all faults at the end."""
+    names = [*dict.fromkeys([*(cell.name for cell in wanted.columns), *sorted(wanted.texts)])]
+    numbers = Numbers(source.format, wanted.dtype, source.advice.wider)
+    faults, rows = Faults(source), 0
+    for block in blocks(source, names, faults, on_bytes):
+        parsed = []
+        for cell in wanted.columns:
+            texts, text, undecoded = block.texts[cell.name]
+            known, bad = _parse(cell, cell.parse or numbers.parse, _known(texts, source.format), source)
+            bad[undecoded] = True
+            allowed = numbers.fault if cell.parse is None else lambda _, cell=cell: cell.allowed
+            faults.add(cell.name, text, np.flatnonzero(bad), block.row, allowed)
+            if not cell.takes_missing:
+                missing = np.flatnonzero(np.isnan(known[:, 0]) & ~bad)
+                faults.add_missing(cell.name, text, missing, block.row, cell.allowed, cell.way_out)
+            parsed.append(known.T)
+        keys = _keys(wanted.key, block, faults) if wanted.key is not None else _NO_KEYS
+        rows += block.rows
+        if not faults:
+            yield _batch(parsed, keys, wanted.dtype, checked=True)
+    if faults:
+        raise faults.error(rows)
 
 
-class _Feed:
-    """The CSV's bytes for Arrow's threads, and what was met in them: what pyarrow lets pass, and what could not be read."""
-
-    def __init__(self, blocks: RowBlocks) -> None:
-        self.has_quotes = False
-        self.may_be_small = False
-        self.error: OSError | TableError | pa.ArrowInvalid | None = None
-        self._blocks = blocks
-        self._end = b""  # of what was read last, since a number may lie across
-
-    def read(self, size: int) -> bytes:
-        """Return up to `size` bytes; none where they cannot be read, since Arrow's threads would keep the error."""
-        try:
-            content = self._blocks.read(size)
-        except (OSError, TableError, pa.ArrowInvalid) as error:
-            self.error = error
-            return b""
-        self.has_quotes = self.has_quotes or b'"' in content
-        self.may_be_small = self.may_be_small or _may_be_small(content) or _may_be_small(self._end + content[: len(_ZEROS)])
-        self._end = content[-len(_ZEROS) :]
-        return content
+def _keys(key: KeyColumn, block: _Block, faults: Faults) -> NDArray[Any]:
+    texts, text, undecoded = block.texts[key.name]
+    if not undecoded:
+        with suppress(pa.ArrowInvalid):
+            return key.read(texts)
+    bad = [place for place in range(len(texts)) if place in undecoded or key.fault(text(place))]
+    faults.add(key.name, text, np.array(bad), block.row, key.fault)
+    return _NO_KEYS
 
 
-def _may_be_small(text: bytes) -> bool:
-    # By NumPy, which leaves Python's lock to the thread that takes the batches; a regular expression keeps it.
-    codes = np.frombuffer(text, np.uint8)
-    exponents = np.flatnonzero((codes[1:-3] == ord("-")) & ((codes[:-4] == ord("e")) | (codes[:-4] == ord("E"))))
-    digits = codes[exponents[:, None] + [2, 3, 4]] - np.uint8(ord("0")) < 10  # an unsigned difference
-    return bool(digits.all(axis=1).any()) or _ZEROS in text
-
-
-class _Handle:
-    """What Arrow reads from. It alone holds it, so that its end tells that no thread of Arrow's will ask for Python again."""
-
-    closed = False
-
-    def __init__(self, read: Callable[[int], bytes]) -> None:
-        self.read = read  # whose frames, in a traceback, do not hold this
-
-    def close(self) -> None:
-        """Do nothing: whoever opened the file closes it."""
-
-
-def _record_batches(feed: _Feed, source: CsvFile, types: dict[str, Any]) -> Iterator[pa.RecordBatch]:
-    """Give pyarrow's batches of the columns in `types`; at its end, however that comes, no thread has anything of Python's.
-
-    Arrow's threads drop what they read from in their own time, also after an error. If the interpreter ends meanwhile, the
-    thread that waits for its lock is ended by it, and C++ answers with abort().
-    """
-    options = {
-        "read_options": pyarrow.csv.ReadOptions(
-            block_size=BLOCK_BYTES * -(-len(source.header) // BLOCK_COLUMNS),
-            column_names=list(map(str, range(len(source.header)))),
-        ),
-        "parse_options": pyarrow.csv.ParseOptions(delimiter=source.format.separator, newlines_in_values=True),
-        # An empty cell must not become a missing value: it is refused as a number.
-        "convert_options": pyarrow.csv.ConvertOptions(
-            column_types=types, include_columns=list(types), null_values=[], decimal_point=source.format.decimal
-        ),
-    }
-    released = threading.Event()
-    handle, reader = _Handle(feed.read), None
-    weakref.finalize(handle, released.set)
+def _parse(cell: Cells, parse: Callable[[pa.Array], Parsed], texts: pa.Array, source: CsvFile) -> Parsed:
     try:
-        # Buffered, so that the blocks that the threads hold are Arrow's own memory, and no bytes of Python's.
-        reader = pyarrow.csv.open_csv(pa.BufferedInputStream(pa.PythonFile(handle, "r"), 1), **options)
-        yield from reader
-    except pa.ArrowInvalid:
-        if feed.error is None:
+        return parse(texts)
+    except ValueError as error:
+        if isinstance(error, pa.ArrowInvalid):
             raise
-    finally:
-        if reader is not None:
-            reader.close()
-        del reader, handle
-        released.wait()
-    if feed.error is not None:
-        raise feed.error
+        advice = f"allowed: fewer, or the column left out by {source.advice.exclude}"
+        raise TableError(f"{source.path}: column {cell.name!r}: found {error}, {advice}") from None
 
 
-def _slow_batches(source: CsvFile, columns: list[str], dtype: Dtype, split: str | None, on_bytes: OnBytes) -> Iterator[Batch]:
-    rows = checked_rows(source, columns, dtype, split, on_bytes)
-    count = max(1, min(SLOW_ROWS, SLOW_CELLS // len(columns)))
-    while batch := list(islice(rows, count)):
-        codes = [SPLITS.index(name) for _, name in batch if name]
-        numbers = np.array([values for values, _ in batch])
-        yield Batch(numbers.astype(dtype), np.array(codes, np.uint8), numbers.min(axis=0), numbers.max(axis=0))
+def _known(texts: pa.Array, form: FormatSettings) -> pa.Array:
+    """Return the texts without the blanks around them, and null for those that stand for a missing value."""
+    texts = pyarrow.compute.ascii_trim(texts, characters=" \t")
+    missing = pyarrow.compute.is_in(texts, value_set=pa.array(form.missing, pa.string()))
+    return pyarrow.compute.if_else(missing, pa.scalar(None, pa.string()), texts)
 
 
-def _checked(batch: pa.RecordBatch, columns: int, dtype: Dtype, form: FormatSettings | None) -> tuple[NDArray[Any], ...]:
-    """Return the values [C, columns] of the first columns, and the lowest and the highest of each [columns].
+def _numbers(column: pa.Array, form: FormatSettings) -> Array:
+    """Return the numbers [B], nan for null; raises pa.ArrowInvalid for another nan."""
+    numbers = to_numpy(column.fill_null(np.nan) if column.null_count else column)
+    if column.null_count and np.isnan(numbers).sum() != column.null_count:
+        raise pa.ArrowInvalid("found nan")
+    return without(numbers, form.missing_numbers)
 
-    With a format they are texts in it.
 
-    Raises pa.ArrowInvalid for what may not be the number that the text says, and for what `dtype` does not keep.
+def _batch(parsed: list[Array], keys: NDArray[Any], dtype: Dtype, checked: bool) -> Batch:
+    """Return the batch of what the columns' cells say, [S, B] each.
+
+    Unless it was `checked`, raises pa.ArrowInvalid for what may not be the number that a text says, or that is not kept.
     """
-    numbers = np.empty((columns, batch.num_rows))
-    for index in range(columns):
-        column = batch.column(index)
-        numbers[index] = np.from_dlpack(_numbers(column, form) if form else column)  # to_numpy imports pandas
+    numbers = np.concatenate(parsed)
     lowest, highest = numbers.min(axis=1), numbers.max(axis=1)
-    sizes = np.maximum(-lowest, highest)
-    # Beyond 2^53 an integer may have been rounded, which only its text tells.
-    if not sizes.max() < (min(LARGEST, float(np.finfo(dtype).max)) if form else EXACT):
-        raise pa.ArrowInvalid("found what is not a finite number, or a large one")
+    for row in np.flatnonzero(np.isnan(lowest)):
+        lowest[row] = np.fmin.reduce(numbers[row], initial=np.inf)
+        highest[row] = np.fmax.reduce(numbers[row], initial=-np.inf)
     values = numbers.T.astype(dtype, order="C")
+    if not checked:
+        _require_kept(numbers, values, np.maximum(-lowest, highest))
+    return Batch(values, keys, lowest, highest)
+
+
+def _require_kept(numbers: Array, values: Array, sizes: Array) -> None:
+    # Beyond 2^53 an integer may have been rounded, which only its text tells.
+    if not sizes.max() < EXACT:
+        raise pa.ArrowInvalid("found what is not a finite number, or a large one")
     for large in np.flatnonzero(sizes > EXACT_FLOAT32):
         exact = numbers[large]
         rounded = exact[(exact != values[:, large]) & (np.abs(exact) < EXACT)]
@@ -210,29 +219,44 @@ def _checked(batch: pa.RecordBatch, columns: int, dtype: Dtype, form: FormatSett
             raise pa.ArrowInvalid("found an integer that float32 does not hold")
     if np.count_nonzero(values != 0) < np.count_nonzero(numbers != 0):
         raise pa.ArrowInvalid("found a number that float32 takes for 0")
-    return values, lowest, highest
 
 
-def _numbers(texts: pa.Array, form: FormatSettings) -> pa.Array:
-    """Return the float64 that the texts say; raises pa.ArrowInvalid where that is another number."""
-    texts = pyarrow.compute.ascii_trim(texts, characters=" \t")
-    if form.thousands or form.decimal != ".":
-        if not pyarrow.compute.all(pyarrow.compute.match_substring_regex(texts, f"^(?:{form.number})$")).as_py():
-            raise pa.ArrowInvalid("found what is no number")
-        if form.thousands:
-            texts = pyarrow.compute.replace_substring(texts, form.thousands, "")
-        texts = pyarrow.compute.replace_substring(texts, form.decimal, ".")
-    if pyarrow.compute.any(pyarrow.compute.match_substring_regex(texts, _LONG_INTEGER)).as_py():
-        raise pa.ArrowInvalid("found an integer that may be beyond 2^53")
-    numbers = texts.cast(pa.float64())
-    zeros = texts.filter(pyarrow.compute.equal(numbers, 0.0))
-    if pyarrow.compute.any(pyarrow.compute.match_substring_regex(zeros, _NOT_ZERO)).as_py():
-        raise pa.ArrowInvalid("found a number that float64 takes for 0")
-    return numbers
+def _arrow_blocks(source: CsvFile, names: list[str], faults: Faults, on_bytes: OnBytes) -> Iterator[_Block]:
+    """Give the texts as pyarrow reads them; raises pa.ArrowInvalid for rows that Python's reader has to look at."""
+    rows = 0
+    for columns in arrow_columns(source, dict.fromkeys(names, pa.string()), [], on_bytes):
+        texts: dict[str, tuple[pa.Array, Texts, list[int]]] = {
+            name: (column, partial(_text, column), []) for name, column in columns.items()
+        }
+        yield _Block(texts, partial(int.__add__, rows), len(columns[names[0]]))
+        rows += len(columns[names[0]])
+    faults.by_row = True
 
 
-def _codes(column: pa.Array) -> NDArray[np.uint8]:
-    codes = pyarrow.compute.index_in(column, value_set=pa.array(SPLITS))
-    if codes.null_count:
-        raise pa.ArrowInvalid("found a split that is not known")
-    return np.from_dlpack(codes).astype(np.uint8)
+def _text(column: pa.Array, place: int) -> str:
+    text: str = column[place].as_py()
+    return text
+
+
+def _python_blocks(source: CsvFile, names: list[str], faults: Faults, on_bytes: OnBytes) -> Iterator[_Block]:
+    """Give the texts as Python reads them, with their lines, and rows that are too long or too short to `faults`."""
+    places = [source.header.index(name) for name in names]
+    width, rows = len(source.header), 0
+    read = source.data_rows(on_bytes)
+    while some := list(islice(read, max(1, min(SLOW_ROWS, SLOW_CELLS // len(names))))):
+        rows += len(some)
+        for line, row in some:
+            if len(row) != width:
+                faults.add_row(line, row)
+        whole = [(line, row) for line, row in some if len(row) == width]
+        lines = [line for line, _ in whole]
+        texts: dict[str, tuple[pa.Array, Texts, list[int]]] = {}
+        for name, place in zip(names, places, strict=True):
+            cells = [row[place] for _, row in whole]
+            undecoded = [index for index, cell in enumerate(cells) if not is_decoded(cell)]
+            known = cells if not undecoded else [cell if is_decoded(cell) else "" for cell in cells]
+            texts[name] = pa.array(known, pa.string()), cells.__getitem__, undecoded
+        if whole:
+            yield _Block(texts, lines.__getitem__, len(whole))
+    if not rows:
+        raise TableError(f"{source.path}: line {source.header_line}: found no rows below the header, allowed: at least one")

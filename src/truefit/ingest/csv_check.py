@@ -1,21 +1,13 @@
-"""A CSV checked cell by cell: slowly, but naming each fault by its line of the file and its column."""
+"""A CSV's header, and what is wrong with whole columns."""
 
-import math
 import re
 from collections.abc import Collection, Iterator
 
 import numpy as np
 
 from truefit.core.errors import TableError
-from truefit.data.table import EXACT, SPLITS, Dtype
-from truefit.ingest.csv_file import CsvFile, OnBytes, ignore
-
-EXACT_FLOAT32 = 2**24  # up to which float32 holds every integer
-LARGEST = 1e150  # in size, of which float64 still holds the square
-MOST_FAULTS = 10  # that an error names
-
-_INTEGER = re.compile(r"[ \t]*[+-]?0*([0-9]+)[ \t]*")
-_NOT_FINITE = re.compile(r"[ \t]*[+-]?(nan|inf|infinity)[ \t]*", re.IGNORECASE)
+from truefit.ingest.csv_faults import cell_text, is_decoded
+from truefit.ingest.csv_file import CsvFile
 
 
 def read_header(source: CsvFile) -> list[str]:
@@ -48,9 +40,9 @@ def require_usable(source: CsvFile, used: Collection[str]) -> None:
     for number, name in enumerate(source.header, 1):
         if name not in used:
             continue
-        if not _is_decoded(name) or "\0" in name:
+        if not is_decoded(name) or "\0" in name:
             allowed = f"text in {source.format.encoding}, or {source.advice.encoding}"
-            raise TableError(f"{where}, column {number}: found {_cell_text(name)}, allowed: {allowed}")
+            raise TableError(f"{where}, column {number}: found {cell_text(name)}, allowed: {allowed}")
         if name in found:
             raise TableError(
                 f"{where}, column {number}: found {name!r} again, allowed: each name once, of columns that are used"
@@ -66,130 +58,36 @@ def missing_column(source: CsvFile, name: str, reason: str) -> TableError:
 
 def varying_column(source: CsvFile, name: str) -> TableError:
     """Return the error for a column whose numbers differ, and are one in float32: it names the first that does."""
-    index, plain = source.header.index(name), source.format.plain
-    rows = ((line, row[index]) for line, row in source.data_rows())
-    _, first = next(rows)
-    line, other = next((line, cell) for line, cell in rows if float(plain(cell)) != float(plain(first)))
+    numbers = _numbers(source, name)
+    _, first, number = next(numbers)
+    line, other, _ = next(found for found in numbers if found[2] != number)
     return TableError(
-        f"{source.path}: line {line}, column {name!r}: found {_cell_text(other)}, which float32 does not tell from the "
-        f"{_cell_text(first)} before it, allowed: numbers that float32 tells apart, or {source.advice.wider}"
+        f"{source.path}: line {line}, column {name!r}: found {cell_text(other)}, which float32 does not tell from the "
+        f"{cell_text(first)} before it, allowed: numbers that float32 tells apart, or {source.advice.wider}"
     )
 
 
 def require_kept(source: CsvFile, name: str, step: float, extent: float) -> None:
     """Raise TableError for the first cell of a column that float32 rounds, where its `step` is long beside the `extent`."""
-    index, plain = source.header.index(name), source.format.plain
-    for line, row in source.data_rows():
-        number = float(plain(row[index]))
+    for line, cell, number in _numbers(source, name):
         if float(np.float32(number)) != number:
             raise TableError(
-                f"{source.path}: line {line}, column {name!r}: found {_cell_text(row[index])}, which float32 rounds, in steps "
+                f"{source.path}: line {line}, column {name!r}: found {cell_text(cell)}, which float32 rounds, in steps "
                 f"of {step:g}, in a column whose numbers lie within {extent:.4g}, allowed: {source.advice.wider}"
             )
 
 
+def _numbers(source: CsvFile, name: str) -> Iterator[tuple[int, str, float]]:
+    """Give the lines, the texts and the numbers of a column, but for missing values."""
+    index, form = source.header.index(name), source.format
+    for line, row in source.data_rows():
+        if (
+            row[index].strip(" \t") not in form.missing
+            and (number := float(form.plain(row[index]))) not in form.missing_numbers
+        ):
+            yield line, row[index], number
+
+
 def shown_names(header: list[str]) -> str:
     """Return the names of columns, quoted, as text of one line."""
-    return ", ".join(_cell_text(name, len(name)) for name in header if name)
-
-
-def checked_rows(
-    source: CsvFile, columns: list[str], dtype: Dtype, split_column: str | None, on_bytes: OnBytes = ignore
-) -> Iterator[tuple[list[float], str]]:
-    """Give each row's numbers, in the order of `columns`, and its split, empty without a split column.
-
-    Raises TableError, at the end of the file, for what are no finite numbers of `dtype` and no splits: the first ten faults,
-    and how many there are.
-    """
-    header = source.header
-    place = {name: index for index, name in enumerate(header)}
-    numeric = [place[name] for name in columns]
-    split = None if split_column is None else place[split_column]
-    checks = sorted(numeric if split is None else [*numeric, split])
-    faults: list[str] = []
-    count, empty = 0, True
-    numbers = _Numbers(source, dtype)
-    like = "in the header" if source.format.header else f"in line {source.header_line}"
-    for line, row in source.data_rows(on_bytes):
-        empty = False
-        if len(row) != len(header):
-            found = [f": found {len(row)} cells, allowed: {len(header)}, as {like}{source.other_separator(row)}"]
-        else:
-            found = [
-                f", column {header[index]!r}: found {_cell_text(row[index])}, allowed: {allowed}"
-                for index in checks
-                if (allowed := _split_fault(row[index]) if index == split else numbers.fault(row[index]))
-            ]
-        if found:
-            faults += [f"line {line}{fault}" for fault in found[: MOST_FAULTS - len(faults)]]
-            count += len(found)
-        else:
-            yield [float(source.format.plain(row[index])) for index in numeric], "" if split is None else row[split]
-    if empty:
-        raise TableError(f"{source.path}: line {source.header_line}: found no rows below the header, allowed: at least one")
-    if faults:
-        total = f" ({count} bad cells in all)" if count > 1 else ""
-        raise TableError(f"{source.path}: {'; '.join(faults)}{total}")
-
-
-def _split_fault(cell: str) -> str | None:
-    return None if cell in SPLITS else ", ".join(SPLITS)
-
-
-class _Numbers:
-    """The numbers that a CSV's format and a table's dtype allow."""
-
-    def __init__(self, source: CsvFile, dtype: Dtype) -> None:
-        self._format = source.format
-        self._pattern = re.compile(source.format.number)
-        self._float32 = dtype == "float32"
-        self._wider = source.advice.wider
-
-    def fault(self, cell: str) -> str | None:
-        """Return what a cell that cannot be taken should have held, or None for a finite number that the dtype keeps."""
-        if not (number := self._pattern.fullmatch(cell)):
-            return self._no_number(cell)
-        plain = self._format.plain(cell)
-        size = abs(float(plain))
-        if not size:
-            return "0, or a number that float64 tells from it" if re.search("[1-9]", number[1]) else None
-        if EXACT <= size <= LARGEST and (integer := _INTEGER.fullmatch(plain)) and int(integer[1]) > EXACT:
-            return f"an integer up to 2^53 ({EXACT}), beyond which float64 does not hold each, or a number such as 1e20"
-        if self._float32 and (fault := _float32_fault(size)):
-            return f"{fault}, or {self._wider}" if size <= LARGEST else fault
-        return None if size <= LARGEST else f"a number between -{LARGEST:g} and {LARGEST:g}"
-
-    def _no_number(self, cell: str) -> str:
-        if _NOT_FINITE.fullmatch(cell):
-            return "a finite number"
-        if self._format.decimal == "," and "." in cell and self._pattern.fullmatch(cell.replace(".", "")):
-            return "a number with a comma, without a point"
-        if self._format.decimal == "." and "," in cell and self._pattern.fullmatch(cell.replace(",", "")):
-            return "a number with a point, without a comma"
-        return "a number"
-
-
-def _float32_fault(size: float) -> str | None:
-    """Return what a number of this size should have been, or None where float32 keeps it."""
-    if 1e-30 < size <= EXACT_FLOAT32:  # nearly all are
-        return None
-    with np.errstate(over="ignore", under="ignore"):
-        stored = float(np.float32(size))
-    if math.isinf(stored):
-        return "a number within float32's range"
-    if not stored:
-        return "0, or a number that float32 tells from it"
-    if size < EXACT and size.is_integer() and stored != size:
-        return f"an integer that float32 holds, such as each up to 2^24 ({EXACT_FLOAT32})"
-    return None
-
-
-def _cell_text(cell: str, most: int = 40) -> str:
-    if not cell.strip():
-        return "an empty cell"
-    return repr(cell[:most] if _is_decoded(cell) else cell.encode(errors="surrogateescape")[:most])
-
-
-def _is_decoded(text: str) -> bool:
-    """Return whether the file's bytes were text in its encoding; those that were not stand in the text as surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    return ", ".join(cell_text(name, len(name)) for name in header if name)

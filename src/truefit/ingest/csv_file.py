@@ -39,6 +39,9 @@ class Advice(NamedTuple):
     header: str = "prepare.format.header: false"
     encoding: str = "another prepare.format.encoding"
     wider: str = "prepare.dtype: float64"
+    kind: str = "prepare.columns"
+    exclude: str = "prepare.exclude"
+    format: str = "prepare.format"
 
 
 FORMAT, ADVICE = FormatSettings(), Advice()

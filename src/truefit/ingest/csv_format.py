@@ -21,6 +21,7 @@ class FormatSettings(Settings):
     encoding: str = "utf-8"
     header: bool = True
     comment: str | None = Field(None, min_length=1)
+    missing: list[str] = Field(["", "NA", "N/A", "NaN", "nan", "null", "NULL", "?"])
 
     @model_validator(mode="after")
     def _can_be_read(self) -> Self:
@@ -56,6 +57,11 @@ class FormatSettings(Settings):
         return "utf-8" if self.is_utf8 or not self.keeps_ascii else self.encoding
 
     @cached_property
+    def missing_numbers(self) -> list[float]:
+        """The numbers that stand for a missing value, however they are written."""
+        return [float(self.plain(text)) for text in self.missing if re.fullmatch(self.number, text)]
+
+    @cached_property
     def number(self) -> str:
         """The regular expression of a number; its group 1 holds the digits."""
         point, digits = re.escape(self.decimal), "[0-9]+"
@@ -69,4 +75,4 @@ class FormatSettings(Settings):
         >>> FormatSettings(separator=";", decimal=",", thousands=".").plain("1.234,5")
         '1234.5'
         """
-        return number.replace(self.thousands or "", "").replace(self.decimal, ".")
+        return (number.replace(self.thousands, "") if self.thousands else number).replace(self.decimal, ".")

@@ -3,59 +3,45 @@
 Memory is bounded by a chunk: rows wait in a staging file until their number, and so the size of each split, is known.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from truefit.core.config import Settings, invalid_value, require_defaults
+from truefit.core.config import Settings, invalid_value
 from truefit.core.errors import TableError
 from truefit.core.files import atomic_path, write_json
-from truefit.core.seeds import numpy_generator
+from truefit.data.columns import KINDS, column_from
+from truefit.data.columns.base import Array, Column
+from truefit.data.columns.encoding import Encoding
 from truefit.data.moments import Moments
 from truefit.data.table import SPLITS, TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table
-from truefit.ingest.csv_batches import read_batches
+from truefit.ingest.csv_batches import Batch, Cells, Wanted, cells_of, read_batches
 from truefit.ingest.csv_check import missing_column, read_header, require_kept, require_usable, shown_names, varying_column
 from truefit.ingest.csv_file import CsvFile
 from truefit.ingest.csv_format import FormatSettings
+from truefit.ingest.split import SplitSettings, Splitter, make_splitter
 
-# Part of the split's definition: another length draws other rows from the same seed.
-SPLIT_CHUNK_ROWS = 65_536
-READ_BYTES = 1 << 24  # of those that are in memory at a time
-NUMPYS_LIMIT = 10**9  # rows from which on its draw of sizes fails
-
+READ_BYTES = 1 << 24  # of the rows that are in memory at a time
+# A median is exact for so many training rows; of more, evenly spaced ones are looked at. Less for very many columns.
+MEDIAN_ROWS, MEDIAN_NUMBERS = 1 << 20, 1 << 24
 
 # Of a column's range: float32 must not round its fractions by steps as long as this.
 COARSE = 0.02
 FLOAT32_BITS = 24
 
 
-class SplitSettings(Settings):
-    """Which rows go where: exact fractions drawn with a seed, or a column of the CSV that names each row's split."""
+class MissingSettings(Settings):
+    """What becomes of a missing value: it is refused; filled in, by the training rows; or its row is dropped."""
 
-    train: float = Field(0.8, gt=0, lt=1)
-    validation: float = Field(0.1, gt=0, lt=1)
-    test: float = Field(0.1, gt=0, lt=1)
-    seed: int = Field(42, ge=0)
-    column: str | None = None
-
-    @model_validator(mode="after")
-    def _rows_are_drawn_or_named(self) -> Self:
-        if self.column is not None:
-            keys = ("train", "validation", "test", "seed")
-            require_defaults(self, keys, f"with prepare.split.column {self.column!r}, which says each row's split")
-        rest = 1 - self.validation - self.test
-        if rest < 1e-9:
-            below = round(1 - self.validation, 9)
-            raise invalid_value("test", self.test, f"less than {below}, so that the three fractions add up to 1")
-        if abs(self.train - rest) > 1e-9:
-            raise invalid_value("train", self.train, f"{round(rest, 9)}, so that the three fractions add up to 1")
-        return self
+    features: Literal["refuse", "fill", "drop"] = "refuse"
+    target: Literal["refuse", "drop"] = "refuse"
 
 
 class PrepareSettings(Settings):
@@ -66,64 +52,87 @@ class PrepareSettings(Settings):
     features: list[str] | None = Field(None, min_length=1)
     exclude: list[str] = Field([])
     target: str | None = None
+    columns: dict[str, str | dict[str, Any]] = Field({})
+    missing: MissingSettings = MissingSettings()
     split: SplitSettings = SplitSettings()
     dtype: Dtype = "float32"
 
     @model_validator(mode="after")
     def _each_column_has_one_role(self) -> Self:
-        if self.target is not None and self.target == self.split.column:
-            raise invalid_value("target", self.target, "a column other than prepare.split.column")
-        taken = {self.target, self.split.column}
+        key, column = self.split.key or ("", None)
+        if self.target is not None and self.target == column:
+            raise invalid_value("target", self.target, f"a column other than prepare.split.{key}")
+        taken = {self.target, column}
         if self.features and self.exclude:
             raise invalid_value("exclude", self.exclude, "[] beside prepare.features, which names all that are used")
         for name in self.exclude:
             if name in taken:
                 raise invalid_value("exclude", name, "neither the target nor the split column")
+        if key != "column":  # a group, or a place in an order, may explain the target
+            taken = {self.target}
         for name in self.features or []:
             if name in taken:
                 raise invalid_value("features", name, "each column once, neither the target nor the split column")
             taken.add(name)
         return self
 
+    @model_validator(mode="after")
+    def _each_kind_is_known(self) -> Self:
+        for name, described in self.columns.items():
+            kind, options = (described, {}) if isinstance(described, str) else (described.get("kind"), {**described})
+            if kind not in KINDS:
+                raise invalid_value(f"columns.{name}", kind, ", ".join(KINDS))
+            for option in options:
+                if option not in ("kind", *KINDS[kind].options):
+                    allowed = " and ".join(("kind", *KINDS[kind].options))
+                    raise invalid_value(f"columns.{name}", option, f"{allowed} for the kind {kind}")
+            if name == self.target and kind != "number":
+                raise invalid_value(f"columns.{name}", kind, "number, which the target has to be")
+            try:
+                self.column(name)
+            except ValidationError as error:
+                fault = error.errors(include_url=False)[0]
+                key = ".".join(("columns", name, *map(str, fault["loc"])))
+                raise invalid_value(key, fault["input"], fault["msg"]) from None
+        return self
+
+    def column(self, name: str) -> Column:
+        """Return the column of that name, of its kind, with nothing learned yet."""
+        described = self.columns.get(name, "number")
+        return column_from({"name": name} | ({"kind": described} if isinstance(described, str) else described))
+
 
 class Prepared(NamedTuple):
-    """A table that was written, and the number of the CSV's columns that have no name, and so are no features."""
+    """A table that was written, and what is not in it.
+
+    That is the number of the CSV's columns that have no name, and so are no features, and of the rows that were dropped; and
+    by column, how many of its values were missing in those.
+    """
 
     table: Table
     unnamed: int
+    dropped: int
+    missing: dict[str, int]
 
 
 def write_table(settings: PrepareSettings, folder: Path) -> Prepared:
     """Prepare the table in `folder`; raises TableError, naming file, line and column, for a CSV that cannot be used."""
     path = Path(settings.csv)
     folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryFile(dir=folder) as rows, TemporaryFile(dir=folder) as labels:
+    with TemporaryFile(dir=folder) as rows, TemporaryFile(dir=folder) as keys:
+        splitter = make_splitter(settings.split, settings.format, path, keys)
         with CsvFile(path, settings.format, hashed=True) as source:
             features, target = choose_columns(source, read_header(source), settings)
-            columns = [*features, target]
-            total, labelled = 0, np.zeros(len(SPLITS), np.int64)
-            lowest, highest = np.full(len(columns), np.inf), np.full(len(columns), -np.inf)
-            for batch in read_batches(source, columns, settings.dtype, settings.split.column, "prepare"):
-                rows.write(batch.values.data)
-                labels.write(batch.codes.data)
-                total += len(batch.values)
-                labelled += np.bincount(batch.codes, minlength=len(SPLITS))
-                np.minimum(lowest, batch.lowest, out=lowest)
-                np.maximum(highest, batch.highest, out=highest)
-            for index in np.flatnonzero(
-                (lowest < highest) & (lowest.astype(settings.dtype) == highest.astype(settings.dtype))
-            ):
-                raise varying_column(source, columns[index])
-            if settings.dtype == "float32":
-                steps = np.ldexp(1.0, np.frexp(np.maximum(-lowest, highest))[1] - FLOAT32_BITS)
-                for index in np.flatnonzero(steps > COARSE * (highest - lowest)):
-                    require_kept(source, columns[index], float(steps[index]), float(highest[index] - lowest[index]))
-        sizes = _split_sizes(path, total, labelled, settings.split)
-        chunks = _labelled(rows, labels, sizes, len(columns), settings)
-        moments, digests = _write_splits(folder, chunks, sizes, len(columns), settings.dtype)
+            staged = _Staged(rows, [settings.column(name) for name in features], target, settings)
+            for batch in read_batches(source, Wanted(staged.cells, settings.dtype, splitter.key), "prepare"):
+                splitter.add(*staged.add(batch))
+            staged.require_kept(source)
+        sizes = splitter.sizes()
+        columns = staged.learned(path, splitter, sizes["train"])
+        moments, digests = _write_splits(folder, staged, splitter, columns, sizes)
     table = Table(
         csv=CsvSource(path=settings.csv, format=settings.format.model_dump(), sha256=source.sha256),
-        features=features,
+        columns=columns,
         target=target,
         dtype=settings.dtype,
         rows=sizes,
@@ -132,26 +141,33 @@ def write_table(settings: PrepareSettings, folder: Path) -> Prepared:
         sha256=digests,
     )
     write_json(folder / TABLE_JSON, table.model_dump())
-    return Prepared(table, 0 if settings.features else source.header.count(""))
+    return Prepared(table, 0 if settings.features else source.header.count(""), staged.dropped, staged.missing)
 
 
 def choose_columns(source: CsvFile, header: list[str], settings: PrepareSettings) -> tuple[list[str], str]:
     """Return the features' names and the target's: those of the settings, or by default the last column and all others.
 
-    By default, columns without a name and those that are excluded are neither. Raises TableError when the CSV lacks a column
-    that the settings name, has no column left for a feature, or has one of which it is not clear which column it is.
+    By default, columns without a name, those that are excluded and the one by which the table is split are neither. Raises
+    TableError when the CSV lacks a column that the settings name, has no column left for a feature, or has one of which it is
+    not clear which column it is.
     """
-    split, known = settings.split.column, set(header) - {""}
+    rule, split = settings.split.key or ("", None)
+    known = set(header) - {""}
     choice = known - {split, *settings.exclude}
     candidates = [name for name in header if name in choice]
-    lists = {"features": settings.features or [], "exclude": settings.exclude}
+    lists = {"features": settings.features or [], "exclude": settings.exclude, "columns": settings.columns}
     named = [(key, name) for key, names in lists.items() for name in names]
-    for key, name in [*named, ("target", settings.target), ("split.column", split)]:
+    for key, name in [*named, ("target", settings.target), (f"split.{rule}", split)]:
         if name is not None and name not in known:
             raise missing_column(source, name, f"prepare.{key}")
     where = f"{source.path}: line {source.header_line}"
     target = settings.target or (candidates[-1] if candidates else "")
     features = settings.features or [name for name in candidates if name != target]
+    for name in settings.columns:
+        if name not in features:
+            found = "the target" if name == target else "no feature"
+            allowed = "features" if name != target else "features, since the target is a number"
+            raise TableError(f"{where}: found the column {name!r}, {found}, in prepare.columns, allowed: {allowed}")
     if target in features:
         raise TableError(
             f"{where}: found the last column {target!r}, the target by default, among prepare.features, "
@@ -164,75 +180,125 @@ def choose_columns(source: CsvFile, header: list[str], settings: PrepareSettings
     return features, target
 
 
-def _split_sizes(path: Path, total: int, labelled: NDArray[np.int64], split: SplitSettings) -> dict[Split, int]:
-    """Return the number of rows of each split: those `labelled` so, or the fractions of `total` by largest remainder."""
-    if split.column is not None:
-        sizes = labelled
-        where = f"column {split.column!r}: found no row with"
-    else:
-        shares = np.array([split.train, split.validation, split.test]) * total
-        sizes = np.floor(shares + 1e-9).astype(np.int64)
-        for index in np.argsort(sizes - shares, kind="stable")[: total - sizes.sum()]:
-            sizes[index] += 1
-        where = f"prepare.split: found too few rows, {total}, for"
-    for name, size in zip(SPLITS, sizes, strict=True):
-        if size == 0:
-            raise TableError(f"{path}: {where} {name!r}, allowed: at least one row in each split")
-    return {"train": int(sizes[0]), "validation": int(sizes[1]), "test": int(sizes[2])}
+class _Staged:
+    """The rows that are kept of a CSV, on the disk until it is known which are the training rows: [N, S + 1], as parsed."""
+
+    def __init__(self, file: IO[bytes], columns: list[Column], target: str, settings: PrepareSettings) -> None:
+        policy = settings.missing
+        self.learners = [column.learner(policy.features == "fill") for column in columns]
+        features = [
+            cells_of(
+                learner.column, learner, policy.features != "refuse", "prepare.missing: {features: fill} or {features: drop}"
+            )
+            for learner in self.learners
+        ]
+        own = Cells(target, takes_missing=policy.target != "refuse", way_out="prepare.missing: {target: drop}")
+        self.cells = [*features, own]
+        self.dropped, self.missing = 0, dict[str, int]()
+        self.places = list(accumulate((cell.stored for cell in self.cells), initial=0))
+        self._drops = [(cell.name, at) for cell, at in zip(self.cells, self.places, strict=False)]
+        if policy.features != "drop":
+            self._drops = self._drops[-1:] if policy.target == "drop" else []
+        elif policy.target != "drop":
+            self._drops = self._drops[:-1]
+        self._file, self.dtype = file, settings.dtype
+        self._rows = 0
+        self._lowest, self._highest = np.full(self.places[-1], np.inf), np.full(self.places[-1], -np.inf)
+
+    def add(self, batch: Batch) -> tuple[int, NDArray[Any]]:
+        """Keep the rows that are not dropped; return their number, and their keys."""
+        np.minimum(self._lowest, batch.lowest, out=self._lowest)
+        np.maximum(self._highest, batch.highest, out=self._highest)
+        values, keys = batch.values, batch.keys
+        if self._drops:
+            missing = np.isnan(values[:, [at for _, at in self._drops]])
+            for (name, _), count in zip(self._drops, missing.sum(axis=0).tolist(), strict=True):
+                if count:
+                    self.missing[name] = self.missing.get(name, 0) + count
+            kept = ~missing.any(axis=1)
+            self.dropped += len(values) - int(kept.sum())
+            values, keys = values[kept], keys[kept] if len(keys) else keys
+        self._file.write(np.ascontiguousarray(values).data)
+        self._rows += len(values)
+        return len(values), keys
+
+    def require_kept(self, source: CsvFile) -> None:
+        """Raise TableError for a column of numbers that the dtype does not tell apart, or rounds coarsely."""
+        if not self._rows:
+            raise TableError(f"{source.path}: found a missing value in each row, allowed: rows that can be kept")
+        numbers = [(cell.name, at) for cell, at in zip(self.cells, self.places, strict=False) if cell.parse is None]
+        for name, at in numbers:
+            low, high = self._lowest[at], self._highest[at]
+            if low < high and low.astype(self.dtype) == high.astype(self.dtype):
+                raise varying_column(source, name)
+            step = float(np.ldexp(1.0, np.frexp(max(-low, high))[1] - FLOAT32_BITS))
+            if self.dtype == "float32" and low < high and step > COARSE * (high - low):
+                require_kept(source, name, step, float(high - low))
+
+    def chunks(self, splitter: Splitter) -> Iterator[tuple[Array, NDArray[np.uint8]]]:
+        """Yield the rows [C, S + 1] in order, and their splits [C]; a chunk that is large comes in parts."""
+        width, dtype = self.places[-1], np.dtype(self.dtype)
+        self._file.seek(0)
+        most = max(1, READ_BYTES // (width * dtype.itemsize))
+        for codes in splitter.codes():
+            for start in range(0, len(codes), most):
+                part = codes[start : start + most]
+                yield np.frombuffer(self._file.read(len(part) * width * dtype.itemsize), dtype).reshape(-1, width), part
+
+    def learned(self, path: Path, splitter: Splitter, train_rows: int) -> list[Column]:
+        """Return the columns with what the training rows teach; raises TableError where they teach nothing of one."""
+        learning = [(learner, at) for learner, at in zip(self.learners, self.places, strict=False) if learner.learns]
+        if learning:
+            every = -(-train_rows // max(1, min(MEDIAN_ROWS, MEDIAN_NUMBERS // len(learning))))
+            for values, codes in self.chunks(splitter):
+                train = values[codes == 0]
+                for learner, at in learning:
+                    learner.add(train[:, at : at + learner.column.stored], every)
+        columns = []
+        for learner in self.learners:
+            try:
+                columns.append(learner.fitted())
+            except ValueError as error:
+                allowed = "at least one, or the column left out by prepare.exclude"
+                raise TableError(f"{path}: column {learner.column.name!r}: found {error}, allowed: {allowed}") from None
+        _require_different(path, columns, self.cells[-1].name)
+        return columns
+
+    def finish(self, rows: Array) -> None:
+        """Make rows [C, S + 1] as they were parsed those that are stored, in place."""
+        for learner, at in zip(self.learners, self.places, strict=False):
+            if learner.learns:
+                place = slice(at, at + learner.column.stored)
+                rows[:, place] = learner.stored(rows[:, place])
 
 
-def _labelled(
-    rows: IO[bytes], labels: IO[bytes], sizes: dict[Split, int], width: int, settings: PrepareSettings
-) -> Iterator[tuple[NDArray[Any], NDArray[np.uint8]]]:
-    """Give the staged rows [C, width] in order, each chunk with its rows' splits [C].
-
-    Without a split column the splits are drawn, so that every partition into `sizes` is equally likely. Selection sampling:
-    Knuth, TAOCP volume 2, 3.4.2, algorithm S, by the chunk; one that is large is read in parts.
-    """
-    dtype = np.dtype(settings.dtype)
-    left = np.array(list(sizes.values()), np.int64)
-    rows.seek(0)
-    labels.seek(0)
-    most = max(1, READ_BYTES // (width * dtype.itemsize))
-    for chunk in range(-(-left.sum() // SPLIT_CHUNK_ROWS)):
-        if settings.split.column is not None:
-            codes = np.frombuffer(labels.read(SPLIT_CHUNK_ROWS), np.uint8)
-        else:
-            codes = draw_codes(numpy_generator(settings.split.seed, "split", chunk), left, SPLIT_CHUNK_ROWS)
-            left -= np.bincount(codes, minlength=len(SPLITS))
-        for start in range(0, len(codes), most):
-            part = codes[start : start + most]
-            yield np.frombuffer(rows.read(len(part) * width * dtype.itemsize), dtype).reshape(-1, width), part
-
-
-def draw_codes(generator: np.random.Generator, left: NDArray[np.int64], count: int) -> NDArray[np.uint8]:
-    """Return the splits of the next `count` rows, or of the last, as positions in SPLITS [C], where so many are `left` [S].
-
-    How many go to each split is a draw without replacement from what is left (multivariate hypergeometric), and which rows
-    they are is a permutation. Where NumPy's draw of the first fails, the rows' places among what is left are drawn instead.
-    """
-    total = int(left.sum())
-    count = min(count, total)
-    if total < NUMPYS_LIMIT:
-        taken = generator.multivariate_hypergeometric(left, count, method="marginals")
-        return generator.permutation(np.repeat(np.arange(len(left), dtype=np.uint8), taken))
-    places = generator.choice(total, count, replace=False)
-    return np.searchsorted(left.cumsum(), places, side="right").astype(np.uint8)
+def _require_different(path: Path, columns: Sequence[Column], target: str) -> None:
+    met = {target}
+    for column in columns:
+        for feature in column.features:
+            if feature in met:
+                raise TableError(
+                    f"{path}: column {column.name!r}: found a second feature called {feature!r}, allowed: different names; "
+                    "give a column another name, or leave it out by prepare.exclude"
+                )
+            met.add(feature)
 
 
 def _write_splits(
-    folder: Path, chunks: Iterator[tuple[NDArray[Any], NDArray[np.uint8]]], sizes: dict[Split, int], width: int, dtype: Dtype
+    folder: Path, staged: _Staged, splitter: Splitter, columns: list[Column], sizes: dict[Split, int]
 ) -> tuple[Moments, dict[Split, str]]:
-    """Write each split's array; return the training rows' moments, and the arrays' digests."""
-    moments = Moments(width)
+    """Write each split's array; return the moments of the training rows' features and target, and the arrays' digests."""
+    encoding = Encoding(columns)
+    moments, width = Moments(len(encoding.names) + 1), encoding.width + 1
     with ExitStack() as stack:
         paths = {name: stack.enter_context(atomic_path(folder / f"{name}.npy")) for name in sizes}
-        writers = {name: stack.enter_context(ArrayWriter(paths[name], sizes[name], width, dtype)) for name in sizes}
-        for values, codes in chunks:
+        writers = {name: stack.enter_context(ArrayWriter(paths[name], sizes[name], width, staged.dtype)) for name in sizes}
+        for values, codes in staged.chunks(splitter):
             # Sorted by their splits, whose rows stay in order: one gather takes less time than a mask for each.
             ordered = values.take(np.argsort(codes, kind="stable"), axis=0)
+            staged.finish(ordered)
             parts = np.split(ordered, np.bincount(codes, minlength=len(SPLITS)).cumsum()[:-1])
             for part, writer in zip(parts, writers.values(), strict=True):
                 writer.write(part)
-            moments.add(parts[0])
+            moments.add(encoding.rows(parts[0]))
         return moments, {name: writer.sha256 for name, writer in writers.items()}

@@ -8,6 +8,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from torch import Tensor
 from truefit.core.errors import TruefitError
 from truefit.core.files import write_bytes
 from truefit.core.text import one_line
+from truefit.data.columns import AnyColumn
+from truefit.data.columns.encoding import Encoding
 from truefit.data.table import Dtype, Table
 from truefit.model.models import Model, ModelSettings, make_body
 from truefit.model.scaling import ScaleSettings, unfitted_scaling
@@ -37,12 +40,17 @@ class ModelDescription(BaseModel, frozen=True, extra="forbid", strict=True):
 
     model: ModelSettings
     scale: ScaleSettings
-    features: list[str]
+    columns: list[AnyColumn]
     target: str
     dtype: Dtype
     state_dict_sha256: str
     training: dict[str, Any] = {}
     format: dict[str, Any] = {}
+
+    @cached_property
+    def encoding(self) -> Encoding:
+        """What makes the model's features of the columns' stored numbers."""
+        return Encoding(self.columns)
 
 
 def state_dict_digest(state: Mapping[str, Tensor]) -> str:
@@ -96,7 +104,7 @@ def save_model(
     description = ModelDescription(
         model=settings,
         scale=scale,
-        features=table.features,
+        columns=table.columns,
         target=table.target,
         dtype=table.dtype,
         state_dict_sha256=state_dict_digest(state),
@@ -113,10 +121,13 @@ def save_model(
 def load_model(folder: Path, table: Table) -> tuple[Model, ModelDescription]:
     """Open the model of stage train; raises TruefitError also when it was trained on other columns than the table's."""
     model, description = open_model(folder, of_stage=True)
-    trained, found = [*description.features, description.target, description.dtype], [*table.columns, table.dtype]
-    if trained != found:
+    if (description.columns, description.target, description.dtype) != (table.columns, table.target, table.dtype):
+        trained, found = [*description.encoding.names, description.target, description.dtype], [*table.names, table.dtype]
         wanted, there = (", ".join(map(one_line, names)) for names in (trained, found))
-        raise TruefitError(f"{folder / MODEL_JSON}: trained on {wanted}, found in the table: {there}")
+        fault = f"trained on {wanted}, found in the table: {there}"
+        if trained == found:
+            fault = f"trained on the same columns of other training rows; {_ANEW}"
+        raise TruefitError(f"{folder / MODEL_JSON}: {fault}")
     return model, description
 
 
@@ -158,7 +169,7 @@ def rebuild_model(description: ModelDescription, state: Mapping[str, Tensor], na
     """
     if state_dict_digest(state) != description.state_dict_sha256:
         raise ValueError(f"its tensors are not those that {named} was written for")
-    width = len(description.features)
+    width = len(description.encoding.names)
     try:
         body = make_body(description.model, width, seed=0).to_empty(device="cpu")
         model = Model(unfitted_scaling(description.scale, width), body).to(getattr(torch, description.dtype))

@@ -7,14 +7,18 @@ and of those that it imports, with each model.
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from truefit.data.columns.base import Column
+from truefit.data.columns.number import Number
 from truefit.data.table import EXACT, Table
 from truefit.model.files import ModelDescription, open_model
 
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
 # This room and those below it: the code that goes with a model.
 ROOMS = ("core", "data", "model")
 # What they import, and what MLflow needs to hand them rows.
-PACKAGES = ("mlflow", "numpy", "pandas", "pydantic", "ruamel.yaml", "torch")
+PACKAGES = ("mlflow", "numpy", "pandas", "pyarrow", "pydantic", "ruamel.yaml", "torch")
 # Always so many rows: a matrix product may round otherwise for another number of rows.
 MODEL_ROWS = 4096
 
@@ -38,35 +42,61 @@ class ServedModel:
     def __init__(self, model: nn.Module, description: ModelDescription) -> None:
         self._model = model
         self._description = description
+        self._places = list(accumulate((column.stored for column in description.columns), initial=0))
+        self._missing = description.format.get("missing", [])
 
     def predict(self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None) -> Array:
-        """Return the predictions [N], in the model's dtype and the data's units, for the rows of a table with its features.
+        """Return the predictions [N], in the model's dtype and the data's units, for the rows of a table with its columns.
 
-        Raises ValueError, naming row and column, for a number that is not finite in the model's dtype, and for one that stage
-        prepare would not take for it: an integer that it makes another one of, or a number that it takes for 0.
+        Raises ValueError, naming row and column, for a cell that stage prepare would not take: a text that is none of the
+        column's kind, a missing value where they are not filled, a number that is not finite in the model's dtype, an integer
+        that the dtype makes another one of, or a number that it takes for 0.
         """
-        names, dtype, index = self._description.features, self._description.dtype, model_input.index
-        given = model_input[names].to_numpy(np.float64)
+        columns, dtype, index = self._description.columns, self._description.dtype, model_input.index
+        stored = np.concatenate([_stored(column, model_input[column.name], self._missing) for column in columns], axis=1)
         with np.errstate(over="ignore"):
-            values = given.astype(dtype)
-        finite = np.isfinite(values)
-        for row, column in np.argwhere(~(finite & _kept(given, values))).tolist():
-            where, found = f"row {index[row]}, column {names[column]!r}", given[row, column]
-            allowed = f"a finite {dtype}" if not finite[row, column] else "a number that float32 holds"
-            raise ValueError(f"{where}: found {found}, allowed: {allowed}")
+            values = stored.astype(dtype)
+        for at, column in zip(self._places, columns, strict=False):
+            given, kept = stored[:, at], values[:, at]
+            if isinstance(column, Number):
+                _require_kept(column, given, kept, index, dtype)
+            if column.fill is None and np.isnan(kept).any():
+                row = int(np.argmax(np.isnan(kept)))
+                raise ValueError(f"row {index[row]}, column {column.name!r}: found a missing value, allowed: {column.allowed}")
         with _one_thread():
-            predicted: Array = np.concatenate([values[:0, 0], *predictions(self._model, [values])])
+            features = self._description.encoding.features(values)
+            predicted: Array = np.concatenate([values[:0, 0], *predictions(self._model, [features])])
         for row in np.flatnonzero(~np.isfinite(predicted)).tolist():
             found = f"features whose prediction is {predicted[row]}"
             raise ValueError(f"row {index[row]}: found {found}, allowed: a finite {dtype}")
         return predicted
 
 
-def _kept(given: Array, values: Array) -> NDArray[np.bool_]:
-    """Return which of the numbers given are kept, as far as they have to be, in the model's dtype."""
+def _stored(column: Column, cells: "pd.Series[Any]", missing: list[str]) -> Array:
+    """Return the stored numbers [N, S] of a column's cells; raises ValueError for one that is none of its kind."""
+    known = ~cells.isna().to_numpy()
+    if isinstance(column, Number) and cells.dtype != object:
+        return cells.to_numpy(np.float64, na_value=np.nan)[:, None]
+    texts = [str(cell).strip(" \t") if there else None for cell, there in zip(cells, known, strict=True)]
+    texts = [None if text in missing else text for text in texts]
+    if isinstance(column, Number):
+        return np.array([np.nan if text is None else float(text) for text in texts])[:, None]
+    # Of what pandas has as dates, the text is ISO 8601.
+    kind = column.model_copy(update={"format": None}) if cells.dtype.kind == "M" else column
+    numbers, bad = kind.parse(pa.array(texts, pa.string()))
+    for row in np.flatnonzero(bad).tolist():
+        raise ValueError(f"row {cells.index[row]}, column {column.name!r}: found {texts[row]!r}, allowed: {column.allowed}")
+    return numbers
+
+
+def _require_kept(column: Column, given: Array, values: Array, index: Any, dtype: str) -> None:
+    """Raise ValueError for the first of the numbers given [N] that is not kept, as it has to be, in the model's dtype."""
     integers = (given == np.trunc(given)) & (np.abs(given) <= EXACT)
-    kept: NDArray[np.bool_] = np.where(integers, values == given, (values != 0) | (given == 0))
-    return kept
+    kept = np.where(integers, values == given, (values != 0) | (given == 0))
+    finite = np.isfinite(values) | (np.isnan(given) & (column.fill is not None))
+    for row in np.flatnonzero(~(finite & kept)).tolist():
+        allowed = f"a finite {dtype}" if not finite[row] else "a number that float32 holds"
+        raise ValueError(f"row {index[row]}, column {column.name!r}: found {given[row]}, allowed: {allowed}")
 
 
 @contextmanager
@@ -104,13 +134,12 @@ def predictions(model: nn.Module, blocks: Iterable[Array]) -> Iterator[Array]:
 
 
 def example_rows(table: Table) -> "pd.DataFrame":
-    """Return the features' means, and a standard deviation to either side, as an example of what the model takes."""
+    """Return three rows as an example of what the model takes: of numbers, the mean and a deviation to either side."""
     # None of the table's own rows, which are not to leave the machine with each run.
     import pandas as pd
 
-    width = len(table.features)
-    mean, std = np.array(table.mean[:width]), np.array(table.std[:width])
-    return pd.DataFrame([mean - std, mean, mean + std], columns=table.features)
+    means = dict(zip(table.names, zip(table.mean, table.std, strict=True), strict=True))
+    return pd.DataFrame({column.name: column.example(*means[column.features[0]]) for column in table.columns})
 
 
 def _apply(model: nn.Module, rows: torch.Tensor) -> Array:

@@ -19,6 +19,7 @@ import torch
 from truefit.core.code import code_digest, read_code
 from truefit.core.config import PARAMS, Params, flatten
 from truefit.core.files import sha256
+from truefit.data.columns.number import Number
 from truefit.data.table import Table
 from truefit.tracking import names
 from truefit.tracking.git import git
@@ -47,7 +48,8 @@ class Origin:
     def records(self) -> list[Values]:
         """Return all but the artifacts as records of a journal."""
         params = {key: param_text(value) for key, value in self.params.items()}
-        columns = [{"type": "double", "name": name, "required": True} for name in self.table.columns]
+        kinds = [*self.table.columns, Number(name=self.table.target)]
+        columns = [{"type": kind.mlflow_type, "name": kind.name, "required": kind.fill is None} for kind in kinds]
         dataset = {
             "name": Path(self.table.csv.path).name,
             "digest": self.table.csv.sha256[:36],  # as much as MLflow takes

@@ -98,7 +98,7 @@ def odd_cell(train_rows: TableDataset, datasets: Sequence[TableDataset], setting
 
     A target of which the logarithm is taken has none.
     """
-    columns, typical = train_rows.table.columns, _typical(train_rows)
+    columns, typical = train_rows.table.names, _typical(train_rows)
     dtype = np.dtype(train_rows.table.dtype).type  # in whose digits the CSV can be searched
     if settings.scale.target == "log":
         typical[-1] = math.inf
@@ -207,7 +207,7 @@ def _rows(rows: TableDataset) -> Iterator[Array]:
 
 def _sample(rows: TableDataset) -> Array:
     """Return evenly spaced rows [N, F + 1], of which there are so many as to be no more than SAMPLE_NUMBERS numbers."""
-    count = min(len(rows), max(1, SAMPLE_NUMBERS // len(rows.table.columns)))
+    count = min(len(rows), max(1, SAMPLE_NUMBERS // len(rows.table.names)))
     features, target = rows[torch.arange(count) * len(rows) // count]
     return torch.cat([features, target], dim=1).double().numpy()
 

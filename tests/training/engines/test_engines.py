@@ -20,6 +20,7 @@ from helpers_training import (
 )
 from torch import Tensor, nn
 
+from truefit.data.columns.number import Number
 from truefit.data.table import CsvSource, Dtype, Table
 from truefit.model.models import ModelSettings
 from truefit.model.scaling import ScaleSettings
@@ -41,7 +42,7 @@ def describe(features: int, dtype: Dtype = "float64") -> Table:
     """Return the description of a table."""
     return Table(
         csv=CsvSource(path="own.csv", sha256="0" * 64),
-        features=[f"x{number}" for number in range(1, features + 1)],
+        columns=[Number(name=f"x{number}") for number in range(1, features + 1)],
         target="y",
         dtype=dtype,
         rows={"train": 1, "validation": 1, "test": 1},

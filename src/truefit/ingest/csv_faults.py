@@ -1,0 +1,143 @@
+"""What is wrong with a CSV's cells, by column: how many, the first and its place, what they look like, and the way out."""
+
+import re
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from truefit.core.errors import TableError
+from truefit.data.columns import KINDS
+from truefit.ingest.csv_file import CsvFile
+
+MOST_COLUMNS = 10  # that an error names
+MOST_TEXTS = 100  # different ones, of a column's bad cells, by which it is told what they are
+MOSTLY = 0.5  # of a column's cells: as many bad ones are no slips
+
+Texts = Callable[[int], str]  # the text of a cell, by its place in some rows
+Rows = Callable[[int], int]  # its row, or line, likewise
+
+_FORMATS = [
+    ("thousands", "a sign for thousands", r"[+-]?(\d+|\d{1,3}(,\d{3})+(\.\d*)?)"),
+    ("decimal", "a decimal comma", r"[+-]?\d+(,\d+)?"),
+]
+_PERCENT = re.compile(r"[+-]?[\d.,]+ ?%")
+_UNIT = re.compile(r"([^\d\s.,+-]*) ?[+-]?\d[\d.,]* ?([^\d\s.,]*)")
+
+
+class Faults:
+    """The faults of a CSV, column by column, at lines, or, if `by_row`, at rows that are counted from 0."""
+
+    def __init__(self, source: CsvFile) -> None:
+        self.by_row = False
+        self._source = source
+        self._columns: dict[str, _ColumnFaults] = {}
+        self._ragged: list[tuple[int, list[str]]] = []  # the first row of another length than the header
+        self._ragged_count = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._columns or self._ragged)
+
+    def add_row(self, line: int, row: list[str]) -> None:
+        """Take a row that has more or fewer cells than the header."""
+        self._ragged = self._ragged or [(line, row)]
+        self._ragged_count += 1
+
+    def add(self, name: str, text: Texts, places: NDArray[Any], row: Rows, allowed: Callable[[str], str | None]) -> None:
+        """Take a column's bad cells, at `places` of some rows; `allowed` says what a text should have been."""
+        if len(places):
+            faults = self._of(name, text, places, row)
+            faults.allowed = allowed(faults.text) or ""
+            faults.count += len(places)
+            faults.texts.update(text(int(place)) for place in places[: MOST_TEXTS + 1 - len(faults.texts)])
+
+    def add_missing(self, name: str, text: Texts, places: NDArray[Any], row: Rows, allowed: str, way_out: str) -> None:
+        """Take a column's missing values, likewise, where such are refused."""
+        if len(places):
+            faults = self._of(name, text, places, row)
+            faults.allowed = faults.allowed or allowed
+            faults.missing, faults.way_out = faults.missing + len(places), way_out
+
+    def error(self, rows: int) -> TableError:
+        """Return the error that tells all of them, of so many rows, a line for each column."""
+        source = self._source
+        shown = list(self._columns.items())[:MOST_COLUMNS]
+        found = []
+        for line, row in self._ragged:
+            like = "in the header" if source.format.header else f"in line {source.header_line}"
+            more = f" ({self._ragged_count} such rows)" if self._ragged_count > 1 else ""
+            allowed = f"{len(source.header)}, as {like}{source.other_separator(row)}"
+            found.append(f"line {line}: found {len(row)} cells, allowed: {allowed}{more}")
+        lines = {faults.row: faults.row for _, faults in shown}
+        if self.by_row:
+            data = enumerate(source.data_rows())
+            lines = {row: line for row, (line, _) in islice(data, max(lines, default=-1) + 1) if row in lines}
+        for name, faults in shown:
+            found.append(f"line {lines[faults.row]}, column {name!r}: {faults.told(source, name, rows)}")
+        if len(self._columns) > len(shown):
+            found.append(f"and {len(self._columns) - len(shown)} more columns")
+        return TableError("\n".join(f"{source.path}: {fault}" for fault in found))
+
+    def _of(self, name: str, text: Texts, places: NDArray[Any], row: Rows) -> "_ColumnFaults":
+        first = int(places[0])
+        return self._columns.setdefault(name, _ColumnFaults(row(first), text(first)))
+
+
+class _ColumnFaults:
+    """Those of one column: the first one's row and text, what should have been there, how many, and some different texts."""
+
+    def __init__(self, row: int, text: str) -> None:
+        self.row = row
+        self.text = text
+        self.allowed = ""
+        self.count = 0
+        self.missing, self.way_out = 0, ""
+        self.texts: set[str] = set()
+
+    def told(self, source: CsvFile, name: str, rows: int) -> str:
+        """Return what was found and what is allowed, in words."""
+        remarks = []
+        if self.missing:
+            found = "1 value is missing" if self.missing == 1 else f"{self.missing} values are missing"
+            remarks.append(f"{found}; {self.way_out}")
+        if self.count > 1:
+            remarks.append(f"{self.count} bad cells in the column")
+        if looks := self._looks(source, name, rows):
+            remarks.append(looks)
+        return f"found {cell_text(self.text)}, allowed: {self.allowed}" + (f" ({'; '.join(remarks)})" if remarks else "")
+
+    def _looks(self, source: CsvFile, name: str, rows: int) -> str:
+        """Return what the bad cells look like, and the setting that takes them, where they are no slips."""
+        if not source.advice.kind or self.count < MOSTLY * rows or self.count < 2:
+            return ""
+        texts = pa.array(sorted(self.texts), pa.string())
+        for kind in ("boolean", "date"):
+            if not KINDS[kind](kind=kind, name=name).parse(texts)[1].any():
+                return f"{'truth values' if kind == 'boolean' else 'dates'}: {source.advice.kind}: {{{name}: {kind}}}"
+        if all(_PERCENT.fullmatch(text) for text in self.texts):
+            return "percentages, which have to be written as numbers"
+        units = {match.groups() for text in self.texts if (match := _UNIT.fullmatch(text)) and any(match.groups())}
+        if len(units) == 1 and all(_UNIT.fullmatch(text) for text in self.texts):
+            return f"numbers with the unit {''.join(units.pop())!r}, which has to go"
+        for key, what, pattern in _FORMATS:
+            if all(re.fullmatch(pattern, text) for text in self.texts):
+                return f"numbers with {what}: {source.advice.format}.{key}: ','"
+        many = f"more than {MOST_TEXTS}" if len(self.texts) > MOST_TEXTS else str(len(self.texts))
+        values = "value" if len(self.texts) == 1 else "different values"
+        return (
+            f"text of {many} {values}: {source.advice.kind}: {{{name}: category}}, or leave the column out by prepare.exclude"
+        )
+
+
+def cell_text(cell: str, most: int = 40) -> str:
+    """Return a cell as an error shows it: quoted, no longer than `most`, and as bytes where it is no text."""
+    if not cell.strip():
+        return "an empty cell"
+    return repr(cell[:most] if is_decoded(cell) else cell.encode(errors="surrogateescape")[:most])
+
+
+def is_decoded(text: str) -> bool:
+    """Return whether the file's bytes were text in its encoding; those that were not stand in the text as surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
