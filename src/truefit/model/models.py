@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -69,9 +70,12 @@ def build_model(settings: ModelSettings, scale: Scaling, table: Table, seed: int
     """Return the model for the table's features, in its dtype, on the CPU.
 
     Weights and biases are uniform within ±1/√inputs, torch's own rule for `nn.Linear`, drawn in float64 and then rounded,
-    so that float32 and float64 start from the same point.
+    so that float32 and float64 start from the same point. A feature that is 0 in all training rows, such as that for other
+    names than those they have, teaches nothing, and starts, and stays, without a say.
     """
     body = make_body(settings, len(table.features), seed)
+    mean, std = np.array(table.mean[:-1]), np.array(table.std[:-1])
+    silent = torch.from_numpy((std == 0) & ((mean == 0) | (scale.settings.features == "standard")))
     generator = torch.Generator().manual_seed(torch_seed(seed, "init"))
     with torch.no_grad():
         for layer in body.modules():
@@ -80,6 +84,7 @@ def build_model(settings: ModelSettings, scale: Scaling, table: Table, seed: int
                 for name, parameter in layer.named_parameters():
                     drawn = torch.empty(parameter.shape, dtype=torch.float64).uniform_(-bound, bound, generator=generator)
                     setattr(layer, name, nn.Parameter(drawn))
+        next(layer for layer in body.modules() if isinstance(layer, nn.Linear)).weight[:, silent] = 0
     return Model(scale, body).to(getattr(torch, table.dtype))
 
 
