@@ -29,6 +29,9 @@ class TableDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def _open(self) -> None:
         self._file = SplitFile(self.folder, self.split, self.table)
+        # Of a table of numbers a row is a view of the file, which nothing has read yet.
+        is_plain = self.table.encoding.is_identity
+        self._views = features_and_target(torch.from_numpy(self._file.rows)) if is_plain else None
 
     def verify(self) -> None:
         """Read the whole file; raises TableError when it is not, bit by bit, what was prepared."""
@@ -46,7 +49,9 @@ class TableDataset(Dataset[tuple[Tensor, Tensor]]):
         if isinstance(index, Tensor):
             return features_and_target(self.read(index))
         self._file.require_unchanged()
-        # Of a table of numbers, views of the file, which nothing has read yet.
+        if self._views is not None:
+            features, target = self._views
+            return features[index], target[index]
         rows = torch.from_numpy(self.table.encoding.rows(np.atleast_2d(self._file.rows[index])))
         return features_and_target(rows if isinstance(index, slice) else rows[0])
 
