@@ -69,6 +69,23 @@ def test_a_lack_of_memory_gives_status_2_and_one_line_with_what_to_try(
     assert re.fullmatch(r"error: not enough memory: .+; try a smaller train\.batch_size or train\.model\.hidden, .+", line)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        # Of torch 2.11 on a device whose memory another process held: for its context, and for cuBLAS.
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call.",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_a_lack_of_memory_that_cuda_itself_reports_is_one_too(text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise RuntimeError(text)  # torch's class for it is one of these
+
+    assert errors.run(main) == 2
+    first = text.partition("\n")[0]
+    assert capfd.readouterr().err.startswith(f"error: not enough memory: {first}; try a smaller train.batch_size")
+
+
 def test_another_fault_of_the_libraries_is_not_taken_for_a_lack_of_memory() -> None:
     with pytest.raises(RuntimeError, match="must match the size"):
         errors.run(lambda: torch.ones(2) + torch.ones(3))  # type: ignore[arg-type]

@@ -259,6 +259,16 @@ def test_samplers_and_loaders_leave_torchs_global_stream_alone(shuffle: Shuffle,
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_chunks_for_cuda_are_pinned_and_in_one_piece(dataset: TableDataset) -> None:
+    # A view of rows would be copied once more, into memory that is not pinned.
+    (features, target), (same_features, same_target) = (
+        next(iter(sequential_loader(dataset, torch.device(name)))) for name in ("cuda", "cpu")
+    )
+    assert features.is_pinned() and features.is_contiguous() and torch.equal(features, same_features)
+    assert target.is_pinned() and target.is_contiguous() and torch.equal(target, same_target)
+
+
 # --- drawing and reading ahead
 
 

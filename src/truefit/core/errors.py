@@ -57,8 +57,15 @@ def is_final(error: BaseException | None) -> bool:
 
 def lacks_memory(error: MemoryError | RuntimeError) -> bool:
     """Say whether the error is NumPy's, pyarrow's or torch's for memory that is not there, on the CPU or a device."""
-    # torch, which is not imported here, has a class for it on devices only.
-    texts = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+    # torch, which is not imported here, has a class for it, but only where its own allocator for a device gets none: not for
+    # what CUDA needs to begin with, nor for what its libraries ask for themselves.
+    texts = (
+        "can't allocate memory",
+        "not enough memory",
+        "Storage size calculation overflowed",
+        "CUDA error: out of memory",
+        "_STATUS_ALLOC_FAILED",
+    )
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"

@@ -138,14 +138,16 @@ def _blocks(rows: int, generator: torch.Generator) -> Iterator[Tensor]:
 
 
 class _Transformed(Dataset[Chunk]):
-    """The chunks of a table, each as the transform makes it."""
+    """The chunks of a table, each as the transform makes it, perhaps views of its rows; with `whole`, in one piece each."""
 
-    def __init__(self, table: TableDataset, transform: Transform) -> None:
+    def __init__(self, table: TableDataset, transform: Transform, whole: bool = False) -> None:
         self.table = table
         self.transform = transform
+        self.whole = whole
 
     def __getitem__(self, index: Tensor) -> Chunk:
-        return self.transform(self.table.read(index))
+        features, target = self.transform(self.table.read(index))
+        return (features.contiguous(), target.contiguous()) if self.whole else (features, target)
 
 
 def make_loader(
@@ -157,8 +159,10 @@ def make_loader(
     processes use, keeps it from drawing on the global stream. For CUDA the chunks come in pinned memory.
     """
     generator = torch.Generator().manual_seed(0)
-    chunks = _Transformed(dataset, transform)
-    return DataLoader(chunks, sampler=sampler, batch_size=None, generator=generator, pin_memory=device.type == "cuda")
+    pinned = device.type == "cuda"
+    # Of views, torch would make another copy first, in memory that is not pinned.
+    chunks = _Transformed(dataset, transform, whole=pinned)
+    return DataLoader(chunks, sampler=sampler, batch_size=None, generator=generator, pin_memory=pinned)
 
 
 def sequential_loader(dataset: TableDataset, device: torch.device = CPU, transform: Transform = features_and_target) -> Loader:

@@ -18,7 +18,7 @@ def with_engine(settings: TrainSettings, rows: int, device: torch.device) -> Tra
     """Return the settings with an engine: where they say auto, the one for so many rows, which is then told on stdout."""
     if settings.engine != "auto":
         return settings
-    engine, reason = choose_engine(settings.steps(rows), device)
+    engine, reason = choose_engine(settings.steps(rows), device, settings.step, settings.compile)
     print(f"engine: {engine}, since {reason}")
     return settings.model_copy(update={"engine": engine})
 

@@ -1,5 +1,7 @@
 """The engine `compiled` takes the same steps as `torch`, in graphs of many batches, and says what it cannot do without."""
 
+import importlib.util
+import io
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,12 +11,16 @@ import torch
 from helpers_training import CPU, UNSCALED, normal_line, same_bits, tensors, train_with, untrained, write_prepared
 
 from truefit.core.errors import TruefitError
-from truefit.training.engines import COMPILING_PAYS, EngineName, choose_engine, compiled_engine, make_engine
+from truefit.model.files import read_tensors
+from truefit.training.engines import COMPILING_PAYS, EngineName, choose_engine, make_engine
 from truefit.training.engines.base import Engine, StepSettings
-from truefit.training.engines.compiled_engine import CompileSettings, Graph
+from truefit.training.engines.compiled_engine import CompileSettings, Graph, unmet_need
 from truefit.training.losses import LossSettings
 from truefit.training.optimizers import OptimizerSettings
 from truefit.training.settings import TrainSettings
+
+CUDA = torch.device("cuda")
+with_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
 # Making a graph takes seconds, so each of these tests many settings at once.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -87,7 +93,7 @@ def test_without_a_compiler_the_error_names_what_to_install(tmp_path: Path, monk
         "train.engine: compiled needs a C++ compiler: found no no-such-compiler (Debian: apt-get install g++); "
         "or take the engine torch"
     )
-    assert choose_engine(COMPILING_PAYS, CPU) == (
+    assert choose_engine(COMPILING_PAYS, CPU, StepSettings(), CompileSettings()) == (
         "torch",
         "compiled needs a C++ compiler: found no no-such-compiler (Debian: apt-get install g++)",
     )
@@ -95,16 +101,63 @@ def test_without_a_compiler_the_error_names_what_to_install(tmp_path: Path, monk
 
 def test_without_pythons_headers_the_reason_names_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
-    assert compiled_engine.missing_tool(CPU) == "Python's headers: found no Python.h (Debian: apt-get install python3-dev)"
+    assert (
+        unmet_need(CPU, StepSettings(), cpp_wrapper=True)
+        == "Python's headers: found no Python.h (Debian: apt-get install python3-dev)"
+    )
+
+
+@pytest.fixture
+def _cuda_without_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch for CUDA with triton, and a toolkit's folder without headers."""
+    (tmp_path / "toolkit/include").mkdir(parents=True)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", str(tmp_path / "toolkit"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: find_spec("torch" if name == "triton" else name))
+
+
+NO_HEADERS = "CUDA's headers: found no cuda.h (set CUDA_HOME to a CUDA toolkit's folder), or train.compile.cpp_wrapper: false"
+
+
+@pytest.mark.usefixtures("_cuda_without_headers")
+@pytest.mark.skipif(Path("/usr/include/cuda.h").exists(), reason="the compiler finds cuda.h by itself")
+def test_cudas_headers_are_asked_for_by_the_wrapper_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert unmet_need(CUDA, StepSettings(), cpp_wrapper=True) == NO_HEADERS
+    assert unmet_need(CUDA, StepSettings(), cpp_wrapper=False) is None
+    assert unmet_need(CPU, StepSettings(), cpp_wrapper=True) is None
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    assert unmet_need(CUDA, StepSettings(), cpp_wrapper=True) == NO_HEADERS
+    (tmp_path / "toolkit/include/cuda.h").touch()
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", str(tmp_path / "toolkit"))
+    assert unmet_need(CUDA, StepSettings(), cpp_wrapper=True) is None
+
+
+@pytest.mark.usefixtures("_cuda_without_headers")
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adam_on_cuda_is_compiled_only_where_its_steps_are_right(name: Literal["adam", "adamw"]) -> None:
+    step = StepSettings(optimizer=OptimizerSettings(name=name))
+    reason = f"compiled needs train.compile.cpp_wrapper: false with {name} on cuda, where the other takes wrong steps"
+    assert choose_engine(COMPILING_PAYS, CUDA, step, CompileSettings()) == ("torch", reason)
+    assert choose_engine(COMPILING_PAYS, CUDA, step, CompileSettings(cpp_wrapper=False))[0] == "compiled"
+    assert unmet_need(CPU, step, cpp_wrapper=True) is None
+    with pytest.raises(TruefitError, match=f"train.engine: {reason}; or take the engine torch"):
+        make_engine("compiled", torch.nn.Linear(1, 1), step, CUDA, Graph(2, 7, True))
 
 
 def test_auto_compiles_where_the_steps_are_many_enough() -> None:
-    assert choose_engine(COMPILING_PAYS, CPU) == ("compiled", "for 100,000 steps compiling pays")
-    assert choose_engine(COMPILING_PAYS - 1, CPU) == (
+    assert choose_engine(COMPILING_PAYS, CPU, StepSettings(), CompileSettings()) == (
+        "compiled",
+        "for 100,000 steps compiling pays",
+    )
+    assert choose_engine(COMPILING_PAYS - 1, CPU, StepSettings(), CompileSettings()) == (
         "torch",
         "for 99,999 steps compiling does not pay; it does from 100,000 on",
     )
-    assert choose_engine(COMPILING_PAYS, torch.device("mps")) == ("torch", "compiled does not run on mps")
+    assert choose_engine(COMPILING_PAYS, torch.device("mps"), StepSettings(), CompileSettings()) == (
+        "torch",
+        "compiled does not run on mps",
+    )
 
 
 @pytest.mark.parametrize(("batch_size", "steps"), [(16, 63 * 50), (1, 50_000), ("all", 50), (2000, 50)])
@@ -118,6 +171,31 @@ def test_a_batch_larger_than_the_table_makes_a_graph_of_the_table(tmp_path: Path
     settings: dict[str, Any] = {"engine": "compiled", "epochs": 20, "optimizer": {"lr": 0.2}}
     large, whole = (train_with(tmp_path, batch_size=size, **settings) for size in (10**12, "all"))
     assert same_bits(large.final_state, whole.final_state)
+
+
+@with_cuda
+@pytest.mark.parametrize(("optimizer", "cpp_wrapper"), [("sgd", True), ("adam", False)])
+@pytest.mark.xdist_group("compiled")
+def test_on_cuda_a_graph_takes_the_steps_of_torch_and_goes_on_with_its_own_bits(
+    tmp_path: Path, optimizer: Literal["sgd", "adam"], cpp_wrapper: bool
+) -> None:
+    table = write_prepared(tmp_path, normal_line(70, (2.0, -1.0)), normal_line(9, (2.0, -1.0), seed=1))
+    x, y = tensors(normal_line(70, (2.0, -1.0)))
+    step = StepSettings(optimizer=OptimizerSettings(name=optimizer, lr=0.05))
+
+    def engine_on(device: torch.device, name: EngineName = "torch") -> Engine:
+        engine = make_engine(name, untrained(table).body, step, device, Graph(2, 7, cpp_wrapper))
+        engine.begin_epoch(1, 0.05)
+        return engine
+
+    one, other, eager = engine_on(CUDA, "compiled"), engine_on(CUDA, "compiled"), engine_on(CPU)
+    for _ in range(5):  # each time four graphs and a single step
+        np.testing.assert_allclose(one.train_chunk(x[:63], y[:63], 7), eager.train_chunk(x[:63], y[:63], 7), rtol=1e-9)
+    buffer = io.BytesIO()
+    torch.save(one.training_state(), buffer)
+    other.load_training_state(read_tensors(buffer.getvalue()))
+    assert torch.equal(other.train_chunk(x, y, 7), one.train_chunk(x, y, 7))
+    assert same_bits(other.state_dict(), one.state_dict())
 
 
 def test_engines_beside_each_other_keep_to_their_own_graphs(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 
 from truefit.training.engines.autograd_engine import AutogradEngine
 from truefit.training.engines.base import Engine, StepSettings
-from truefit.training.engines.compiled_engine import CompiledEngine, Graph, missing_tool
+from truefit.training.engines.compiled_engine import CompiledEngine, CompileSettings, Graph, unmet_need
 from truefit.training.engines.numpy_engine import NumpyEngine
 from truefit.training.engines.torch_engine import TorchEngine
 
@@ -17,14 +17,14 @@ EngineName = Literal["numpy", "autograd", "torch", "compiled"]
 COMPILING_PAYS = 100_000
 
 
-def choose_engine(steps: int, device: torch.device) -> tuple[EngineName, str]:
-    """Return the faster of the engines that take every setting, and the reason."""
+def choose_engine(steps: int, device: torch.device, step: StepSettings, compiling: CompileSettings) -> tuple[EngineName, str]:
+    """Return the faster of the engines that take every setting, for so many steps, and the reason."""
     if steps < COMPILING_PAYS:
         return "torch", f"for {steps:,} steps compiling does not pay; it does from {COMPILING_PAYS:,} on"
     if device.type not in ("cpu", "cuda"):
         return "torch", f"compiled does not run on {device.type}"
-    if missing := missing_tool(device):
-        return "torch", f"compiled needs {missing}"
+    if need := unmet_need(device, step, compiling.cpp_wrapper):
+        return "torch", f"compiled needs {need}"
     return "compiled", f"for {steps:,} steps compiling pays"
 
 

@@ -11,6 +11,7 @@ import shutil
 import sys
 import sysconfig
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -54,16 +55,37 @@ class Graph(NamedTuple):
     cpp_wrapper: bool
 
 
-def missing_tool(device: torch.device) -> str | None:
-    """Return what has to be installed before anything can be compiled for the device, or None."""
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        return "the package triton"
+def unmet_need(device: torch.device, step: StepSettings, cpp_wrapper: bool) -> str | None:
+    """Return what is to be installed, or set, before such steps can be compiled for the device, or None."""
+    if device.type == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            return "the package triton"
+        if cpp_wrapper and step.optimizer.name != "sgd":
+            # They count steps on the CPU, as torch's own do. Called from C++, such a graph took wrong steps with torch 2.11,
+            # and nothing said so; called from Python, right ones: see the lab notebook.
+            return f"train.compile.cpp_wrapper: false with {step.optimizer.name} on cuda, where the other takes wrong steps"
+        if cpp_wrapper and torch.version.cuda and not _has_cuda_headers():
+            wrapper = "or train.compile.cpp_wrapper: false"
+            return f"CUDA's headers: found no cuda.h (set CUDA_HOME to a CUDA toolkit's folder), {wrapper}"
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(compiler) is None:
         return f"a C++ compiler: found no {compiler} (Debian: apt-get install g++)"
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
         return "Python's headers: found no Python.h (Debian: apt-get install python3-dev)"
     return None
+
+
+def _has_cuda_headers() -> bool:
+    """Say whether Inductor's wrapper in C++ finds cuda.h, which torch does not bring, as it does triton's compiler."""
+    # Imports setuptools, which only a compilation needs.
+    from torch.utils.cpp_extension import include_paths
+
+    try:
+        folders = include_paths("cuda")
+    except OSError:  # torch found no toolkit
+        return False
+    # Of /usr/include, which every compiler searches, torch says nothing.
+    return any((Path(folder) / "cuda.h").exists() for folder in [*folders, "/usr/include"])
 
 
 def make_steps(model: nn.Module, step: StepSettings, batches: int) -> Callable[..., Tensor]:
@@ -105,12 +127,12 @@ class CompiledEngine(TorchEngine):
     """The engine `torch`, but for whole runs of batches, which one graph takes; batches that are left over go by themselves.
 
     The graph changes the model's parameters and the optimizer's state in place, so that all the rest is the engine `torch`'s
-    own. Raises TruefitError, naming what to install, where there is no compiler.
+    own. Raises TruefitError, naming what to install or to set, where there is no compiler, or none that is right.
     """
 
     def __init__(self, model: nn.Module, step: StepSettings, device: torch.device, graph: Graph) -> None:
-        if missing := missing_tool(device):
-            raise TruefitError(f"train.engine: compiled needs {missing}; or take the engine torch")
+        if need := unmet_need(device, step, graph.cpp_wrapper):
+            raise TruefitError(f"train.engine: compiled needs {need}; or take the engine torch")
         super().__init__(model, step, device)
         self._parameters = list(self.model.parameters())
         for parameter in self._parameters:
@@ -165,7 +187,9 @@ class CompiledEngine(TorchEngine):
         started = time.perf_counter()
         parameters, state = copy.deepcopy(self._tensors())
         self.model.train()
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # Advice for products that keep fewer digits, which the other engines do not take either.
+            warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores", category=UserWarning)
             self._steps(parameters, state, self._rate, self._masks, x, y)
         return time.perf_counter() - started
 
