@@ -9,6 +9,7 @@ from truefit.ingest import csv_file
 from truefit.ingest.csv_check import checked_rows, read_header
 from truefit.ingest.csv_file import CsvFile
 from truefit.ingest.csv_format import FormatSettings, Separator
+from truefit.ingest.split_keys import NameColumn
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def fault(
     source = CsvFile(path, FormatSettings(separator=separator))
     read_header(source)
     try:
-        list(checked_rows(source, columns, dtype, split))
+        list(checked_rows(source, columns, dtype, None if split is None else NameColumn(split)))
     except TableError as error:
         return str(error)
     return None

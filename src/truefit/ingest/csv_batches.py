@@ -16,29 +16,31 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from truefit.core.errors import TableError
-from truefit.data.table import EXACT, SPLITS, Dtype
+from truefit.data.table import EXACT, Dtype
 from truefit.ingest.csv_check import EXACT_FLOAT32, LARGEST, checked_rows
 from truefit.ingest.csv_file import CsvFile, OnBytes
 from truefit.ingest.csv_format import FormatSettings
 from truefit.ingest.csv_lines import RowBlocks
+from truefit.ingest.split_keys import KeyColumn
 
 BLOCK_BYTES = 1 << 20  # that pyarrow parses at a time; a row that is longer is left to csv_check.py
 BLOCK_COLUMNS = 1024  # of more columns a block is larger, since it costs some microseconds for each
 SLOW_ROWS = 4096  # that csv_check.py gives at a time …
 SLOW_CELLS = 1 << 18  # … or so many cells, where that is less
+_NO_KEYS = np.empty(0, np.uint8)
 _LONG_INTEGER = r"^[+-]?[0-9]{16,}$"
 _NOT_ZERO = r"^[^eE]*[1-9]"
 _ZEROS = b"0" * 200  # a number that float64 takes for 0 has as many, or three digits in its exponent
 
 
 class Batch(NamedTuple):
-    """Some rows: `values` [B, columns], the `lowest` and `highest` of each column in float64 [columns], and their splits.
+    """Some rows: `values` [B, columns], the `lowest` and `highest` of each column in float64 [columns], and their keys.
 
-    With a split column, `codes` [B] are the rows' positions in SPLITS; without one it is empty.
+    `keys` [B] are what the column by which the table is split says of each row; without such a column it is empty.
     """
 
     values: NDArray[Any]
-    codes: NDArray[np.uint8]
+    keys: NDArray[Any]
     lowest: NDArray[np.float64]
     highest: NDArray[np.float64]
 
@@ -46,8 +48,8 @@ class Batch(NamedTuple):
 Batches = Generator[Batch, None, None]
 
 
-def read_batches(source: CsvFile, columns: list[str], dtype: Dtype, split: str | None, title: str) -> Batches:
-    """Give all rows, in their order; `columns` must hold finite numbers of `dtype`, `split` the name of a split.
+def read_batches(source: CsvFile, columns: list[str], dtype: Dtype, key: KeyColumn | None, title: str) -> Batches:
+    """Give all rows, in their order; `columns` must hold finite numbers of `dtype`, `key`, which may be one, what it reads.
 
     Memory is bounded by a block of text. Raises TableError, naming file, line and column, for a CSV that cannot be used; what
     was given before counts for nothing then.
@@ -60,35 +62,35 @@ def read_batches(source: CsvFile, columns: list[str], dtype: Dtype, split: str |
             bar.reset()
             read = 0  # rows, from the beginning
             try:
-                for batch in reader(source, columns, dtype, split, lambda content: bar.update(len(content))):
+                for batch in reader(source, columns, dtype, key, lambda content: bar.update(len(content))):
                     known = max(0, given - read)
                     read += len(batch.values)
                     if read > given:
                         given = read
-                        yield batch._replace(values=batch.values[known:], codes=batch.codes[known:])
+                        yield batch._replace(values=batch.values[known:], keys=batch.keys[known:])
             except pa.ArrowInvalid:
                 continue
             return
 
 
 def _fast_batches(
-    source: CsvFile, columns: list[str], dtype: Dtype, split: str | None, on_bytes: OnBytes, as_text: bool = False
+    source: CsvFile, columns: list[str], dtype: Dtype, key: KeyColumn | None, on_bytes: OnBytes, as_text: bool = False
 ) -> Iterator[Batch]:
     """Give the rows as pyarrow reads them; raises pa.ArrowInvalid for what must be looked at as text, or cell by cell."""
-    names = [*columns, split] if split is not None else columns
-    place = {name: index for index, name in enumerate(source.header)}
-    kinds = [pa.string() if as_text else pa.float64()] * len(columns) + [pa.string()]
+    place = {name: str(index) for index, name in enumerate(source.header)}
     # By their places, since the names of those that are not used may be anything.
-    types = {str(place[name]): kind for name, kind in zip(names, kinds, strict=False)}
+    types = {place[name]: pa.string() if as_text else pa.float64() for name in columns}
+    if key is not None:
+        types[place[key.name]] = pa.string()
     rows = 0
     with source.content(on_bytes) as stream:
         feed = _Feed(source.blocks(stream))
         for batch in _record_batches(feed, source, types):
             if batch.num_rows:
                 rows += batch.num_rows
-                codes = np.empty(0, np.uint8) if split is None else _codes(batch.column(len(columns)))
-                values, lowest, highest = _checked(batch, len(columns), dtype, source.format if as_text else None)
-                yield Batch(values, codes, lowest, highest)
+                keys = _NO_KEYS if key is None else key.read(batch.column(place[key.name]))
+                values, lowest, highest = _checked(batch, len(columns), dtype, source.format, as_text)
+                yield Batch(values, keys, lowest, highest)
     if not rows:
         raise pa.ArrowInvalid("found no rows")
     if feed.has_quotes:
@@ -177,30 +179,36 @@ def _record_batches(feed: _Feed, source: CsvFile, types: dict[str, Any]) -> Iter
         raise feed.error
 
 
-def _slow_batches(source: CsvFile, columns: list[str], dtype: Dtype, split: str | None, on_bytes: OnBytes) -> Iterator[Batch]:
-    rows = checked_rows(source, columns, dtype, split, on_bytes)
+def _slow_batches(
+    source: CsvFile, columns: list[str], dtype: Dtype, key: KeyColumn | None, on_bytes: OnBytes
+) -> Iterator[Batch]:
+    rows = checked_rows(source, columns, dtype, key, on_bytes)
     count = max(1, min(SLOW_ROWS, SLOW_CELLS // len(columns)))
     while batch := list(islice(rows, count)):
-        codes = [SPLITS.index(name) for _, name in batch if name]
+        keys = _NO_KEYS if key is None else key.read(pa.array([cell for _, cell in batch], pa.string()))
         numbers = np.array([values for values, _ in batch])
-        yield Batch(numbers.astype(dtype), np.array(codes, np.uint8), numbers.min(axis=0), numbers.max(axis=0))
+        yield Batch(numbers.astype(dtype), keys, numbers.min(axis=0), numbers.max(axis=0))
 
 
-def _checked(batch: pa.RecordBatch, columns: int, dtype: Dtype, form: FormatSettings | None) -> tuple[NDArray[Any], ...]:
+def _checked(
+    batch: pa.RecordBatch, columns: int, dtype: Dtype, form: FormatSettings, as_text: bool
+) -> tuple[NDArray[Any], ...]:
     """Return the values [C, columns] of the first columns, and the lowest and the highest of each [columns].
 
-    With a format they are texts in it.
+    With `as_text` all are texts in the format; without it the one that is the key's column too may be.
 
     Raises pa.ArrowInvalid for what may not be the number that the text says, and for what `dtype` does not keep.
     """
     numbers = np.empty((columns, batch.num_rows))
     for index in range(columns):
         column = batch.column(index)
-        numbers[index] = np.from_dlpack(_numbers(column, form) if form else column)  # to_numpy imports pandas
+        numbers[index] = np.from_dlpack(
+            _numbers(column, form) if column.type == pa.string() else column
+        )  # to_numpy imports pandas
     lowest, highest = numbers.min(axis=1), numbers.max(axis=1)
     sizes = np.maximum(-lowest, highest)
     # Beyond 2^53 an integer may have been rounded, which only its text tells.
-    if not sizes.max() < (min(LARGEST, float(np.finfo(dtype).max)) if form else EXACT):
+    if not sizes.max() < (min(LARGEST, float(np.finfo(dtype).max)) if as_text else EXACT):
         raise pa.ArrowInvalid("found what is not a finite number, or a large one")
     values = numbers.T.astype(dtype, order="C")
     for large in np.flatnonzero(sizes > EXACT_FLOAT32):
@@ -229,10 +237,3 @@ def _numbers(texts: pa.Array, form: FormatSettings) -> pa.Array:
     if pyarrow.compute.any(pyarrow.compute.match_substring_regex(zeros, _NOT_ZERO)).as_py():
         raise pa.ArrowInvalid("found a number that float64 takes for 0")
     return numbers
-
-
-def _codes(column: pa.Array) -> NDArray[np.uint8]:
-    codes = pyarrow.compute.index_in(column, value_set=pa.array(SPLITS))
-    if codes.null_count:
-        raise pa.ArrowInvalid("found a split that is not known")
-    return np.from_dlpack(codes).astype(np.uint8)

@@ -3,12 +3,14 @@
 import math
 import re
 from collections.abc import Collection, Iterator
+from operator import itemgetter
 
 import numpy as np
 
 from truefit.core.errors import TableError
-from truefit.data.table import EXACT, SPLITS, Dtype
+from truefit.data.table import EXACT, Dtype
 from truefit.ingest.csv_file import CsvFile, OnBytes, ignore
+from truefit.ingest.split_keys import KeyColumn
 
 EXACT_FLOAT32 = 2**24  # up to which float32 holds every integer
 LARGEST = 1e150  # in size, of which float64 still holds the square
@@ -94,21 +96,24 @@ def shown_names(header: list[str]) -> str:
 
 
 def checked_rows(
-    source: CsvFile, columns: list[str], dtype: Dtype, split_column: str | None, on_bytes: OnBytes = ignore
+    source: CsvFile, columns: list[str], dtype: Dtype, key: KeyColumn | None, on_bytes: OnBytes = ignore
 ) -> Iterator[tuple[list[float], str]]:
-    """Give each row's numbers, in the order of `columns`, and its split, empty without a split column.
+    """Give each row's numbers, in the order of `columns`, and its cell of the `key`'s column, empty without one.
 
-    Raises TableError, at the end of the file, for what are no finite numbers of `dtype` and no splits: the first ten faults,
-    and how many there are.
+    Raises TableError, at the end of the file, for what are no finite numbers of `dtype` and what the key does not read: the
+    first ten faults, and how many there are.
     """
     header = source.header
     place = {name: index for index, name in enumerate(header)}
     numeric = [place[name] for name in columns]
-    split = None if split_column is None else place[split_column]
-    checks = sorted(numeric if split is None else [*numeric, split])
+    keyed = None if key is None else place[key.name]
     faults: list[str] = []
     count, empty = 0, True
     numbers = _Numbers(source, dtype)
+    checks = [(index, numbers.fault) for index in numeric]
+    if key is not None:
+        checks.append((place[key.name], key.fault))
+    checks.sort(key=itemgetter(0))
     like = "in the header" if source.format.header else f"in line {source.header_line}"
     for line, row in source.data_rows(on_bytes):
         empty = False
@@ -117,23 +122,19 @@ def checked_rows(
         else:
             found = [
                 f", column {header[index]!r}: found {_cell_text(row[index])}, allowed: {allowed}"
-                for index in checks
-                if (allowed := _split_fault(row[index]) if index == split else numbers.fault(row[index]))
+                for index, fault in checks
+                if (allowed := fault(row[index]))
             ]
         if found:
-            faults += [f"line {line}{fault}" for fault in found[: MOST_FAULTS - len(faults)]]
+            faults += [f"line {line}{text}" for text in found[: MOST_FAULTS - len(faults)]]
             count += len(found)
         else:
-            yield [float(source.format.plain(row[index])) for index in numeric], "" if split is None else row[split]
+            yield [float(source.format.plain(row[index])) for index in numeric], "" if keyed is None else row[keyed]
     if empty:
         raise TableError(f"{source.path}: line {source.header_line}: found no rows below the header, allowed: at least one")
     if faults:
         total = f" ({count} bad cells in all)" if count > 1 else ""
         raise TableError(f"{source.path}: {'; '.join(faults)}{total}")
-
-
-def _split_fault(cell: str) -> str | None:
-    return None if cell in SPLITS else ", ".join(SPLITS)
 
 
 class _Numbers:
