@@ -12,6 +12,7 @@ from helpers_data import prepare, read_splits
 from numpy.typing import NDArray
 
 from truefit.core.errors import TableError
+from truefit.ingest import csv_batches
 from truefit.ingest import split as split_module
 from truefit.ingest.csv_format import FormatSettings
 from truefit.ingest.split import SplitSettings, make_splitter
@@ -29,6 +30,12 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(split_module, "SPLIT_CHUNK_ROWS", 7)
+
+
+@pytest.fixture
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # So that a cell in the last rows is met when others were given already.
+    monkeypatch.setattr(csv_batches, "BLOCK_BYTES", 200)
 
 
 def split_rows(rows: int | list[str], **settings: Any) -> NDArray[np.uint8]:
@@ -152,6 +159,7 @@ def test_blanks_around_a_group_are_no_part_of_its_name() -> None:
     assert codes[3] == codes[5]
 
 
+@pytest.mark.usefixtures("_small_blocks")
 @pytest.mark.parametrize("y", ["1", SLOW], ids=["by pyarrow", "cell by cell"])
 def test_a_text_column_can_be_the_group_and_is_no_feature(y: str) -> None:
     lines = [f"{row},patient {row * row % 11},{y if row == 99 else row}\n" for row in range(100)]
@@ -163,6 +171,7 @@ def test_a_text_column_can_be_the_group_and_is_no_feature(y: str) -> None:
     assert sum(map(len, patients)) == len(set.union(*patients)) == 6
 
 
+@pytest.mark.usefixtures("_small_blocks")
 @pytest.mark.parametrize("key", ["group", "order"])
 @pytest.mark.parametrize("y", ["1", "16777217.5e9", SLOW], ids=["by pyarrow", "as text", "cell by cell"])
 def test_the_column_can_be_a_feature_too(key: str, y: str) -> None:
