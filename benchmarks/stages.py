@@ -19,7 +19,8 @@ from measure import arguments, figure, in_own_process, make_table, over, save, s
 from truefit.cli.prediction import predict
 from truefit.data.generating import TARGET
 from truefit.data.table import Dtype, read_table
-from truefit.ingest.prepare import SPLIT_CHUNK_ROWS, PrepareSettings, write_table
+from truefit.ingest.prepare import PrepareSettings, write_table
+from truefit.ingest.split import SPLIT_CHUNK_ROWS
 from truefit.ingest.synthetic import DRAWN_ROWS, draw_chunk, write_csv
 from truefit.model.files import open_model, save_model
 from truefit.model.models import ModelSettings, build_model

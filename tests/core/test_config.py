@@ -47,7 +47,17 @@ DEFAULTS: dict[str, Any] = {
         "features": None,
         "exclude": [],
         "target": None,
-        "split": {"train": 0.8, "validation": 0.1, "test": 0.1, "seed": 42, "column": None},
+        "split": {
+            "train": 0.8,
+            "validation": 0.1,
+            "test": 0.1,
+            "seed": 42,
+            "column": None,
+            "group": None,
+            "order": None,
+            "folds": None,
+            "fold": 0,
+        },
         "dtype": "float32",
     },
     "train": {
@@ -306,7 +316,8 @@ def test_generate_refuses(values: str, line: str) -> None:
         ),
         (
             "{split: {colum: s}}",
-            "split.colum: unknown key, allowed: train, validation, test, seed, column; did you mean column?",
+            "split.colum: unknown key, allowed: train, validation, test, seed, column, group, order, folds, fold; "
+            "did you mean column?",
         ),
         # Types.
         ("{csv: null}", "csv: found None, allowed: a valid string"),
@@ -350,6 +361,35 @@ def test_generate_refuses(values: str, line: str) -> None:
             "{split: {column: s, seed: 1}}",
             "split.seed: found 1, allowed: 42 with prepare.split.column 's', which says each row's split",
         ),
+        (
+            "{split: {column: s, group: g}}",
+            "split.group: found 'g', allowed: None with prepare.split.column 's', which says each row's split",
+        ),
+        (
+            "{split: {order: t, seed: 1}}",
+            "split.seed: found 1, allowed: 42 with prepare.split.order 't', which alone says each row's split",
+        ),
+        (
+            "{split: {order: t, group: g}}",
+            "split.group: found 'g', allowed: None with prepare.split.order 't', which alone says each row's split",
+        ),
+        (
+            "{split: {order: t, folds: 5}}",
+            "split.folds: found 5, allowed: None with prepare.split.order 't', since a model of later rows would "
+            "be tested on earlier ones",
+        ),
+        ("{split: {folds: 2}}", "split.folds: found 2, allowed: greater than or equal to 3"),
+        ("{split: {folds: 1001}}", "split.folds: found 1001, allowed: less than or equal to 1000"),
+        ("{split: {folds: 5, fold: 5}}", "split.fold: found 5, allowed: 0 to 4 with prepare.split.folds 5"),
+        ("{split: {fold: 1}}", "split.fold: found 1, allowed: 0 without prepare.split.folds"),
+        (
+            "{split: {folds: 5, train: 0.6, validation: 0.2, test: 0.2}}",
+            "split.train: found 0.6, allowed: 0.8 with prepare.split.folds 5, of which one tests, one validates, "
+            "and all others train",
+        ),
+        ("{target: g, split: {group: g}}", "target: found 'g', allowed: a column other than prepare.split.group"),
+        ("{target: t, split: {order: t}}", "target: found 't', allowed: a column other than prepare.split.order"),
+        ("{exclude: [g], split: {group: g}}", "exclude: found 'g', allowed: neither the target nor the split column"),
         ("{target: s, split: {column: s}}", "target: found 's', allowed: a column other than prepare.split.column"),
         ("{features: [a, a]}", "features: found 'a', allowed: each column once, neither the target nor the split column"),
         (
@@ -693,6 +733,10 @@ def test_flatten_of_params_yaml_gives_every_dotted_key() -> None:
         "prepare.split.test",
         "prepare.split.seed",
         "prepare.split.column",
+        "prepare.split.group",
+        "prepare.split.order",
+        "prepare.split.folds",
+        "prepare.split.fold",
         "prepare.dtype",
     }
     assert flat["train.optimizer.lr"] == 0.05

@@ -29,10 +29,11 @@ from truefit.core.files import sha256
 from truefit.core.seeds import numpy_generator
 from truefit.data.generating import GenerateSettings
 from truefit.data.table import SPLITS, read_table
-from truefit.ingest import csv_batches
-from truefit.ingest import prepare as ingest
+from truefit.ingest import csv_batches, split_parts
+from truefit.ingest import split as split_module
 from truefit.ingest.csv_format import FormatSettings
-from truefit.ingest.prepare import PrepareSettings, draw_codes, write_table
+from truefit.ingest.prepare import PrepareSettings, write_table
+from truefit.ingest.split_parts import draw_codes
 from truefit.ingest.synthetic import draw_chunk, write_csv
 
 NUMBERED = numbered_csv(20)
@@ -73,7 +74,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "SPLIT_CHUNK_ROWS", 7)
+    monkeypatch.setattr(split_module, "SPLIT_CHUNK_ROWS", 7)
 
 
 def refusal(content: str | bytes, **settings: Any) -> str:
@@ -772,7 +773,7 @@ def test_sizes_are_exact_fractions_by_largest_remainder(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ingest, "SPLIT_CHUNK_ROWS", chunk)
+    monkeypatch.setattr(split_module, "SPLIT_CHUNK_ROWS", chunk)
     table = prepare(tmp_path, numbered_csv(rows), split=dict(zip(SPLITS, fractions, strict=True)))
 
     assert tuple(table.rows.values()) == sizes
@@ -783,7 +784,7 @@ def test_sizes_are_exact_fractions_by_largest_remainder(
 def test_every_row_is_in_one_split_and_each_split_keeps_the_csvs_order(
     chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest, "SPLIT_CHUNK_ROWS", chunk)
+    monkeypatch.setattr(split_module, "SPLIT_CHUNK_ROWS", chunk)
     prepare(tmp_path, numbered_csv(100, features=2))
     splits = read_splits(tmp_path)
 
@@ -818,7 +819,7 @@ def test_the_split_depends_on_the_number_of_rows_and_not_on_their_values(tmp_pat
 
 @pytest.mark.parametrize("chunk", [65_536, 5])
 def test_every_row_is_equally_likely_in_each_split(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "SPLIT_CHUNK_ROWS", chunk)
+    monkeypatch.setattr(split_module, "SPLIT_CHUNK_ROWS", chunk)
     seeds, rows = 120, 20
     chosen = {split: np.zeros((seeds, rows)) for split in SPLITS}
     for seed in range(seeds):
@@ -836,7 +837,7 @@ def test_every_row_is_equally_likely_in_each_split(chunk: int, tmp_path: Path, m
 
 @pytest.mark.parametrize("chunk", [65_536, 7])
 def test_a_split_column_decides_where_each_row_goes(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "SPLIT_CHUNK_ROWS", chunk)
+    monkeypatch.setattr(split_module, "SPLIT_CHUNK_ROWS", chunk)
     names = [SPLITS[row * row % 3 if row % 4 else 2] for row in range(100)]
     content = "s,x,y\n" + "".join(f'"{name}",{row},{row + 0.25}\n' for row, name in enumerate(names))
 
@@ -849,7 +850,7 @@ def test_a_split_column_decides_where_each_row_goes(chunk: int, tmp_path: Path, 
 
 
 def test_a_table_of_several_real_chunks_is_complete_and_in_order(tmp_path: Path) -> None:
-    rows = 2 * ingest.SPLIT_CHUNK_ROWS + 1000
+    rows = 2 * split_module.SPLIT_CHUNK_ROWS + 1000
     prepare(tmp_path, "x,y\n" + "".join(f"{row},{2 * row}\n" for row in range(rows)), dtype="float64")
     splits = read_splits(tmp_path)
 
@@ -887,7 +888,7 @@ def test_beyond_numpys_limit_the_rows_of_a_chunk_are_shared_out_like_all() -> No
 
 @pytest.mark.parametrize("limit", [10**9, 0], ids=["below", "beyond"])
 def test_every_partition_is_equally_likely_on_either_side_of_numpys_limit(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "NUMPYS_LIMIT", limit)
+    monkeypatch.setattr(split_parts, "NUMPYS_LIMIT", limit)
     found: Counter[tuple[int, ...]] = Counter()
     for seed in range(2400):
         left = np.array([2, 1, 1])
@@ -929,7 +930,7 @@ def test_float32_holds_the_nearest_number(tmp_path: Path) -> None:
 def test_mean_and_std_are_those_of_the_training_rows(
     offset: float, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest, "SPLIT_CHUNK_ROWS", 100)
+    monkeypatch.setattr(split_module, "SPLIT_CHUNK_ROWS", 100)
     values = np.random.default_rng(1).normal(offset, (100.0, 1000.0, 50.0), (2000, 3))
     content = "a,b,y\n" + "".join(f"{a!r},{b!r},{y!r}\n" for a, b, y in values.tolist())
 

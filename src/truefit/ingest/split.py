@@ -53,8 +53,8 @@ class SplitSettings(Settings):
             require_defaults(self, others, f"with prepare.split.column {self.column!r}, which says each row's split")
         if self.order is not None:
             if self.folds is not None:
-                allowed = f"None with prepare.split.order {self.order!r}, since a fold would test a model of later rows"
-                raise invalid_value("folds", self.folds, allowed)
+                reason = "since a model of later rows would be tested on earlier ones"
+                raise invalid_value("folds", self.folds, f"None with prepare.split.order {self.order!r}, {reason}")
             where = f"with prepare.split.order {self.order!r}, which alone says each row's split"
             require_defaults(self, ("seed", "group"), where)
         if self.folds is None:
