@@ -55,7 +55,7 @@ class Wanted(NamedTuple):
     @property
     def texts(self) -> set[str]:
         """The names of the columns that are read as text."""
-        return {cell.name for cell in self.columns if cell.parse} | ({self.key.name} if self.key else set())
+        return {cell.name for cell in self.columns if cell.parse} | ({self.key.name} if self.key is not None else set())
 
 
 class Batch(NamedTuple):
