@@ -37,6 +37,7 @@ class Cells(NamedTuple):
     allowed: str = Number.allowed
     takes_missing: bool = False  # as nan; otherwise a missing value is a fault …
     way_out: str = ""  # … and this would let it in
+    has_kind: bool = True  # that prepare.columns may say to be another
 
 
 def cells_of(column: Column, reader: Column | Learner, takes_missing: bool, way_out: str) -> Cells:
@@ -144,7 +145,7 @@ def _text_batches(
             known, bad = _parse(cell, cell.parse or numbers.parse, _known(texts, source.format), source)
             bad[undecoded] = True
             allowed = numbers.fault if cell.parse is None else lambda _, cell=cell: cell.allowed
-            faults.add(cell.name, text, np.flatnonzero(bad), block.row, allowed)
+            faults.add(cell.name, text, np.flatnonzero(bad), block.row, allowed, cell.has_kind)
             if not cell.takes_missing:
                 missing = np.flatnonzero(np.isnan(known[:, 0]) & ~bad)
                 faults.add_missing(cell.name, text, missing, block.row, cell.allowed, cell.way_out)

@@ -45,10 +45,22 @@ class Faults:
         self._ragged = self._ragged or [(line, row)]
         self._ragged_count += 1
 
-    def add(self, name: str, text: Texts, places: NDArray[Any], row: Rows, allowed: Callable[[str], str | None]) -> None:
-        """Take a column's bad cells, at `places` of some rows; `allowed` says what a text should have been."""
+    def add(
+        self,
+        name: str,
+        text: Texts,
+        places: NDArray[Any],
+        row: Rows,
+        allowed: Callable[[str], str | None],
+        has_kind: bool = False,
+    ) -> None:
+        """Take a column's bad cells, at `places` of some rows.
+
+        `allowed` says what a text should have been; `has_kind`, that the column may be given another kind.
+        """
         if len(places):
             faults = self._of(name, text, places, row)
+            faults.has_kind = has_kind
             faults.allowed = allowed(faults.text) or ""
             faults.count += len(places)
             faults.texts.update(text(int(place)) for place in places[: MOST_TEXTS + 1 - len(faults.texts)])
@@ -94,6 +106,7 @@ class _ColumnFaults:
         self.allowed = ""
         self.count = 0
         self.missing, self.way_out = 0, ""
+        self.has_kind = False
         self.texts: set[str] = set()
 
     def told(self, source: CsvFile, name: str, rows: int) -> str:
@@ -110,10 +123,11 @@ class _ColumnFaults:
 
     def _looks(self, source: CsvFile, name: str, rows: int) -> str:
         """Return what the bad cells look like, and the setting that takes them, where they are no slips."""
-        if not source.advice.kind or self.count < MOSTLY * rows or self.count < 2:
+        if self.count < MOSTLY * rows or self.count < 2 or not all(map(is_decoded, self.texts)):
             return ""
+        has_kind = self.has_kind and source.advice.kind
         texts = pa.array(sorted(self.texts), pa.string())
-        for kind in ("boolean", "date"):
+        for kind in ("boolean", "date") if has_kind else ():
             if not KINDS[kind](kind=kind, name=name).parse(texts)[1].any():
                 return f"{'truth values' if kind == 'boolean' else 'dates'}: {source.advice.kind}: {{{name}: {kind}}}"
         if all(_PERCENT.fullmatch(text) for text in self.texts):
@@ -124,6 +138,8 @@ class _ColumnFaults:
         for key, what, pattern in _FORMATS:
             if all(re.fullmatch(pattern, text) for text in self.texts):
                 return f"numbers with {what}: {source.advice.format}.{key}: ','"
+        if not has_kind:
+            return ""
         many = f"more than {MOST_TEXTS}" if len(self.texts) > MOST_TEXTS else str(len(self.texts))
         values = "value" if len(self.texts) == 1 else "different values"
         return (

@@ -192,7 +192,7 @@ class _Staged:
             )
             for learner in self.learners
         ]
-        own = Cells(target, takes_missing=policy.target != "refuse", way_out="prepare.missing: {target: drop}")
+        own = Cells(target, takes_missing=policy.target != "refuse", way_out="prepare.missing: {target: drop}", has_kind=False)
         self.cells = [*features, own]
         self.dropped, self.missing = 0, dict[str, int]()
         self.places = list(accumulate((cell.stored for cell in self.cells), initial=0))
