@@ -207,7 +207,7 @@ class _WholeGroups(Splitter):
         return (roles[numbers] for numbers in self._kept(np.uint32))
 
     def _part_sizes(self) -> NDArray[np.int64]:
-        rows = np.zeros(len(self._groups), np.int64)
+        rows = np.zeros(self._groups.count, np.int64)
         for numbers in self._kept(np.uint32):
             np.add.at(rows, numbers, 1)
         shares, met = self.settings.shares(self.total), np.flatnonzero(rows)

@@ -60,8 +60,9 @@ class GroupColumn:
         self.name = name
         self._numbers: dict[str, int] = {}
 
-    def __len__(self) -> int:
-        """Return the number of groups that were met."""
+    @property
+    def count(self) -> int:
+        """The number of groups that were met."""
         return len(self._numbers)
 
     def read(self, texts: pa.Array) -> NDArray[np.uint32]:
