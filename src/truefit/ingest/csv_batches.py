@@ -163,8 +163,9 @@ def _keys(key: KeyColumn, block: _Block, faults: Faults) -> NDArray[Any]:
     if not undecoded:
         with suppress(pa.ArrowInvalid):
             return key.read(texts)
-    bad = [place for place in range(len(texts)) if place in undecoded or key.fault(text(place))]
-    faults.add(key.name, text, np.array(bad), block.row, key.fault)
+    # In their order, since what a key may be can depend on the rows before.
+    told = {place: fault for place in range(len(texts)) if (fault := key.fault(text(place))) is not None}
+    faults.add(key.name, text, np.array(list(told), np.intp), block.row, lambda _: next(iter(told.values())))
     return _NO_KEYS
 
 
