@@ -290,6 +290,7 @@ def _write_splits(
     """Write each split's array; return the moments of the training rows' features and target, and the arrays' digests."""
     encoding = Encoding(columns)
     moments, width = Moments(len(encoding.names) + 1), encoding.width + 1
+    most = max(1, READ_BYTES // ((len(encoding.names) + 1) * np.dtype(staged.dtype).itemsize))
     with ExitStack() as stack:
         paths = {name: stack.enter_context(atomic_path(folder / f"{name}.npy")) for name in sizes}
         writers = {name: stack.enter_context(ArrayWriter(paths[name], sizes[name], width, staged.dtype)) for name in sizes}
@@ -300,5 +301,6 @@ def _write_splits(
             parts = np.split(ordered, np.bincount(codes, minlength=len(SPLITS)).cumsum()[:-1])
             for part, writer in zip(parts, writers.values(), strict=True):
                 writer.write(part)
-            moments.add(encoding.rows(parts[0]))
+            for start in range(0, len(parts[0]), most):
+                moments.add(encoding.rows(parts[0][start : start + most]))
         return moments, {name: writer.sha256 for name, writer in writers.items()}

@@ -9,6 +9,9 @@ from truefit.data.columns.base import Array, Column
 from truefit.data.columns.number import Number
 
 
+CACHED_BYTES, LEAST_ROWS = 1 << 18, 256
+
+
 class Encoding:
     """The features of a table's columns: stored rows [B, S] in, [B, K] out, in the same dtype.
 
@@ -23,7 +26,7 @@ class Encoding:
         features = accumulate((len(column.features) for column in columns), initial=0)
         places = list(zip(columns, stored, features, strict=False))
         self._plain = np.array([(at, to) for column, at, to in places if _is_plain(column)], np.intp).reshape(-1, 2)
-        self._others = [place for place in places if not _is_plain(place[0])]
+        self._others = [(*place, place[2] + len(place[0].features)) for place in places if not _is_plain(place[0])]
 
     def features(self, stored: Array, out: Array | None = None) -> Array:
         """Return the features [B, K] of stored rows [B, S], written into `out` where that is given, which holds zeros."""
@@ -32,8 +35,12 @@ class Encoding:
                 return stored
             out = np.zeros((len(stored), len(self.names)), stored.dtype)
         out[:, self._plain[:, 1]] = stored[:, self._plain[:, 0]]
-        for column, at, to in self._others:
-            column.encode(stored[:, at : at + column.stored], out[:, to : to + len(column.features)])
+        # Some rows at a time, which stay in the processor's cache while one column after the other writes to them.
+        most = max(LEAST_ROWS, CACHED_BYTES // (stored.itemsize * len(self.names)))
+        for start in range(0, len(stored) if self._others else 0, most):
+            rows, features = stored[start : start + most], out[start : start + most]
+            for column, at, to, end in self._others:
+                column.encode(rows[:, at : at + column.stored], features[:, to:end])
         return out
 
     def rows(self, stored: Array) -> Array:
