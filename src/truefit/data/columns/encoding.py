@@ -9,9 +9,6 @@ from truefit.data.columns.base import Array, Column
 from truefit.data.columns.number import Number
 
 
-CACHED_BYTES, LEAST_ROWS = 1 << 18, 256
-
-
 class Encoding:
     """The features of a table's columns: stored rows [B, S] in, [B, K] out, in the same dtype.
 
@@ -35,12 +32,8 @@ class Encoding:
                 return stored
             out = np.zeros((len(stored), len(self.names)), stored.dtype)
         out[:, self._plain[:, 1]] = stored[:, self._plain[:, 0]]
-        # Some rows at a time, which stay in the processor's cache while one column after the other writes to them.
-        most = max(LEAST_ROWS, CACHED_BYTES // (stored.itemsize * len(self.names)))
-        for start in range(0, len(stored) if self._others else 0, most):
-            rows, features = stored[start : start + most], out[start : start + most]
-            for column, at, to, end in self._others:
-                column.encode(rows[:, at : at + column.stored], features[:, to:end])
+        for column, at, to, end in self._others:
+            column.encode(stored[:, at : at + column.stored], out[:, to:end])
         return out
 
     def rows(self, stored: Array) -> Array:
