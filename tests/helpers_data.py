@@ -4,12 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pytest
 from numpy.typing import NDArray
 
 from truefit.data.table import Split, Table
+from truefit.ingest import csv_batches
 from truefit.ingest.prepare import PrepareSettings, write_table
 
 Array = NDArray[Any]
+
+# Each way in which a CSV is read, the fastest first.
+READERS = {"numbers": "_typed_batches", "texts": "_arrow_blocks", "Python": "_python_blocks"}
 
 
 def numbered_csv(rows: int, features: int = 1) -> str:
@@ -30,3 +36,14 @@ def read_splits(folder: Path) -> dict[Split, Array]:
     """Return the arrays [rows, F + 1] of the table prepared in `folder`/prepared."""
     splits: tuple[Split, ...] = ("train", "validation", "test")
     return {split: np.load(folder / "prepared" / f"{split}.npy") for split in splits}
+
+
+def read_only_by(reader: str, patch: pytest.MonkeyPatch) -> None:
+    """Have CSVs read by one of READERS alone."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise pa.ArrowInvalid("not by this reader")
+
+    for name, function in READERS.items():
+        if name != reader:
+            patch.setattr(csv_batches, function, refuse)

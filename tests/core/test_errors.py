@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from truefit.core import errors
-from truefit.core.errors import SettingsError, StoppedError, TruefitError, is_final
+from truefit.core.errors import SettingsError, StoppedError, TableError, TruefitError, is_final
 
 SRC = Path(__file__).parents[2] / "src"
 
@@ -108,13 +108,27 @@ def test_a_truefit_error_gives_status_2_and_one_line_on_stderr(
     assert capfd.readouterr() == ("", "error: params.yaml: train.lr: found 'x', allowed: a valid number\n")
 
 
-def test_a_text_of_several_lines_is_still_one_line_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_line_break_in_a_text_is_none_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
     def main() -> None:
         raise SettingsError("data.csv: line 1: found no column 'z', allowed: a\nb, c")
 
     assert errors.run(main) == 2
 
     assert capfd.readouterr().err == "error: data.csv: line 1: found no column 'z', allowed: a b, c\n"
+
+
+def test_several_faults_are_a_line_each_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    error = TableError("data.csv: line 2, column 'x': found 'a\u2028', allowed: a number", "data.csv: and 3 more columns")
+
+    def main() -> None:
+        raise error
+
+    assert errors.run(main) == 2
+
+    assert str(error).count("\n") == 1
+    assert capfd.readouterr().err == (
+        "error: data.csv: line 2, column 'x': found 'a ', allowed: a number\ndata.csv: and 3 more columns\n"
+    )
 
 
 @pytest.mark.parametrize("kind", [ValueError, AssertionError, SystemExit])
@@ -167,14 +181,17 @@ def test_generate_with_a_wrong_setting_exits_with_2_and_one_line(tmp_path: Path)
     assert not (tmp_path / "synthetic.csv").exists()
 
 
-def test_prepare_with_a_wrong_cell_exits_with_2_and_one_line(tmp_path: Path) -> None:
+def test_prepare_with_wrong_cells_exits_with_2_and_a_line_for_each_column(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("prepare: {csv: own.csv}\n")
-    (tmp_path / "own.csv").write_text("x,y\n1,2\n3,?\n")
+    (tmp_path / "own.csv").write_text("x,y\n1,2\n3,z\n4,5\nz,6\n")
 
     done = run_script("prepare.py", "prepared", cwd=tmp_path)
 
-    line = "error: own.csv: line 3, column 'y': found '?', allowed: a number\n"
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+    lines = [
+        "error: own.csv: line 5, column 'x': found 'z', allowed: a number",
+        "own.csv: line 3, column 'y': found 'z', allowed: a number",
+    ]
+    assert (done.returncode, done.stdout, done.stderr.splitlines()) == (2, "", lines)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ from helpers_data import numbered_csv, prepare
 
 from truefit.core.errors import TableError
 from truefit.core.files import sha256
+from truefit.data.columns import KINDS
 from truefit.data.table import ArrayWriter, SplitFile, Table, read_table
 
 FOLDER = Path("prepared")
+X1 = {"kind": "number", "name": "x1"}
 ANEW = "`dvc repro --force prepare` writes it anew"
 
 
@@ -48,8 +50,8 @@ def test_what_was_written_is_read(table: Table) -> None:
     assert read_table(FOLDER) == table
 
 
-def test_columns_are_the_features_and_then_the_target(table: Table) -> None:
-    assert table.columns == ["x1", "x2", "y"]
+def test_names_are_the_features_and_then_the_target(table: Table) -> None:
+    assert table.names == ["x1", "x2", "y"]
 
 
 def test_the_digest_changes_with_the_arrays_and_only_with_what_they_are(table: Table) -> None:
@@ -88,8 +90,19 @@ def test_a_damaged_description_is_an_error(content: bytes, reason: str) -> None:
         ({"rows": {"train": 16}}, "rows and sha256 must have train, validation and test"),
         ({"sha256": {}}, "rows and sha256 must have train, validation and test"),
         ({"mean": [0.0]}, "mean and std must have a number for each feature and the target"),
-        ({"features": ["x1"]}, "mean and std must have a number for each feature and the target"),
-        ({"features": ["x1", "y"]}, "features and target must be different columns"),
+        ({"columns": [X1]}, "mean and std must have a number for each feature and the target"),
+        ({"columns": [X1, X1 | {"name": "y"}]}, "features and target must have different names"),
+        ({"columns": [X1, X1]}, "features and target must have different names"),
+        ({"columns": [X1, X1 | {"kind": "text"}]}, f"columns.1: found the kind 'text', allowed: {', '.join(KINDS)}"),
+        ({"columns": [X1, X1 | {"kind": ["number"]}]}, f"columns.1: found the kind ['number'], allowed: {', '.join(KINDS)}"),
+        ({"columns": [X1, "x2"]}, f"columns.1: found the kind None, allowed: {', '.join(KINDS)}"),
+        ({"columns": [X1, X1 | {"names": []}]}, "columns.1.names: Extra inputs are not permitted"),
+        ({"columns": [X1, X1 | {"fill": [1.0, 2.0]}]}, "columns.1: fill must have 1 numbers"),
+        (
+            {"columns": [X1, {"kind": "date", "name": "x2", "format": "%d"}]},
+            "columns.1.format: Input should be a format with a year, and of %Y %y %m %d %H %M %S %j %b %B each once at most, "
+            "such as '%d/%m/%Y'",
+        ),
         ({"rows": {"train": 0, "validation": 1, "test": 1}}, "rows.train: Input should be greater than or equal to 1"),
         ({"std": [1.0, -1.0, 1.0]}, "std.1: Input should be greater than or equal to 0"),
         ({"mean": [float("nan"), 0.0, 0.0]}, "mean.0: Input should be a finite number"),

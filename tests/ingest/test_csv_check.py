@@ -5,10 +5,12 @@ import pytest
 
 from truefit.core.errors import TableError
 from truefit.data.table import Dtype
-from truefit.ingest import csv_file
-from truefit.ingest.csv_check import checked_rows, read_header
+from truefit.ingest import csv_arrow, csv_batches, csv_file
+from truefit.ingest.csv_batches import Cells, Wanted, read_batches
+from truefit.ingest.csv_check import read_header
 from truefit.ingest.csv_file import CsvFile
 from truefit.ingest.csv_format import FormatSettings, Separator
+from truefit.ingest.split_keys import NameColumn
 
 
 @pytest.fixture
@@ -40,12 +42,13 @@ def fault(
     split: str | None = None,
     separator: Separator = ",",
 ) -> str | None:
-    """Return the text of the error that checking this CSV raises, if any."""
+    """Return the text of the error that reading numbers from this CSV raises, if any."""
     write(path, content)
     source = CsvFile(path, FormatSettings(separator=separator))
     read_header(source)
+    cells = [Cells(name, way_out="there is a way out") for name in columns]
     try:
-        list(checked_rows(source, columns, dtype, split))
+        list(read_batches(source, Wanted(cells, dtype, NameColumn(split) if split else None), "check"))
     except TableError as error:
         return str(error)
     return None
@@ -235,9 +238,6 @@ def test_a_number_is_no_fault(cell: str, dtype: Dtype, path: Path) -> None:
     ("cell", "found", "allowed"),
     [
         ("abc", "'abc'", "a number"),
-        ("NA", "'NA'", "a number"),
-        ("null", "'null'", "a number"),
-        ("?", "'?'", "a number"),
         ("1_000", "'1_000'", "a number"),
         ('"1,5"', "'1,5'", "a number with a point, without a comma"),
         ('"-1.234,5e3"', "'-1.234,5e3'", "a number with a point, without a comma"),
@@ -260,11 +260,7 @@ def test_a_number_is_no_fault(cell: str, dtype: Dtype, path: Path) -> None:
         ("3\u00a0", "'3\\xa0'", "a number"),
         ("3\f", "'3\\x0c'", "a number"),
         ("z" * 100, f"'{'z' * 40}'", "a number"),
-        ("", "an empty cell", "a number"),
-        ("   ", "an empty cell", "a number"),
-        ('""', "an empty cell", "a number"),
-        ("nan", "'nan'", "a finite number"),
-        ("NaN", "'NaN'", "a finite number"),
+        ("NAN", "'NAN'", "a finite number"),
         ("-nan", "'-nan'", "a finite number"),
         ("inf", "'inf'", "a finite number"),
         ("-inf", "'-inf'", "a finite number"),
@@ -328,20 +324,60 @@ def test_a_ragged_row_is_found(row: str, line: str, path: Path) -> None:
     assert fault(path, f"x,y\n1,2\n{row}\n3,4\n", ["x", "y"]) == f"data.csv: {line}"
 
 
-def test_all_faults_are_named_in_the_order_of_the_file(path: Path) -> None:
-    assert fault(path, "a,b,c\n1,2,3\n?,b,\n1\n1,2,nan\n", ["c", "b"]) == (
-        "data.csv: line 3, column 'b': found 'b', allowed: a number; "
-        "line 3, column 'c': found an empty cell, allowed: a number; "
-        "line 4: found 1 cells, allowed: 3, as in the header; "
-        "line 5, column 'c': found 'nan', allowed: a finite number (4 bad cells in all)"
+@pytest.mark.parametrize("cell", ["", "   ", '""', "NA", "N/A", "nan", "NaN", "null", "NULL", "?", " NA ", '"?"', '" nan\t"'])
+def test_a_missing_value_is_found_with_its_way_out(cell: str, path: Path) -> None:
+    found = repr(cell.strip('"')) if cell.strip('" ') else "an empty cell"
+
+    assert fault(path, f"x,y\n1,2\n3,{cell}\n5,6\n", ["x", "y"]) == (
+        f"data.csv: line 3, column 'y': found {found}, allowed: a number (1 value is missing; there is a way out)"
     )
 
 
-@pytest.mark.parametrize(("bad", "named"), [(9, 9), (10, 10), (11, 10), (1017, 10)])
-def test_ten_faults_are_named_and_all_are_counted(bad: int, named: int, path: Path) -> None:
-    faults = [f"line {line}, column 'y': found '?', allowed: a number" for line in range(2, named + 2)]
+def test_faults_are_told_by_the_row_and_by_the_column(path: Path) -> None:
+    content = "a,b,c\n1,2,3\n?,b,\n1\n1,2,nan\n1,2\n1,2,3\n"
 
-    assert fault(path, "x,y\n" + "1,?\n" * bad, ["x", "y"]) == f"data.csv: {'; '.join(faults)} ({bad} bad cells in all)"
+    assert fault(path, content, ["c", "b"]) == (
+        "data.csv: line 4: found 1 cells, allowed: 3, as in the header (2 such rows)\n"
+        "data.csv: line 3, column 'b': found 'b', allowed: a number\n"
+        "data.csv: line 3, column 'c': found an empty cell, allowed: a number (2 values are missing; there is a way out)"
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 60], ids=["one block", "several blocks"])
+@pytest.mark.parametrize("last", ["", "1\n"], ids=["by Arrow", "by Python"])
+@pytest.mark.parametrize(("first", "second"), [("bad", "NA"), ("NA", "bad"), ("NA", "NA"), ("bad", "bad")])
+def test_of_a_columns_bad_and_missing_cells_the_first_is_named(
+    first: str, second: str, last: str, rows: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_arrow, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(csv_batches, "SLOW_ROWS", 7)
+    content = "x,y\n" + "1,2\n" * rows + f"1,{first}\n" + "1,2\n" * rows + f"1,{second}\n1,2\n1,2\n{last}"
+    cells = [first, second]
+    told = {1: "1 value is missing", 2: "2 values are missing"}
+    remarks = [f"{told[cells.count('NA')]}; there is a way out"] if "NA" in cells else []
+    remarks += ["2 bad cells in the column"] if cells.count("bad") == 2 else []
+    remark = f" ({'; '.join(remarks)})" if remarks else ""
+
+    *_, line = (fault(path, content, ["x", "y"]) or "").splitlines()
+    assert line == f"data.csv: line {rows + 2}, column 'y': found '{first}', allowed: a number{remark}"
+
+
+@pytest.mark.parametrize("last", ["", "1\n"], ids=["by Arrow", "by Python"])
+def test_all_bad_cells_are_counted(last: str, path: Path) -> None:
+    content = "x,y\n" + "1,z\n" * 9000 + "1,2\n" * 9001 + last
+
+    *_, line = (fault(path, content, ["x", "y"]) or "").splitlines()
+    assert line == "data.csv: line 2, column 'y': found 'z', allowed: a number (9000 bad cells in the column)"
+
+
+@pytest.mark.parametrize(
+    ("bad", "more"), [(9, ""), (10, ""), (11, "\ndata.csv: and 1 more column"), (13, "\ndata.csv: and 3 more columns")]
+)
+def test_ten_columns_are_named(bad: int, more: str, path: Path) -> None:
+    names = [f"x{number}" for number in range(bad)]
+    faults = [f"data.csv: line 2, column '{name}': found 'z', allowed: a number" for name in names[:10]]
+
+    assert fault(path, f"{','.join(names)}\n{','.join(['z'] * bad)}\n", names) == "\n".join(faults) + more
 
 
 @pytest.mark.parametrize(
@@ -366,22 +402,22 @@ def test_another_separator_is_named_as_the_likely_cause(row: str, separator: Sep
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
 def test_the_line_is_that_of_the_file_whatever_the_line_ending(ending: str, path: Path) -> None:
-    content = ending.join(["x,y", "1,2", "", "3,4", "", "", "5,?", ""])
+    content = ending.join(["x,y", "1,2", "", "3,4", "", "", "5,z", ""])
 
-    assert fault(path, content, ["x", "y"]) == "data.csv: line 7, column 'y': found '?', allowed: a number"
+    assert fault(path, content, ["x", "y"]) == "data.csv: line 7, column 'y': found 'z', allowed: a number"
 
 
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ('t,y\n"a\nb",1\nc,?\n', 4),
-        ('t,y\n"a\r\nb\r\nc",1\r\n"d\n",?\n', 5),
-        ('"t\nt",y\na,?\n', 3),
-        ('\n\nt,y\n\n"a\n\nb",1\n\n"c\nd",?\n', 9),
+        ('t,y\n"a\nb",1\nc,z\n', 4),
+        ('t,y\n"a\r\nb\r\nc",1\r\n"d\n",z\n', 5),
+        ('"t\nt",y\na,z\n', 3),
+        ('\n\nt,y\n\n"a\n\nb",1\n\n"c\nd",z\n', 9),
     ],
 )
 def test_line_breaks_inside_quotes_are_counted(content: str, line: int, path: Path) -> None:
-    assert fault(path, content, ["y"]) == f"data.csv: line {line}, column 'y': found '?', allowed: a number"
+    assert fault(path, content, ["y"]) == f"data.csv: line {line}, column 'y': found 'z', allowed: a number"
 
 
 def test_columns_that_are_not_asked_for_may_hold_anything(path: Path) -> None:
@@ -391,9 +427,9 @@ def test_columns_that_are_not_asked_for_may_hold_anything(path: Path) -> None:
 
 
 def test_the_fault_behind_text_that_is_not_utf8_is_found(path: Path) -> None:
-    content = b"x,note,y\n" + b"1,gr\xf6\xdfe,2\n" * 5000 + b"1,ok,?\n"
+    content = b"x,note,y\n" + b"1,gr\xf6\xdfe,2\n" * 5000 + b"1,ok,z\n"
 
-    assert fault(path, content, ["x", "y"]) == "data.csv: line 5002, column 'y': found '?', allowed: a number"
+    assert fault(path, content, ["x", "y"]) == "data.csv: line 5002, column 'y': found 'z', allowed: a number"
 
 
 def test_a_number_that_is_not_utf8_is_found_at_its_line(path: Path) -> None:

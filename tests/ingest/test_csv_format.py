@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
-from helpers_data import numbered_csv, prepare, read_splits
+from helpers_data import READERS, numbered_csv, prepare, read_only_by, read_splits
 
 from truefit.core.config import Params
 from truefit.core.errors import SettingsError, TableError
-from truefit.ingest import csv_batches
 from truefit.ingest.csv_lines import single_blanks
 from truefit.ingest.prepare import PrepareSettings
 
@@ -35,7 +33,7 @@ def german(text: str) -> str:
     return text.replace(",", ";").replace(".", ",")
 
 
-@pytest.mark.parametrize("reader", ["fast", "slow"])
+@pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(
     ("form", "content"),
     [
@@ -55,16 +53,12 @@ def test_the_same_rows_in_another_format_give_the_same_table(
     form: dict[str, Any], content: str, reader: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = prepare(Path(), NUMBERED)
-    monkeypatch.setattr(csv_batches, "_fast_batches" if reader == "slow" else "_slow_batches", refuse)
+    read_only_by(reader, monkeypatch)
 
     table = prepare(Path(), content.encode(form.get("encoding", "utf-8")), format=form)
 
-    assert (table.sha256, table.columns) == (plain.sha256, ["x1", "y"])
+    assert (table.sha256, table.names) == (plain.sha256, ["x1", "y"])
     assert table.csv.format == {**plain.csv.format, **form}
-
-
-def refuse(*_: Any, **__: Any) -> Any:
-    raise pa.ArrowInvalid("not by this reader")
 
 
 @pytest.mark.parametrize("start", ["", "\ufeff", "\n\n"])
@@ -74,7 +68,7 @@ def test_columns_without_a_header_are_numbered(start: str) -> None:
 
     table = prepare(Path(), start + rows, format={"header": False})
 
-    assert (table.sha256, table.columns) == (plain.sha256, ["column1", "column2", "column3"])
+    assert (table.sha256, table.names) == (plain.sha256, ["column1", "column2", "column3"])
     assert prepare(Path(), rows, format={"header": False}, target="column2").features == ["column1", "column3"]
 
 
@@ -129,15 +123,15 @@ def test_what_is_no_number_of_the_format_is_refused(form: dict[str, Any], cell: 
 @pytest.mark.parametrize(
     ("form", "content", "line"),
     [
-        ({"comment": "#"}, "# a\nx,y\n# b\n1,2\n#\n3,?\n", "line 6, column 'y': found '?', allowed: a number"),
-        ({"comment": "#"}, '#\nn,x,y\n"a\n#b",1,2\n#\n"c\n#",3,?\n', "line 6, column 'y': found '?', allowed: a number"),
+        ({"comment": "#"}, "# a\nx,y\n# b\n1,2\n#\n3,z\n", "line 6, column 'y': found 'z', allowed: a number"),
+        ({"comment": "#"}, '#\nn,x,y\n"a\n#b",1,2\n#\n"c\n#",3,z\n', "line 6, column 'y': found 'z', allowed: a number"),
         ({"comment": "#"}, '#\nx,y\n#\n1,"2\n#',
          "line 4, column 'y': found a quote that is not closed, allowed: a closing quote"),
         ({"comment": "#"}, "# a\n#", "line 1: found an empty file, allowed: a header with column names, then rows"),
-        ({"header": False}, "1,2\n3,?\n", "line 2, column 'column2': found '?', allowed: a number"),
+        ({"header": False}, "1,2\n3,z\n", "line 2, column 'column2': found 'z', allowed: a number"),
         ({"header": False}, "\n1,2\n3\n", "line 3: found 1 cells, allowed: 2, as in line 2"),
         ({"header": False}, "", "line 1: found an empty file, allowed: rows"),
-        ({"separator": " "}, ' x  y\n\n 1 2 \n3\t"?" \n', "line 4, column 'y': found '?', allowed: a number"),
+        ({"separator": " "}, ' x  y\n\n 1 2 \n3\t"z" \n', "line 4, column 'y': found 'z', allowed: a number"),
         ({"separator": " "}, 'x y\n1  "2\n', "line 2, column 'y': found a quote that is not closed, allowed: a closing quote"),
         ({"separator": " "}, "x y\n1 2 3\n", "line 2: found 3 cells, allowed: 2, as in the header"),
     ],

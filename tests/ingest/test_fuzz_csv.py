@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from truefit.core.errors import TableError
 from truefit.data.table import SPLITS
-from truefit.ingest import csv_batches
+from truefit.ingest import csv_arrow, csv_batches
 
 profile = fuzz(examples=300)
 
@@ -71,6 +71,7 @@ ODD_NUMBERS = [
         "1.7976931348623157e308",
     ),
 ]
+MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "?"]
 ODD_TEXTS = [
     *(
         "1_000",
@@ -116,6 +117,7 @@ ODD_TEXTS = [
         "1\x85",
         "1\0",
     ),
+    *("?", "null", " N/A ", "nan ", "-NaN", *MISSING),
     *("1\r", "1\n", "1\r\n", '1"', '"1"', '"', "train", "Train", "test ", "validation\n"),
 ]
 # Written anywhere.
@@ -182,11 +184,22 @@ class Case:
 
 @dataclass
 class Verdict:
-    """What the CSV holds, or the faults that an error must name: for each its place and, if known, what was found."""
+    """What the CSV holds, or what is wrong with it.
 
-    faults: list[tuple[str, str]] = field(default_factory=list)
+    `early` is a fault that ends the reading: its place and, if known, what was found. Others are the lines and lengths of rows
+    of another length than the header's, and by column the lines and texts of bad cells and of missing values.
+    """
+
+    early: tuple[str, str] | None = None
+    ragged: list[tuple[int, int]] = field(default_factory=list)
+    bad: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    missing: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     rows: list[list[float]] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
+
+    @property
+    def is_good(self) -> bool:
+        return not (self.early or self.ragged or self.bad or self.missing)
 
 
 def shown(cell: str) -> str:
@@ -253,7 +266,7 @@ def with_single_blanks(text: str) -> str:
 def judge(case: Case) -> Verdict:
     """Return what Python's csv module and float() make of the case's bytes."""
     if case.content in (b"\xef", b"\xef\xbb"):  # a BOM that is cut off, and nothing else, is nothing to Python's decoder
-        return Verdict([("line 1", "an empty file")])
+        return Verdict(("line 1", "an empty file"))
     text = case.content.decode("utf-8-sig", "surrogateescape")
     if case.separator == " ":
         text = with_single_blanks(text)
@@ -268,37 +281,39 @@ def judge(case: Case) -> Verdict:
         wrong = place_of_wrong_quote("".join(list(io.StringIO(text, newline=""))[begin - 1 :]), case.separator)
 
     if not rows:
-        return Verdict([(f"line {begin}, column {wrong}" if wrong else "line 1", "")])
+        return Verdict((f"line {begin}, column {wrong}" if wrong else "line 1", ""))
     line, header = rows[0]
     header = [name.strip() for name in header]
     if all(not name or NUMBER.fullmatch(name) for name in header) and any(header):
-        return Verdict([(f"line {line}", "numbers alone")])
+        return Verdict((f"line {line}", "numbers alone"))
     named = ["x", "y"] if case.named else []
     split = "s" if case.split_column else None
     columns = named or [name for name in header if name and name != split]
     if {*named, split or ""} - {*header, ""}:
-        return Verdict([(f"line {line}", "")])
+        return Verdict((f"line {line}", ""))
     for number, name in enumerate(header, 1):
         broken = name.encode(errors="replace") != name.encode(errors="surrogateescape") or "\0" in name
         if name in {*columns, split} and (broken or name in header[: number - 1]):
-            return Verdict([(f"line {line}, column {number}", "")])
+            return Verdict((f"line {line}, column {number}", ""))
     if len(columns) < 2:
-        return Verdict([(f"line {line}", "")])
+        return Verdict((f"line {line}", ""))
     if wrong:
         where = repr(header[wrong - 1]) if wrong <= len(header) and header[wrong - 1] else str(wrong)
-        return Verdict([(f"line {begin}, column {where}", "")])
+        return Verdict((f"line {begin}, column {where}", ""))
     if not rows[1:]:
-        return Verdict([(f"line {line}", "")])
+        return Verdict((f"line {line}", ""))
 
     verdict = Verdict()
     for line, row in rows[1:]:
         if len(row) != len(header):
-            verdict.faults.append((f"line {line}", f"{len(row)} cells"))
+            verdict.ragged.append((line, len(row)))
             continue
         for name, cell in zip(header, row, strict=True):
-            if (name in columns and not takes(cell, case.dtype)) or (name == split and cell not in SPLITS):
-                verdict.faults.append((f"line {line}, column {name!r}", shown(cell)))
-        if not verdict.faults:
+            if name in columns and cell.strip(" \t") in MISSING:
+                verdict.missing.setdefault(name, []).append((line, shown(cell)))
+            elif (name in columns and not takes(cell, case.dtype)) or (name == split and cell not in SPLITS):
+                verdict.bad.setdefault(name, []).append((line, shown(cell)))
+        if verdict.is_good:
             cells = dict(zip(header, row, strict=True))
             verdict.rows.append([float(cells[name]) for name in columns])
             verdict.splits.append(cells[split] if split else "")
@@ -334,14 +349,14 @@ def check(case: Case, folder: Path) -> None:
     for leftover in (folder / "prepared").glob("*"):
         leftover.unlink()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(csv_batches, "BLOCK_BYTES", case.block)
+        patch.setattr(csv_arrow, "BLOCK_BYTES", case.block)
         try:
             table = prepare(folder, stored, **case.settings)
         except TableError as error:
             assert list((folder / "prepared").glob("*")) == []
-            check_error(str(error).removeprefix(f"{folder / 'data.csv'}: "), case, verdict)
+            check_error([line.removeprefix(f"{folder / 'data.csv'}: ") for line in error.args], case, verdict)
             return
-    assert not verdict.faults
+    assert verdict.is_good
     if case.split_column:
         places = {split: [row for row, name in enumerate(verdict.splits) if name == split] for split in SPLITS}
     else:
@@ -352,9 +367,13 @@ def check(case: Case, folder: Path) -> None:
     assert table.csv.sha256 == hashlib.sha256(stored).hexdigest()
 
 
-def check_error(line: str, case: Case, verdict: Verdict) -> None:
-    assert line.isprintable()  # and so it is one line
-    if not verdict.faults:
+def check_error(lines: list[str], case: Case, verdict: Verdict) -> None:
+    assert all(line.isprintable() for line in lines)
+    line = lines[0]
+    if verdict.early:
+        place, found = map(re.escape, verdict.early)
+        assert re.fullmatch(rf"{place}: found {found}.*, allowed: .+", "\n".join(lines))
+    elif verdict.is_good:
         rows = np.array(verdict.rows)
         stored = rows.astype(case.dtype)
         if ((stored == stored[0]).all(axis=0) & (rows != rows[0]).any(axis=0)).any():
@@ -363,10 +382,22 @@ def check_error(line: str, case: Case, verdict: Verdict) -> None:
         where = "column 's': found no row with" if case.split_column else "prepare.split: found too few rows"
         assert line.startswith(where)
         assert len(verdict.rows) < 6 or len(set(verdict.splits)) < 3
-        return
-    faults = [rf"{re.escape(place)}: found {re.escape(found)}.*, allowed: .+" for place, found in verdict.faults[:10]]
-    total = rf" \({len(verdict.faults)} bad cells in all\)" if len(verdict.faults) > 1 else ""
-    assert re.fullmatch("; ".join(faults) + total, line)
+    else:
+        check_faults(lines, verdict)
+
+
+def check_faults(lines: list[str], verdict: Verdict) -> None:
+    if verdict.ragged:
+        line, cells = verdict.ragged[0]
+        more = rf" \({len(verdict.ragged)} such rows\)" if len(verdict.ragged) > 1 else ""
+        assert re.fullmatch(rf"line {line}: found {cells} cells, allowed: [^(]+(\(is [^)]+\))?{more}", lines.pop(0))
+    assert len(lines) == len({*verdict.bad, *verdict.missing})
+    for name in {*verdict.bad, *verdict.missing}:
+        bad, missing = verdict.bad.get(name, []), verdict.missing.get(name, [])
+        line, found = min(bad + missing)
+        (told,) = [told for told in lines if told.startswith(f"line {line}, column {name!r}: found {found}, allowed: ")]
+        counted = re.findall(r"\b(\d+) (?:values? (?:is|are) missing|bad cells in the column)", told)
+        assert counted == [*([str(len(missing))] if missing else []), *([str(len(bad))] if len(bad) > 1 else [])]
 
 
 def quoted(cell: str) -> str:
@@ -503,6 +534,10 @@ def outcome(content: bytes, folder: Path, form: dict[str, Any]) -> Any:
     return {split: array.tobytes() for split, array in read_splits(folder).items()}
 
 
+def refuse(*_: Any, **__: Any) -> Any:
+    raise pa.ArrowInvalid
+
+
 @given(
     form=st.fixed_dictionaries(
         {
@@ -534,11 +569,9 @@ def test_pyarrow_gets_the_rows_that_python_reads_whatever_the_format(
     content = text.encode(form["encoding"])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(csv_batches, "BLOCK_BYTES", block)
+        patch.setattr(csv_arrow, "BLOCK_BYTES", block)
         fast = outcome(content, folder, form)
-
-        def refuse(*_: Any, **__: Any) -> Any:
-            raise pa.ArrowInvalid
-
-        patch.setattr(csv_batches, "_fast_batches", refuse)
+        patch.setattr(csv_batches, "_typed_batches", refuse)
+        assert outcome(content, folder, form) == fast
+        patch.setattr(csv_batches, "_arrow_blocks", refuse)
         assert outcome(content, folder, form) == fast

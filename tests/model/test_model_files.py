@@ -100,7 +100,7 @@ def test_a_saved_model_comes_back_to_the_bit(
     assert torch.equal(model(features), saved.eval()(features))
     assert description.model == settings
     assert (description.scale, description.dtype) == (scale, dtype)
-    assert (description.features, description.target) == (["x1", "x2"], "y")
+    assert ([column.name for column in description.columns], description.target) == (["x1", "x2"], "y")
     assert description.state_dict_sha256 == state_dict_digest(saved.state_dict())
 
 

@@ -43,12 +43,13 @@ TABLE = Table(
 )
 # A training as short as can be, in a process of its own.
 TRAINING = """
+from truefit.data.columns.number import Number
 from truefit.data.table import CsvSource, Table
 from truefit.tracking.provenance import Origin
 from truefit.tracking.run import TrackSettings
 from truefit.tracking.store import Store
 split = {"train": 8, "validation": 1, "test": 1}
-table = Table(csv=CsvSource(path="a.csv", sha256="0" * 64), features=["a"], target="c", dtype="float32",
+table = Table(csv=CsvSource(path="a.csv", sha256="0" * 64), columns=[Number(name="a")], target="c", dtype="float32",
               rows=split, mean=[0, 0], std=[1, 1], sha256={name: "" for name in split})
 with Store().training_run(TrackSettings(), "name", "f" * 64, lambda: Origin({"a": 1}, {}, table, {})) as run:
     run.log_metrics({"loss": 0.5}, 1)

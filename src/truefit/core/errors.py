@@ -1,4 +1,4 @@
-"""What a user can cause to go wrong, each as one line of text, with which `run` ends a stage.
+"""What a user can cause to go wrong, each as a line of text or, of a table, a line for each fault; with it `run` ends a stage.
 
 The tree:
 
@@ -21,9 +21,13 @@ GARBAGE_AFTER = 100_000  # new objects between two collections of garbage in a s
 
 
 class TruefitError(Exception):
-    """Something that the user can put right; its text is one line that names the place."""
+    """Something that the user can put right; its text is one line that names the place, or one for each of its arguments."""
 
     status = 2
+
+    def __str__(self) -> str:
+        """Return the lines."""
+        return "\n".join(map(str, self.args))
 
 
 class SettingsError(TruefitError):
@@ -74,7 +78,7 @@ def lacks_memory(error: MemoryError | RuntimeError) -> bool:
 
 
 def run(main: Callable[[], None]) -> int:
-    """Run a stage's `main` and return its exit status: 0, or another after printing one line to stderr.
+    """Run a stage's `main` and return its exit status: 0, or another after printing what was wrong to stderr.
 
     It is 2 for a TruefitError, an OSError or a lack of memory; for a signal 128 and its number: 130 for Ctrl-C, 143 for
     SIGTERM.
@@ -84,23 +88,23 @@ def run(main: Callable[[], None]) -> int:
     gc.set_threshold(GARBAGE_AFTER)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does, for names with letters that its encoding lacks
-    line, status = "", 0
+    lines, status = [""], 0
     try:
         main()
     except TruefitError as error:
-        line, status = str(error), error.status
+        lines, status = list(map(str, error.args)), error.status
     except KeyboardInterrupt:
-        line, status = "stopped by SIGINT", 128 + signal.SIGINT
+        lines, status = ["stopped by SIGINT"], 128 + signal.SIGINT
     except OSError as error:
-        line = f"{error.filename}: {error.strerror or 'failed'}" if error.filename else str(error)
+        lines = [f"{error.filename}: {error.strerror or 'failed'}" if error.filename else str(error)]
         status = TruefitError.status
     except (MemoryError, RuntimeError) as error:
         if not lacks_memory(error):
             raise
         found = str(error).partition("\n")[0].rpartition("err == 0. ")[2]  # torch begins with a line of its source
-        line = f"not enough memory: {found or 'found none left'}; try {LESS}"
+        lines = [f"not enough memory: {found or 'found none left'}; try {LESS}"]
         status = TruefitError.status
     if status:
-        print("error:", " ".join(line.splitlines()), file=sys.stderr)
+        print("error:", "\n".join(" ".join(line.splitlines()) for line in lines), file=sys.stderr)
     gc.freeze()
     return status

@@ -17,7 +17,7 @@ from truefit.data.columns.base import Array, Column, Learner, Parsed, to_numpy
 from truefit.data.columns.number import Number
 from truefit.data.table import EXACT, Dtype
 from truefit.ingest.csv_arrow import arrow_columns
-from truefit.ingest.csv_faults import Faults, Texts, is_decoded
+from truefit.ingest.csv_faults import CellTexts, Faults, is_decoded
 from truefit.ingest.csv_file import CsvFile, OnBytes
 from truefit.ingest.csv_format import FormatSettings
 from truefit.ingest.csv_numbers import EXACT_FLOAT32, Numbers, without
@@ -72,12 +72,9 @@ Batches = Generator[Batch, None, None]
 
 
 class _Block(NamedTuple):
-    """The texts of some rows' wanted cells, by column: as Arrow's, one by one, and which were no text in their encoding.
+    """The texts of some rows' wanted cells, by column; `row` gives the row of a place, or its line."""
 
-    `row` gives the row of a place, or its line.
-    """
-
-    texts: dict[str, tuple[pa.Array, Texts, list[int]]]
+    cells: dict[str, CellTexts]
     row: Callable[[int], int]
     rows: int
 
@@ -103,6 +100,8 @@ def read_batches(source: CsvFile, wanted: Wanted, title: str) -> Batches:
                         given = read
                         yield batch._replace(values=batch.values[known:], keys=batch.keys[known:])
             except pa.ArrowInvalid:
+                if reader is readers[-1]:
+                    raise
                 continue
             return
 
@@ -139,18 +138,20 @@ def _text_batches(
     numbers = Numbers(source.format, wanted.dtype, source.advice.wider)
     faults, rows = Faults(source), 0
     for block in blocks(source, names, faults, on_bytes):
-        parsed = []
+        parsed, told = [], dict[str, NDArray[np.bool_]]()
         for cell in wanted.columns:
-            texts, text, undecoded = block.texts[cell.name]
-            known, bad = _parse(cell, cell.parse or numbers.parse, _known(texts, source.format), source)
-            bad[undecoded] = True
-            allowed = numbers.fault if cell.parse is None else lambda _, cell=cell: cell.allowed
-            faults.add(cell.name, text, np.flatnonzero(bad), block.row, allowed, cell.has_kind)
+            cells = block.cells[cell.name]
+            known, bad = _parse(cell, cell.parse or numbers.parse, _known(cells.texts, source.format), source)
+            bad[cells.undecoded] = True
+            allowed = numbers.fault if cell.parse is None else partial(_allowed, cell, source)
+            faults.add(cell.name, cells, np.flatnonzero(bad), block.row, allowed, cell.has_kind)
             if not cell.takes_missing:
                 missing = np.flatnonzero(np.isnan(known[:, 0]) & ~bad)
-                faults.add_missing(cell.name, text, missing, block.row, cell.allowed, cell.way_out)
+                faults.add_missing(cell.name, cells, missing, block.row, cell.allowed, cell.way_out)
+                bad[missing] = True
+            told[cell.name] = bad
             parsed.append(known.T)
-        keys = _keys(wanted.key, block, faults) if wanted.key is not None else _NO_KEYS
+        keys = _keys(wanted.key, block, faults, told) if wanted.key is not None else _NO_KEYS
         rows += block.rows
         if not faults:
             yield _batch(parsed, keys, wanted.dtype, checked=True)
@@ -158,15 +159,23 @@ def _text_batches(
         raise faults.error(rows)
 
 
-def _keys(key: KeyColumn, block: _Block, faults: Faults) -> NDArray[Any]:
-    texts, text, undecoded = block.texts[key.name]
-    if not undecoded:
+def _keys(key: KeyColumn, block: _Block, faults: Faults, told: dict[str, NDArray[np.bool_]]) -> NDArray[Any]:
+    """Return the numbers of the key's column, or none where some cells are faults, without those that were told of it."""
+    cells = block.cells[key.name]
+    if not cells.undecoded:
         with suppress(pa.ArrowInvalid):
-            return key.read(texts)
+            return key.read(cells.texts)
     # In their order, since what a key may be can depend on the rows before.
-    told = {place: fault for place in range(len(texts)) if (fault := key.fault(text(place))) is not None}
-    faults.add(key.name, text, np.array(list(told), np.intp), block.row, lambda _: next(iter(told.values())))
+    reasons = [(place, key.fault(cells.text(place))) for place in range(len(cells.texts))]
+    known = told.get(key.name, np.zeros(len(cells.texts), bool))
+    bad = {place: reason for place, reason in reasons if reason is not None and not known[place]}
+    faults.add(key.name, cells, np.array(list(bad), np.intp), block.row, lambda _: next(iter(bad.values())))
     return _NO_KEYS
+
+
+def _allowed(cell: Cells, source: CsvFile, text: str) -> str:
+    """Return what a cell should have held that is none of the column's kind, or no text at all."""
+    return cell.allowed if is_decoded(text) else f"text in {source.format.encoding}, or {source.advice.encoding}"
 
 
 def _parse(cell: Cells, parse: Callable[[pa.Array], Parsed], texts: pa.Array, source: CsvFile) -> Parsed:
@@ -187,9 +196,9 @@ def _known(texts: pa.Array, form: FormatSettings) -> pa.Array:
 
 
 def _numbers(column: pa.Array, form: FormatSettings) -> Array:
-    """Return the numbers [B], nan for null; raises pa.ArrowInvalid for another nan."""
+    """Return the numbers [B], nan for null; raises pa.ArrowInvalid for another nan, which is none."""
     numbers = to_numpy(column.fill_null(np.nan) if column.null_count else column)
-    if column.null_count and np.isnan(numbers).sum() != column.null_count:
+    if np.count_nonzero(np.isnan(numbers)) != column.null_count:
         raise pa.ArrowInvalid("found nan")
     return without(numbers, form.missing_numbers)
 
@@ -204,7 +213,8 @@ def _batch(parsed: list[Array], keys: NDArray[Any], dtype: Dtype, checked: bool)
     for row in np.flatnonzero(np.isnan(lowest)):
         lowest[row] = np.fmin.reduce(numbers[row], initial=np.inf)
         highest[row] = np.fmax.reduce(numbers[row], initial=-np.inf)
-    values = numbers.T.astype(dtype, order="C")
+    with np.errstate(over="ignore"):
+        values = numbers.T.astype(dtype, order="C")
     if not checked:
         _require_kept(numbers, values, np.maximum(-lowest, highest))
     return Batch(values, keys, lowest, highest)
@@ -227,10 +237,8 @@ def _arrow_blocks(source: CsvFile, names: list[str], faults: Faults, on_bytes: O
     """Give the texts as pyarrow reads them; raises pa.ArrowInvalid for rows that Python's reader has to look at."""
     rows = 0
     for columns in arrow_columns(source, dict.fromkeys(names, pa.string()), [], on_bytes):
-        texts: dict[str, tuple[pa.Array, Texts, list[int]]] = {
-            name: (column, partial(_text, column), []) for name, column in columns.items()
-        }
-        yield _Block(texts, partial(int.__add__, rows), len(columns[names[0]]))
+        cells = {name: CellTexts(column, partial(_text, column), []) for name, column in columns.items()}
+        yield _Block(cells, partial(int.__add__, rows), len(columns[names[0]]))
         rows += len(columns[names[0]])
     faults.by_row = True
 
@@ -252,13 +260,13 @@ def _python_blocks(source: CsvFile, names: list[str], faults: Faults, on_bytes: 
                 faults.add_row(line, row)
         whole = [(line, row) for line, row in some if len(row) == width]
         lines = [line for line, _ in whole]
-        texts: dict[str, tuple[pa.Array, Texts, list[int]]] = {}
+        cells = {}
         for name, place in zip(names, places, strict=True):
-            cells = [row[place] for _, row in whole]
-            undecoded = [index for index, cell in enumerate(cells) if not is_decoded(cell)]
-            known = cells if not undecoded else [cell if is_decoded(cell) else "" for cell in cells]
-            texts[name] = pa.array(known, pa.string()), cells.__getitem__, undecoded
+            texts = [row[place] for _, row in whole]
+            undecoded = [index for index, text in enumerate(texts) if not is_decoded(text)]
+            known = texts if not undecoded else [text if is_decoded(text) else "" for text in texts]
+            cells[name] = CellTexts(pa.array(known, pa.string()), texts.__getitem__, undecoded)
         if whole:
-            yield _Block(texts, lines.__getitem__, len(whole))
+            yield _Block(cells, lines.__getitem__, len(whole))
     if not rows:
         raise TableError(f"{source.path}: line {source.header_line}: found no rows below the header, allowed: at least one")

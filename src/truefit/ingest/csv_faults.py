@@ -3,9 +3,10 @@
 import re
 from collections.abc import Callable
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute
 from numpy.typing import NDArray
 
 from truefit.core.errors import TableError
@@ -16,8 +17,7 @@ MOST_COLUMNS = 10  # that an error names
 MOST_TEXTS = 100  # different ones, of a column's bad cells, by which it is told what they are
 MOSTLY = 0.5  # of a column's cells: as many bad ones are no slips
 
-Texts = Callable[[int], str]  # the text of a cell, by its place in some rows
-Rows = Callable[[int], int]  # its row, or line, likewise
+Rows = Callable[[int], int]  # the row, or line, of a cell, by its place in some rows
 
 _FORMATS = [
     ("thousands", "a sign for thousands", r"[+-]?(\d+|\d{1,3}(,\d{3})+(\.\d*)?)"),
@@ -25,6 +25,17 @@ _FORMATS = [
 ]
 _PERCENT = re.compile(r"[+-]?[\d.,]+ ?%")
 _UNIT = re.compile(r"([^\d\s.,+-]*) ?[+-]?\d[\d.,]* ?([^\d\s.,]*)")
+
+
+class CellTexts(NamedTuple):
+    """The texts of a column's cells in some rows: as Arrow's, one by one, and the places of those that could not be decoded.
+
+    Of those, Arrow's are empty.
+    """
+
+    texts: pa.Array
+    text: Callable[[int], str]
+    undecoded: list[int]
 
 
 class Faults:
@@ -48,7 +59,7 @@ class Faults:
     def add(
         self,
         name: str,
-        text: Texts,
+        cells: CellTexts,
         places: NDArray[Any],
         row: Rows,
         allowed: Callable[[str], str | None],
@@ -59,23 +70,25 @@ class Faults:
         `allowed` says what a text should have been; `has_kind`, that the column may be given another kind.
         """
         if len(places):
-            faults = self._of(name, text, places, row)
+            faults = self._of(name, cells, places, row, allowed)
             faults.has_kind = has_kind
-            faults.allowed = allowed(faults.text) or ""
             faults.count += len(places)
-            faults.texts.update(text(int(place)) for place in places[: MOST_TEXTS + 1 - len(faults.texts)])
+            faults.undecoded = faults.undecoded or bool(cells.undecoded)
+            if len(faults.texts) <= MOST_TEXTS:
+                bad = pyarrow.compute.ascii_trim(cells.texts.take(pa.array(places)), characters=" \t")
+                faults.texts.update(bad.unique()[: MOST_TEXTS + 1].to_pylist())
 
-    def add_missing(self, name: str, text: Texts, places: NDArray[Any], row: Rows, allowed: str, way_out: str) -> None:
+    def add_missing(self, name: str, cells: CellTexts, places: NDArray[Any], row: Rows, allowed: str, way_out: str) -> None:
         """Take a column's missing values, likewise, where such are refused."""
         if len(places):
-            faults = self._of(name, text, places, row)
-            faults.allowed = faults.allowed or allowed
+            faults = self._of(name, cells, places, row, lambda _: allowed)
             faults.missing, faults.way_out = faults.missing + len(places), way_out
 
     def error(self, rows: int) -> TableError:
-        """Return the error that tells all of them, of so many rows, a line for each column."""
+        """Return the error that tells all of them, of so many rows: a line for rows, then one for each column."""
         source = self._source
-        shown = list(self._columns.items())[:MOST_COLUMNS]
+        order = {name: place for place, name in enumerate(source.header)}
+        shown = sorted(self._columns.items(), key=lambda named: order[named[0]])[:MOST_COLUMNS]
         found = []
         for line, row in self._ragged:
             like = "in the header" if source.format.header else f"in line {source.header_line}"
@@ -88,25 +101,32 @@ class Faults:
             lines = {row: line for row, (line, _) in islice(data, max(lines, default=-1) + 1) if row in lines}
         for name, faults in shown:
             found.append(f"line {lines[faults.row]}, column {name!r}: {faults.told(source, name, rows)}")
-        if len(self._columns) > len(shown):
-            found.append(f"and {len(self._columns) - len(shown)} more columns")
-        return TableError("\n".join(f"{source.path}: {fault}" for fault in found))
+        if others := len(self._columns) - len(shown):
+            found.append(f"and {others} more {'column' if others == 1 else 'columns'}")
+        return TableError(*(f"{source.path}: {fault}" for fault in found))
 
-    def _of(self, name: str, text: Texts, places: NDArray[Any], row: Rows) -> "_ColumnFaults":
+    def _of(
+        self, name: str, cells: CellTexts, places: NDArray[Any], row: Rows, allowed: Callable[[str], str | None]
+    ) -> "_ColumnFaults":
         first = int(places[0])
-        return self._columns.setdefault(name, _ColumnFaults(row(first), text(first)))
+        at, text = row(first), cells.text(first)
+        faults = self._columns.get(name)
+        if faults is None:
+            faults = self._columns[name] = _ColumnFaults(at, text, allowed(text) or "")
+        elif at < faults.row:
+            faults.row, faults.text, faults.allowed = at, text, allowed(text) or ""
+        return faults
 
 
 class _ColumnFaults:
     """Those of one column: the first one's row and text, what should have been there, how many, and some different texts."""
 
-    def __init__(self, row: int, text: str) -> None:
-        self.row = row
-        self.text = text
-        self.allowed = ""
+    def __init__(self, row: int, text: str, allowed: str) -> None:
+        self.row, self.text, self.allowed = row, text, allowed
         self.count = 0
         self.missing, self.way_out = 0, ""
         self.has_kind = False
+        self.undecoded = False  # whether some could not be decoded
         self.texts: set[str] = set()
 
     def told(self, source: CsvFile, name: str, rows: int) -> str:
@@ -123,8 +143,10 @@ class _ColumnFaults:
 
     def _looks(self, source: CsvFile, name: str, rows: int) -> str:
         """Return what the bad cells look like, and the setting that takes them, where they are no slips."""
-        if self.count < MOSTLY * rows or self.count < 2 or not all(map(is_decoded, self.texts)):
+        if self.count < MOSTLY * rows or self.count < 2:
             return ""
+        if self.undecoded:
+            return f"bytes that are no {source.format.encoding}: {source.advice.encoding}"
         has_kind = self.has_kind and source.advice.kind
         texts = pa.array(sorted(self.texts), pa.string())
         for kind in ("boolean", "date") if has_kind else ():
@@ -137,7 +159,11 @@ class _ColumnFaults:
             return f"numbers with the unit {''.join(units.pop())!r}, which has to go"
         for key, what, pattern in _FORMATS:
             if all(re.fullmatch(pattern, text) for text in self.texts):
-                return f"numbers with {what}: {source.advice.format}.{key}: ','"
+                cannot = key == "decimal" and source.format.separator == ","
+                advice = (
+                    ", which has to be a point beside the separator ','" if cannot else f": {source.advice.format}.{key}: ','"
+                )
+                return f"numbers with {what}{advice}"
         if not has_kind:
             return ""
         many = f"more than {MOST_TEXTS}" if len(self.texts) > MOST_TEXTS else str(len(self.texts))

@@ -52,7 +52,7 @@ class PrepareSettings(Settings):
     features: list[str] | None = Field(None, min_length=1)
     exclude: list[str] = Field([])
     target: str | None = None
-    columns: dict[str, str | dict[str, Any]] = Field({})
+    columns: dict[str, Any] = Field({})
     missing: MissingSettings = MissingSettings()
     split: SplitSettings = SplitSettings()
     dtype: Dtype = "float32"
@@ -79,9 +79,11 @@ class PrepareSettings(Settings):
     @model_validator(mode="after")
     def _each_kind_is_known(self) -> Self:
         for name, described in self.columns.items():
-            kind, options = (described, {}) if isinstance(described, str) else (described.get("kind"), {**described})
-            if kind not in KINDS:
-                raise invalid_value(f"columns.{name}", kind, ", ".join(KINDS))
+            options = described if isinstance(described, dict) else {"kind": described}
+            kind = options.get("kind")
+            if not isinstance(kind, str) or kind not in KINDS:
+                found = kind if "kind" in options else described
+                raise invalid_value(f"columns.{name}", found, f"a kind, {', '.join(KINDS)}, or {{kind: …}} with its options")
             for option in options:
                 if option not in ("kind", *KINDS[kind].options):
                     allowed = " and ".join(("kind", *KINDS[kind].options))
@@ -93,7 +95,7 @@ class PrepareSettings(Settings):
             except ValidationError as error:
                 fault = error.errors(include_url=False)[0]
                 key = ".".join(("columns", name, *map(str, fault["loc"])))
-                raise invalid_value(key, fault["input"], fault["msg"]) from None
+                raise invalid_value(key, fault["input"], fault["msg"].removeprefix("Input should be ")) from None
         return self
 
     def column(self, name: str) -> Column:

@@ -4,12 +4,13 @@
 and of those that it imports, with each model.
 """
 
+import math
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,7 @@ class ServedModel:
         self._model = model
         self._description = description
         self._places = list(accumulate((column.stored for column in description.columns), initial=0))
-        self._missing = description.format.get("missing", [])
+        self._missing = _missing_values(description.format)
 
     def predict(self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None) -> Array:
         """Return the predictions [N], in the model's dtype and the data's units, for the rows of a table with its columns.
@@ -72,21 +73,52 @@ class ServedModel:
         return predicted
 
 
-def _stored(column: Column, cells: "pd.Series[Any]", missing: list[str]) -> Array:
+class _Missing(NamedTuple):
+    """The texts that stand for a missing value, and the numbers, however these are written."""
+
+    texts: list[str]
+    numbers: list[float]
+
+    def left_out(self, numbers: Array) -> Array:
+        """Return the numbers with nan for those that stand for a missing value."""
+        return np.where(np.isin(numbers, self.numbers), np.nan, numbers)
+
+
+def _missing_values(form: dict[str, Any]) -> _Missing:
+    """Return what stands for a missing value in the format of a CSV; only a table that was made otherwise has none."""
+    texts, numbers = form.get("missing", []), []
+    for text in texts:
+        plain = text.replace(form.get("thousands") or "", "").replace(form.get("decimal", "."), ".")
+        with suppress(ValueError):
+            numbers.append(float(plain))
+    return _Missing(texts, [number for number in numbers if math.isfinite(number)])
+
+
+def _stored(column: Column, cells: "pd.Series[Any]", missing: _Missing) -> Array:
     """Return the stored numbers [N, S] of a column's cells; raises ValueError for one that is none of its kind."""
     known = ~cells.isna().to_numpy()
-    if isinstance(column, Number) and cells.dtype != object:
-        return cells.to_numpy(np.float64, na_value=np.nan)[:, None]
+    if isinstance(column, Number) and cells.dtype.kind in "biuf":
+        return missing.left_out(cells.to_numpy(np.float64, na_value=np.nan))[:, None]
     texts = [str(cell).strip(" \t") if there else None for cell, there in zip(cells, known, strict=True)]
-    texts = [None if text in missing else text for text in texts]
+    texts = [None if text in missing.texts else text for text in texts]
     if isinstance(column, Number):
-        return np.array([np.nan if text is None else float(text) for text in texts])[:, None]
-    # Of what pandas has as dates, the text is ISO 8601.
-    kind = column.model_copy(update={"format": None}) if cells.dtype.kind == "M" else column
-    numbers, bad = kind.parse(pa.array(texts, pa.string()))
+        given = np.array([math.nan if text is None else _number(text) for text in texts], np.float64)
+        numbers, bad = missing.left_out(given)[:, None], np.isnan(given) & [text is not None for text in texts]
+    else:
+        # Of what pandas has as dates, the text is ISO 8601.
+        kind = column.model_copy(update={"format": None}) if cells.dtype.kind == "M" else column
+        numbers, bad = kind.parse(pa.array(texts, pa.string()))
     for row in np.flatnonzero(bad).tolist():
         raise ValueError(f"row {cells.index[row]}, column {column.name!r}: found {texts[row]!r}, allowed: {column.allowed}")
     return numbers
+
+
+def _number(text: str) -> float:
+    """Return the number that the text says, or nan."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _require_kept(column: Column, given: Array, values: Array, index: Any, dtype: str) -> None:

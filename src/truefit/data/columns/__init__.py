@@ -20,7 +20,7 @@ def column_from(described: Any) -> Column:
     if isinstance(described, Column):
         return described
     kind = described.get("kind") if isinstance(described, Mapping) else None
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise PydanticCustomError(
             "kind", "found the kind {kind}, allowed: {kinds}", {"kind": repr(kind), "kinds": ", ".join(KINDS)}
         )

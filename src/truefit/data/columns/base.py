@@ -3,12 +3,13 @@
 Legend for shapes: B rows, S stored numbers a cell, K features it becomes. A stored nan is a missing value.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
+from pydantic_core import PydanticCustomError
 
 Array = NDArray[Any]
 Parsed = tuple[NDArray[np.float64], NDArray[np.bool_]]  # the numbers [B, S] of cells, and which are none of the kind [B]
@@ -30,6 +31,12 @@ class Column(BaseModel, extra="forbid", frozen=True, strict=True, allow_inf_nan=
     options: ClassVar[tuple[str, ...]] = ()  # the fields that prepare.columns may set
     allowed: ClassVar[str]  # what a cell holds, in words
     mlflow_type: ClassVar[str] = "string"
+
+    @model_validator(mode="after")
+    def _is_filled_whole(self) -> Self:
+        if self.fill is not None and len(self.fill) != self.stored:
+            raise PydanticCustomError("fill", "fill must have {stored} numbers", {"stored": self.stored})
+        return self
 
     def parse(self, texts: pa.Array) -> Parsed:
         """Return what the texts [B] say; they have no blanks around them, and null is a missing value."""

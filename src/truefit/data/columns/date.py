@@ -13,14 +13,17 @@ from pydantic_core import PydanticCustomError
 
 from truefit.data.columns.base import Array, Column, Learner, Parsed, to_numpy
 
-DAY = 86_400_000_000  # microseconds
-_ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?(Z|[+-]\d{2}:?\d{2})?)?$"
+DAY, STEP = 86_400_000_000, 1_000_000 // 64  # microseconds
+_YEAR = r"(?:[1-9]\d{3}|0[1-9]\d\d|00[1-9]\d|000[1-9])"  # of Python's dates, which have no year 0
+_ISO = rf"^{_YEAR}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{{1,6}})?)?(Z|[+-]\d\d:?\d\d)?)?$"
 _DIRECTIVES = "YymdHMSjbB"  # of `strptime`, that a format may have
 _PARTS = ("year", "month", "day", "weekday", "day_of_year")
 
 
 class Date(Column):
     """A date, perhaps with a time: days since 1970-01-01 and seconds of the day; with an offset from UTC, those in UTC.
+
+    Seconds are rounded down to their 64ths, each of which float32 holds: 23:59:59.999 is not to become 24:00.
 
     It is written as in ISO 8601, or by a `format` of strptime's directives. `first` is the training rows' first day, and
     `times` says whether any of them had a time.
@@ -38,10 +41,11 @@ class Date(Column):
     @field_validator("format")
     @classmethod
     def _is_a_format(cls, value: str | None) -> str | None:
-        directives = re.findall(r"%(.)", value or "%Y%m%d")
-        if set(directives) - set(_DIRECTIVES) or not set(directives) & {"Y", "y"}:
-            allowed = f"a format with a year and no more directives than %{' %'.join(_DIRECTIVES)}, such as '%d/%m/%Y'"
-            raise PydanticCustomError("invalid_value", "{allowed}", {"allowed": f"found {value!r}, allowed: {allowed}"})
+        directives = re.findall("%(.?)", "%Y%m%d" if value is None else value, re.DOTALL)
+        different = set(directives)
+        if different - set(_DIRECTIVES) or not different & {"Y", "y"} or len(different) < len(directives):
+            allowed = f"a format with a year, and of %{' %'.join(_DIRECTIVES)} each once at most, such as '%d/%m/%Y'"
+            raise PydanticCustomError("format", "Input should be {allowed}", {"allowed": allowed})
         return value
 
     @property
@@ -65,7 +69,7 @@ class Date(Column):
         missing = to_numpy(moments.is_null())
         micros = to_numpy(moments.fill_null(0))
         days = micros // DAY
-        numbers = np.stack([days, (micros - days * DAY) / 1e6], axis=1).astype(np.float64)
+        numbers = np.stack([days, (micros - days * DAY) // STEP / 64], axis=1).astype(np.float64)
         numbers[missing] = np.nan
         return numbers, missing & ~to_numpy(texts.is_null())
 
