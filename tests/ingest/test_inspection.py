@@ -9,8 +9,9 @@ import pytest
 
 from truefit.core.errors import TableError
 from truefit.ingest import csv_batches, inspection
+from truefit.ingest.column_kinds import Column
 from truefit.ingest.column_statistics import least_and_greatest
-from truefit.ingest.inspection import Column, Inspection, inspect
+from truefit.ingest.inspection import Inspection, inspect
 from truefit.ingest.recommend import recommend
 
 
@@ -113,6 +114,12 @@ def test_a_date_that_may_be_read_in_two_ways_is_remarked(tmp_path: Path) -> None
         ("x", [f"name {row}" for row in range(200)], "nearly each row has another text"),
         ("x", [f"name {row % 50}" for row in range(200)], None),
         ("x", ["a", "b", "c", "d"], None),
+        (
+            "x",
+            [f"{row}.5" if row % 20 else f"{row} km" for row in range(200)],
+            "text among numbers, such as '0 km', '20 km', '40 km'",
+        ),
+        ("x", ["1e200", "-3e200", "2e200", "1e300"], None),
         ("price", [f"${row},000" for row in range(10, 30)], "nearly each row has another text"),
     ],
 )

@@ -11,8 +11,9 @@ from truefit.core.config import Params
 from truefit.core.errors import SettingsError
 from truefit.core.files import write_bytes
 from truefit.core.text import one_line
+from truefit.ingest.column_kinds import Column
 from truefit.ingest.column_statistics import frequent, least_and_greatest
-from truefit.ingest.inspection import Column, Inspection
+from truefit.ingest.inspection import Inspection
 from truefit.ingest.recommend import Advice
 
 SHOWN = 3  # of a column's most frequent values
@@ -83,19 +84,15 @@ def change_lines(changes: Changes) -> list[str]:
 
 
 def _changes(old: dict[str, Any], advice: list[Advice]) -> Iterator[tuple[str, Any, Any]]:
-    flat = {key: value for key, value, _ in advice}
-    if _get(old, "train.engine") in PLAIN_ENGINES and (flat["train.model.name"], flat["train.optimizer.name"]) != (
-        "linear",
-        "sgd",
-    ):
-        flat["train.engine"] = "torch"
+    new = {key: value for key, value, _ in advice}
+    if _get(old, "train.engine") in PLAIN_ENGINES and new["train.model.name"] != "linear":
+        new["train.engine"] = "torch"
     for part in WHOLE:
-        for key in _get(old, part) if isinstance(_get(old, part), dict) else {}:
-            if f"{part}.{key}" not in flat:
-                yield f"{part}.{key}", _get(old, f"{part}.{key}"), _NOTHING
-    for key, value in flat.items():
+        known = _get(old, part)
+        new |= {key: _NOTHING for name in (known if isinstance(known, dict) else ()) if (key := f"{part}.{name}") not in new}
+    for key, value in new.items():
         before = _get(old, key)
-        if before is _NOTHING or flow(before) != flow(value):
+        if before is _NOTHING or value is _NOTHING or flow(before) != flow(value):
             yield key, before, value
 
 

@@ -54,19 +54,24 @@ class Distinct:
 
 
 class Moments:
-    """Sums of powers of a column z, and of its products with the target t, both shifted and scaled by their first batch."""
+    """Sums of powers of a column z, and of its products with the target t, both shifted and scaled by their first batch.
+
+    Where they are beyond float64, what is computed of them is 0, as it is for a constant.
+    """
 
     def __init__(self) -> None:
         self._shift, self._scale = 0.0, 0.0
         self._powers = np.zeros(4)  # sums of 1, z, z², z³ …
         self._pairs = np.zeros(6)  # … and of 1, z, t, z², t², zt in the rows with both
 
+    @np.errstate(over="ignore", invalid="ignore")
     def scaled(self, numbers: Numbers) -> Numbers:
         """Return the numbers, shifted and scaled; NaN stays."""
         if not self._scale and len(known := numbers[~np.isnan(numbers)]):
             self._shift, self._scale = float(known.mean()), float(known.std()) or 1.0
         return (numbers - self._shift) / (self._scale or 1.0)
 
+    @np.errstate(over="ignore", invalid="ignore")
     def add(self, z: Numbers, t: Numbers) -> None:
         """Take in a batch of scaled values and targets [B]; NaN stands for none."""
         known = ~np.isnan(z)
@@ -79,17 +84,18 @@ class Moments:
     @property
     def skewness(self) -> float:
         """The third standardised moment; 0 for a constant."""
-        mean, square, cube = self._powers[1:] / max(1, self._powers[0])
-        variance = square - mean**2
-        return float((cube - 3 * mean * square + 2 * mean**3) / variance**1.5) if variance > ROUNDING * square else 0.0
+        mean, square, cube = (float(value) for value in self._powers[1:] / max(1, self._powers[0]))
+        variance = square - mean * mean
+        known = ROUNDING * square < variance < math.inf and math.isfinite(cube)
+        return (cube - 3 * mean * square + 2 * mean**3) / variance**1.5 if known else 0.0
 
     @property
     def correlation(self) -> float:
         """Pearson's correlation with the target; 0 where one of both is constant."""
-        mean_z, mean_t, zz, tt, zt = self._pairs[1:] / max(1, self._pairs[0])
-        variances = zz - mean_z**2, tt - mean_t**2
-        is_constant = variances[0] <= ROUNDING * zz or variances[1] <= ROUNDING * tt
-        return 0.0 if is_constant else float((zt - mean_z * mean_t) / math.sqrt(variances[0] * variances[1]))
+        mean_z, mean_t, zz, tt, zt = (float(value) for value in self._pairs[1:] / max(1, self._pairs[0]))
+        var_z, var_t = zz - mean_z * mean_z, tt - mean_t * mean_t
+        known = ROUNDING * zz < var_z < math.inf and ROUNDING * tt < var_t < math.inf
+        return (zt - mean_z * mean_t) / math.sqrt(var_z) / math.sqrt(var_t) if known else 0.0
 
 
 class ColumnStatistics:

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from truefit.ingest.column_kinds import ONE_HOT, Column, shown
 from truefit.ingest.column_statistics import least_and_greatest
-from truefit.ingest.inspection import Column, Inspection, shown
+from truefit.ingest.inspection import Inspection
 from truefit.ingest.prepare import COARSE, FLOAT32_BITS
 
-ONE_HOT = 100  # values of a category that are told apart
 DATE_FEATURES = 7
 TRAINED = 0.8  # of the rows, by default
 FEWEST_ROWS = 100  # for an mlp
