@@ -3,7 +3,6 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -74,12 +73,12 @@ class Moments:
     @np.errstate(over="ignore", invalid="ignore")
     def add(self, z: Numbers, t: Numbers) -> None:
         """Take in a batch of scaled values and targets [B]; NaN stands for none."""
-        known = ~np.isnan(z)
-        z, t = z[known], t[known]
-        self._powers += np.array([len(z), z.sum(), z @ z, (z * z) @ z])
-        known = ~np.isnan(t)
-        z, t = z[known], t[known]
-        self._pairs += np.array([len(z), z.sum(), t.sum(), z @ z, t @ t, z @ t])
+        z, t = _both(z, t, ~np.isnan(z))
+        squares = z * z
+        self._powers += np.array([len(z), z.sum(), squares.sum(), (squares * z).sum()])
+        z, t = _both(z, t, ~np.isnan(t))
+        # By sums, since a product of vectors would start the threads of BLAS for each.
+        self._pairs += np.array([len(z), z.sum(), t.sum(), (z * z).sum(), (t * t).sum(), (z * t).sum()])
 
     @property
     def skewness(self) -> float:
@@ -96,6 +95,10 @@ class Moments:
         var_z, var_t = zz - mean_z * mean_z, tt - mean_t * mean_t
         known = ROUNDING * zz < var_z < math.inf and ROUNDING * tt < var_t < math.inf
         return (zt - mean_z * mean_t) / math.sqrt(var_z) / math.sqrt(var_t) if known else 0.0
+
+
+def _both(z: Numbers, t: Numbers, kept: NDArray[np.bool_]) -> tuple[Numbers, Numbers]:
+    return (z, t) if kept.all() else (z[kept], t[kept])
 
 
 class ColumnStatistics:
@@ -160,12 +163,11 @@ class ColumnStatistics:
         self.text_values.add(short.to_pylist(), counts.tolist())
 
     def _add_numbers(self, numbers: Numbers) -> None:
-        distinct, found = np.unique(numbers, return_counts=True)
-        values, counts = distinct.tolist(), found.tolist()
+        values, counts = np.unique(numbers, return_counts=True)
         if not self.number_values.more:
-            self.number_values.add(values[: MOST_DISTINCT + 1], counts[: MOST_DISTINCT + 1])
-        self.lowest = _first_two(self.lowest, zip(values[:2], counts[:2], strict=True), 1)
-        self.highest = _first_two(self.highest, zip(values[-2:], counts[-2:], strict=True), -1)
+            self.number_values.add(values[: MOST_DISTINCT + 1].tolist(), counts[: MOST_DISTINCT + 1].tolist())
+        self.lowest = _first_two(self.lowest, values[:2], counts[:2], 1)
+        self.highest = _first_two(self.highest, values[-2:], counts[-2:], -1)
         whole = numbers == np.rint(numbers)
         self.integers = self.integers and bool(whole.all())
         if self.consecutive:
@@ -180,8 +182,8 @@ class ColumnStatistics:
         self.needs_float64 = self.needs_float64 or bool(lost.any())
 
 
-def _first_two(known: dict[float, int], more: Iterable[tuple[float, int]], sign: int) -> dict[float, int]:
-    merged = Counter(known) + Counter(dict(more))
+def _first_two(known: dict[float, int], values: Numbers, counts: NDArray[np.int64], sign: int) -> dict[float, int]:
+    merged = Counter(known) + Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
     return {value: merged[value] for value in sorted(merged, key=lambda value: sign * value)[:2]}
 
 
