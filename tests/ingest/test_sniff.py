@@ -86,6 +86,7 @@ def test_separator_signs_and_header_are_found(
         ("country,1/22/20,1/23/20\nItaly,1,2\nNorway,2,4\n", {}),
         (",x,y\n1,2,3\n2,3,5\n", {}),
         ("x,y\n", {}),
+        ("name\tx\nLos Angeles\t4.5\nRio de Janeiro\t5.5\nBonn\t2.5\nSan Jose\t1.5\nNew York\t7.5\n", {"separator": "\t"}),
         ('a;b\n"1;2;3";5\n"2;3";6\n', {"separator": ";"}),
         ("name;price\n'tis;1,5\n'twas;2,5\n", {"separator": ";", "decimal": ","}),
         ("straße,y\n1,2\n".encode("latin-1"), {"encoding": "cp1252"}),
