@@ -156,6 +156,42 @@ def predict_command(
     click.echo(f"{target}: {rows} rows, each with a prediction of '{one_line(description.target)}'")
 
 
+@commands.command(name="inspect")
+@click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--target", metavar="NAME", help="The column to predict.  [default: the last]")
+@click.option("--write", is_flag=True, help="Put the settings into params.yaml, whose comments stay.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def inspect_command(source: Path, target: str | None, write: bool, as_json: bool) -> None:
+    """Say what is in FILE, column by column, and which settings it takes.
+
+    FILE is a CSV of any size and format, which may be compressed. For example:
+
+        truefit inspect cars.csv --target price
+
+    Found are its format, the kinds of its columns, missing values and what is odd; then come the sections prepare and train as
+    they should be in params.yaml, each setting with its reason. With --write they are put there.
+    """
+    # Here, as in rerun.
+    from truefit.cli import inspecting
+    from truefit.ingest.inspection import inspect
+    from truefit.ingest.recommend import recommend
+
+    if write:
+        Params(PARAMS)  # a file that cannot be changed is told before the CSV is read
+    found = inspect(source, target)
+    advice = recommend(found, str(source))
+    changes = inspecting.write_params(PARAMS, advice) if write else None
+    if as_json:
+        click.echo(json.dumps(inspecting.as_json(found, advice, changes), indent=2, allow_nan=False, ensure_ascii=False))
+        return
+    click.echo(inspecting.as_text(found, advice))
+    if changes is not None:
+        click.echo(
+            f"\n{PARAMS}: {len(changes)} settings changed"
+            + "".join("\n  " + line for line in inspecting.change_lines(changes))
+        )
+
+
 def default_experiment() -> str:
     """Return the MLflow experiment that params.yaml names."""
     return Params(repository_root() / PARAMS).section("track", TrackSettings).experiment
