@@ -29,14 +29,19 @@ def arrow_columns(
     be a number that it takes for 0.
     """
     # By their places, since the names of those that are not used may be anything.
-    types = {str(source.header.index(name)): kind for name, kind in kinds.items()}
+    places = {source.header.index(name): kind for name, kind in kinds.items()}
+    return (dict(zip(kinds, cells, strict=True)) for cells in arrow_cells(source, places, missing, on_bytes))
+
+
+def arrow_cells(source: CsvFile, kinds: dict[int, Any], missing: list[str], on_bytes: OnBytes) -> Iterator[list[pa.Array]]:
+    """Yield the same of the columns at the places of `kinds`, in their order."""
     rows = 0
     with source.content(on_bytes) as stream:
         feed = _Feed(source, stream)
-        for batch in _record_batches(feed, source, types, missing):
+        for batch in _record_batches(feed, source, {str(place): kind for place, kind in kinds.items()}, missing):
             if batch.num_rows:
                 rows += batch.num_rows
-                yield dict(zip(kinds, batch.columns, strict=True))
+                yield batch.columns
     if not rows:
         raise pa.ArrowInvalid("found no rows")
     if not feed.quotes.are_sound():

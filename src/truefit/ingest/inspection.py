@@ -13,7 +13,7 @@ from tqdm import tqdm
 from truefit.core.errors import TableError
 from truefit.ingest.column_kinds import Column, judge, sentinels, texts_for_missing, units
 from truefit.ingest.column_statistics import ColumnStatistics, Missing, frequent, most_distinct
-from truefit.ingest.csv_batches import _Feed, _record_batches
+from truefit.ingest.csv_arrow import arrow_cells
 from truefit.ingest.csv_check import missing_column, read_header, require_usable
 from truefit.ingest.csv_file import CsvFile, OnBytes
 from truefit.ingest.csv_format import FormatSettings
@@ -117,12 +117,8 @@ def _add_all(columns: list[ColumnStatistics], batches: Iterable[list[pa.Array]],
 
 
 def _fast_cells(source: CsvFile, on_bytes: OnBytes) -> Batches:
-    """Give the cells of each column [columns][B], batch by batch; raises pa.ArrowInvalid where it takes Python's reader."""
-    types = {str(place): pa.string() for place in range(len(source.header))}
-    with source.content(on_bytes) as stream:
-        for batch in _record_batches(_Feed(source.blocks(stream)), source, types):
-            if batch.num_rows:
-                yield batch.columns
+    """Yield the cells of each column [columns][B], batch by batch; raises pa.ArrowInvalid where it takes Python's reader."""
+    yield from arrow_cells(source, dict.fromkeys(range(len(source.header)), pa.string()), [], on_bytes)
 
 
 def _slow_cells(source: CsvFile, on_bytes: OnBytes) -> Batches:
