@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from truefit.core.errors import TableError
-from truefit.ingest import csv_batches, inspection
+from truefit.ingest import csv_arrow, inspection
 from truefit.ingest.column_kinds import Column
 from truefit.ingest.column_statistics import least_and_greatest
 from truefit.ingest.inspection import Inspection, inspect
@@ -48,7 +48,7 @@ def random_table(rows: int) -> pd.DataFrame:
 @pytest.mark.parametrize("reader", ["fast", "slow"])
 def test_statistics_are_those_of_pandas(tmp_path: Path, reader: str, monkeypatch: pytest.MonkeyPatch) -> None:
     table = random_table(3000)
-    monkeypatch.setattr(csv_batches, "BLOCK_BYTES", 20_000)
+    monkeypatch.setattr(csv_arrow, "BLOCK_BYTES", 20_000)
     monkeypatch.setattr(inspection, "BATCH_CELLS", 1000)
     if reader == "slow":
         monkeypatch.setattr(inspection, "_fast_cells", inspection._slow_cells)
