@@ -270,3 +270,15 @@ def test_few_rows_are_given_a_line(tmp_path: Path) -> None:
 def test_numbers_that_float32_does_not_keep_are_given_float64(tmp_path: Path, values: str) -> None:
     rows = [f"{value},{row}.5" for row, value in enumerate(values.split(","))]
     assert settings(inspected(tmp_path, "\n".join(["x,y", *rows])))["prepare.dtype"] == "float64"
+
+
+def test_a_sentinel_beside_empty_cells_is_counted_once(tmp_path: Path) -> None:
+    column = column_of(tmp_path, ["", *with_sentinel("-200", 10)])
+    assert column.statistics.missing == 11
+
+
+def test_a_row_number_is_followed_from_batch_to_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_batches, "BLOCK_BYTES", 1000)
+    numbers = [*range(500), *range(500)]
+    assert column_of(tmp_path, [str(number) for number in range(1000)]).statistics.consecutive
+    assert not column_of(tmp_path, [str(number) for number in numbers]).statistics.consecutive
