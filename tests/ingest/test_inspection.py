@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from truefit.core.errors import TableError
 from truefit.ingest import csv_batches, inspection
 from truefit.ingest.column_kinds import Column
-from truefit.ingest.column_statistics import least_and_greatest
+from truefit.ingest.column_statistics import ColumnStatistics, Missing, least_and_greatest
+from truefit.ingest.csv_format import FormatSettings
 from truefit.ingest.inspection import Inspection, inspect
 from truefit.ingest.recommend import recommend
 
@@ -277,8 +279,10 @@ def test_a_sentinel_beside_empty_cells_is_counted_once(tmp_path: Path) -> None:
     assert column.statistics.missing == 11
 
 
-def test_a_row_number_is_followed_from_batch_to_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(csv_batches, "BLOCK_BYTES", 1000)
-    numbers = [*range(500), *range(500)]
-    assert column_of(tmp_path, [str(number) for number in range(1000)]).statistics.consecutive
-    assert not column_of(tmp_path, [str(number) for number in numbers]).statistics.consecutive
+@pytest.mark.parametrize(("later", "consecutive"), [(["3", "4"], True), (["1", "2"], False), (["4", "5"], False)])
+def test_a_row_number_is_followed_from_batch_to_batch(later: list[str], consecutive: bool) -> None:
+    form = FormatSettings()
+    statistics = ColumnStatistics(form, Missing([], form), 1000)
+    for cells in (["1", "2"], later):
+        statistics.add(pa.array(cells))
+    assert statistics.consecutive == consecutive
