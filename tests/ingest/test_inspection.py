@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from truefit.core.errors import TableError
 from truefit.ingest import csv_arrow, inspection
 from truefit.ingest.column_kinds import Column
-from truefit.ingest.column_statistics import least_and_greatest
+from truefit.ingest.column_statistics import ColumnStatistics, Missing, least_and_greatest
+from truefit.ingest.csv_format import FormatSettings
 from truefit.ingest.inspection import Inspection, inspect
 from truefit.ingest.recommend import recommend
 
@@ -270,3 +272,17 @@ def test_few_rows_are_given_a_line(tmp_path: Path) -> None:
 def test_numbers_that_float32_does_not_keep_are_given_float64(tmp_path: Path, values: str) -> None:
     rows = [f"{value},{row}.5" for row, value in enumerate(values.split(","))]
     assert settings(inspected(tmp_path, "\n".join(["x,y", *rows])))["prepare.dtype"] == "float64"
+
+
+def test_a_sentinel_beside_empty_cells_is_counted_once(tmp_path: Path) -> None:
+    column = column_of(tmp_path, ["", *with_sentinel("-200", 10)])
+    assert column.statistics.missing == 11
+
+
+@pytest.mark.parametrize(("later", "consecutive"), [(["3", "4"], True), (["1", "2"], False), (["4", "5"], False)])
+def test_a_row_number_is_followed_from_batch_to_batch(later: list[str], consecutive: bool) -> None:
+    form = FormatSettings()
+    statistics = ColumnStatistics(form, Missing([], form), 1000)
+    for cells in (["1", "2"], later):
+        statistics.add(pa.array(cells))
+    assert statistics.consecutive == consecutive
