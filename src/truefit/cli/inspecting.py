@@ -14,7 +14,9 @@ from truefit.core.text import one_line
 from truefit.ingest.column_kinds import Column
 from truefit.ingest.column_statistics import frequent, least_and_greatest
 from truefit.ingest.inspection import Inspection
+from truefit.ingest.prepare import PrepareSettings
 from truefit.ingest.recommend import Advice
+from truefit.training.settings import TrainSettings
 
 SHOWN = 3  # of a column's most frequent values
 LONGEST_VALUE = 20  # characters of one
@@ -56,10 +58,17 @@ def as_json(found: Inspection, advice: list[Advice], changes: Changes | None) ->
     }
 
 
+def roles(params: dict[str, Any]) -> dict[str, str]:
+    """Return the columns that params.yaml uses for something else than features, and for what."""
+    keys = ("prepare.split.column", "prepare.split.group", "prepare.split.order", "prepare.weight")
+    return {name: f"it is {key}" for key in keys if isinstance(name := _get(params, key), str)}
+
+
 def write_params(path: Path, advice: list[Advice]) -> Changes:
     """Put the settings into params.yaml, whose comments stay; return what changed: key, old value, new value.
 
-    Raises SettingsError for a file that is not there, or whose text cannot be changed by the key.
+    Raises SettingsError for a file that is not there, or whose text cannot be changed by the key, and where a setting that
+    stays does not go with those that were written.
     """
     old = Params(path).values
     text = path.read_bytes().decode()
@@ -74,6 +83,10 @@ def write_params(path: Path, advice: list[Advice]) -> Changes:
         raise SettingsError(f"{path}: cannot be changed as it is written ({error}); put in the settings by hand") from None
     if changes:
         write_bytes(path, text.encode())
+    written = Params(path)
+    for section, settings in (("prepare", PrepareSettings), ("train", TrainSettings)):
+        if section in written.values:
+            written.section(section, settings)
     return changes
 
 

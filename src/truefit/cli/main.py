@@ -176,9 +176,9 @@ def inspect_command(source: Path, target: str | None, write: bool, as_json: bool
     from truefit.ingest.inspection import inspect
     from truefit.ingest.recommend import recommend
 
-    if write:
-        Params(PARAMS)  # a file that cannot be changed is told before the CSV is read
-    found = inspect(source, target)
+    # A file that cannot be changed is told before the CSV is read.
+    known = Params(PARAMS) if write or PARAMS.exists() else None
+    found = inspect(source, target, inspecting.roles(known.values) if known else {})
     advice = recommend(found, str(source))
     changes = inspecting.write_params(PARAMS, advice) if write else None
     if as_json:

@@ -95,13 +95,15 @@ def _looks_made_up(value: float) -> bool:
     return value.is_integer() and (value < -1 or set(f"{value:.0f}") == {"9"})
 
 
-def judge(column: Column, target: Column, named: int) -> None:
+def judge(column: Column, target: Column, named: int, role: str | None) -> None:
     """Find the column's kind, whether it is to be a feature, and remarks."""
     statistics, present = column.statistics, column.present
     if statistics.texts:
         _judge_texts(column)
     if column is target:
         column.remarks.append("the target")
+    elif role:
+        column.left_out = role
     elif not column.name:
         column.left_out = "no name"
     elif named > 1:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from truefit.core.config import Settings, invalid_value
 
+MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "?"]  # by default
 Separator = Literal[",", ";", "\t", "|", " "]
 
 
@@ -21,7 +22,7 @@ class FormatSettings(Settings):
     encoding: str = "utf-8"
     header: bool = True
     comment: str | None = Field(None, min_length=1)
-    missing: list[str] = Field(["", "NA", "N/A", "NaN", "nan", "null", "NULL", "?"])
+    missing: list[str] = Field(MISSING)
 
     @model_validator(mode="after")
     def _can_be_read(self) -> Self:

@@ -16,8 +16,8 @@ from truefit.ingest.column_statistics import ColumnStatistics, Missing, frequent
 from truefit.ingest.csv_arrow import arrow_cells
 from truefit.ingest.csv_check import missing_column, read_header, require_usable
 from truefit.ingest.csv_file import CsvFile, OnBytes
-from truefit.ingest.csv_format import FormatSettings
-from truefit.ingest.sniff import MISSING, sniff
+from truefit.ingest.csv_format import MISSING, FormatSettings
+from truefit.ingest.sniff import sniff
 
 BATCH_CELLS = 1 << 18  # of the rows that Python's reader gives at a time
 MOST_PASSES = 4  # over the file: one, and another where it finds another encoding, or more texts for missing values
@@ -27,7 +27,10 @@ Batches = Generator[list[pa.Array], None, None]
 
 @dataclass
 class Inspection:
-    """What was found in a CSV; `why` has the reasons by the keys of `prepare.format`, and of `missing` and `target`."""
+    """What was found in a CSV; `why` has the reasons by the keys of `prepare.format`, and of `missing` and `target`.
+
+    `roles` are the columns that are in use for something else than features, and for what.
+    """
 
     path: Path
     form: FormatSettings
@@ -36,6 +39,7 @@ class Inspection:
     rows: int
     columns: list[Column]
     target: Column
+    roles: dict[str, str]
 
     @property
     def features(self) -> list[Column]:
@@ -43,8 +47,10 @@ class Inspection:
         return [column for column in self.columns if column is not self.target and column.left_out is None]
 
 
-def inspect(path: Path, target: str | None = None) -> Inspection:
+def inspect(path: Path, target: str | None = None, roles: dict[str, str] | None = None) -> Inspection:
     """Return what is found in a CSV, whose target is the last column with a name by default.
+
+    `roles` says of columns by their names what else they are used for than as features.
 
     Memory is bounded. Raises TableError for a file that is no table, and for a target that is not there or no number.
     """
@@ -69,9 +75,9 @@ def inspect(path: Path, target: str | None = None) -> Inspection:
     place, named = source.header.index(chosen), Counter(source.header)
     _require_number(source, columns[place], target is None)
     for column in columns:
-        judge(column, columns[place], named[column.name])
+        judge(column, columns[place], named[column.name], (roles or {}).get(column.name))
     why |= {"missing": why_missing or "as by default", "target": "the last column" if target is None else "as asked for"}
-    found = Inspection(path, form, missing, why, statistics[place].rows, columns, columns[place])
+    found = Inspection(path, form, missing, why, statistics[place].rows, columns, columns[place], roles or {})
     if not found.features:
         reasons = "; ".join(f"{column.name!r}: {column.left_out}" for column in columns if column.left_out)
         raise TableError(f"{path}: found no column for a feature ({reasons}), allowed: at least one")

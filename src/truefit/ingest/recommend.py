@@ -40,7 +40,8 @@ def _prepare(found: Inspection, csv: str) -> Iterator[Advice]:
     yield Advice("prepare.features", None, "all columns but the target and those excluded")
     left_out = {column.name: column.left_out for column in found.columns if column.name and column.left_out}
     reasons = "; ".join(f"{name!r}: {reason}" for name, reason in left_out.items())
-    yield Advice("prepare.exclude", list(left_out), reasons or "no column is useless by its looks")
+    unused = [name for name in left_out if name not in found.roles]
+    yield Advice("prepare.exclude", unused, reasons or "no column is useless by its looks")
     yield Advice("prepare.target", found.target.name, found.why["target"])
     kinds = {column.name: column.setting for column in found.features if column.setting is not None}
     yield Advice("prepare.columns", kinds, "all others are numbers")

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 from truefit.ingest.csv_file import CsvFile
-from truefit.ingest.csv_format import FormatSettings, Separator
+from truefit.ingest.csv_format import MISSING, FormatSettings, Separator
 from truefit.ingest.csv_lines import RowLines
 
 HEAD_BYTES = 1 << 20  # by which a format is found …
 HEAD_ROWS = 1000  # … or by so many rows, where these are fewer bytes
 WITHIN_CELLS = 0.7  # of its score is left to the separator " ", since blanks are found in cells as well
 # Texts for a missing value: those that are taken for one in any column, and those that are where the rest are numbers.
-MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "?")
 MORE_MISSING = ("-", "--", "---", ".", "*", "#N/A", "#NA", "n/a", "na", "None", "none", "NONE", "Null", "missing", "unknown")
 
 _ENCODINGS = ("utf-8", "cp1252", "latin-1")  # the last takes any bytes
