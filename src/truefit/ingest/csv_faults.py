@@ -136,7 +136,7 @@ class _ColumnFaults:
         if len(units) == 1 and all(_UNIT.fullmatch(text) for text in self.texts):
             return f"numbers with the unit {''.join(units.pop())!r}, which has to go"
         for key, what, pattern in _FORMATS:
-            if all(re.fullmatch(pattern, text) for text in self.texts):
+            if all(re.fullmatch(pattern, text) for text in self.texts) and any("," in text for text in self.texts):
                 return f"numbers with {what}: {source.advice.format}.{key}: ','"
         if not has_kind:
             return ""
