@@ -51,7 +51,8 @@ def main() -> None:
     metrics = compute_metrics(test, model, fit.line, truth)
     features, predictions = sample_predictions(test, model_predictor(model, getattr(torch, table.dtype)), settings.sample)
     history, levels = read_history(results / "history.csv"), loss_levels(training, fit, truth)
-    figures = draw_figures(history, levels, features, predictions, line_predictor(fit.line), table.names, loss_unit(training))
+    unit = loss_unit(training, table.weight is not None)
+    figures = draw_figures(history, levels, features, predictions, line_predictor(fit.line), table.names, unit)
     write_json(results / "metrics.json", metrics)
     write_bytes(results / "predictions.csv", predictions.to_csv(index=False).encode())
     for name, content in figures.items():

@@ -23,7 +23,9 @@ def main() -> None:
         gaps = ", ".join(f"{count} in '{one_line(name)}'" for name, count in missing.items())
         left_out.append(f"{dropped} {'row' if dropped == 1 else 'rows'} with missing values ({gaps})")
     remark = f"; left out: {', '.join(left_out)}" if left_out else ""
-    print(f"{settings.csv}: {len(table.features)} features, target '{one_line(table.target)}'; rows: {rows}{remark}")
+    columns = f"{len(table.features)} features, target '{one_line(table.target)}'"
+    columns += f", weight '{one_line(table.weight.name)}'" if table.weight is not None else ""
+    print(f"{settings.csv}: {columns}; rows: {rows}{remark}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from torch import Tensor
 from truefit.core.files import write_json
 from truefit.data.columns.number import Number
 from truefit.data.dataset import features_and_target, open_verified
-from truefit.data.table import TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table
+from truefit.data.table import TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table, Weight
 from truefit.model.files import save_model
 from truefit.model.models import Model, ModelSettings, build_model
 from truefit.model.scaling import ScaleSettings, Scaling
@@ -47,8 +47,12 @@ def write_prepared(
     test_rows: Rows | None = None,
     dtype: Dtype = "float64",
     csv: str = "data/own.csv",
+    weighted: bool = False,
 ) -> Table:
-    """Write a prepared table of these rows; its columns are x1 … xF and y. Without test rows, validation's are taken."""
+    """Write a prepared table of these rows; its columns are x1 … xF and y. Without test rows, validation's are taken.
+
+    Where the rows are `weighted`, their weights are one more column, behind the target.
+    """
     arrays: dict[Split, NDArray[Any]] = {
         "train": train_rows.astype(dtype),
         "validation": validation_rows.astype(dtype),
@@ -62,15 +66,20 @@ def write_prepared(
             writer.write(array)
             digests[split] = writer.sha256
     stored = arrays["train"].astype(np.float64)
-    shifted = stored - stored[0]  # so that the standard deviation of a constant column is exactly 0
+    stored, weights = (stored[:, :-1], stored[:, -1]) if weighted else (stored, np.ones(len(stored)))
+    first = stored[np.argmax(weights > 0)]
+    shifted = stored - first  # so that the standard deviation of a constant column is exactly 0
+    mean = np.average(shifted, axis=0, weights=weights) if weighted else shifted.mean(axis=0)
+    std = np.sqrt(np.average((shifted - mean) ** 2, axis=0, weights=weights)) if weighted else shifted.std(axis=0)
     table = Table(
         csv=CsvSource(path=csv, sha256="0" * 64),
         columns=[Number(name=f"x{number}") for number in range(1, stored.shape[1])],
         target="y",
+        weight=Weight(name="w", mean=float(weights.mean())) if weighted else None,
         dtype=dtype,
         rows={split: len(array) for split, array in arrays.items()},
-        mean=(stored[0] + shifted.mean(axis=0)).tolist(),
-        std=shifted.std(axis=0).tolist(),
+        mean=(first + mean).tolist(),
+        std=std.tolist(),
         sha256=digests,
     )
     write_json(folder / TABLE_JSON, table.model_dump())
@@ -97,6 +106,16 @@ def save_untrained(
     """Write what `untrained` returns to `folder`, as stage train writes a model."""
     settings = settings or ModelSettings()
     save_model(folder, untrained(table, settings, scale, seed).state_dict(), settings, scale, table)
+
+
+def weighted_rows(rows: Rows, weights: Sequence[float] | NDArray[np.float64]) -> Rows:
+    """Return the rows with their weights behind the target."""
+    return np.column_stack([rows, weights])
+
+
+def repeated(rows: Rows) -> Rows:
+    """Return each of the rows as often as its weight, the last column, says, and without it."""
+    return np.repeat(rows[:, :-1], rows[:, -1].astype(int), axis=0)
 
 
 def tensors(rows: Rows, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

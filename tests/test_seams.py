@@ -23,7 +23,8 @@ ADDED = {
     "evaluation/metrics.py": [
         (
             "METRICS: ",
-            'class OwnMax:\n    """max |y - p|."""\n\n    largest = 0.0\n\n    def add(self, target, predicted):\n'
+            'class OwnMax:\n    """max |y - p|."""\n\n    largest = 0.0\n\n'
+            "    def add(self, target, predicted, weight=None):\n"
             "        self.largest = max(self.largest, float(np.abs(target - predicted).max()))\n\n"
             "    def value(self):\n        return self.largest\n\n\nMETRICS: ",
         ),

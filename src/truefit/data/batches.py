@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from truefit.core.seeds import torch_seed
-from truefit.data.dataset import TableDataset, features_and_target
+from truefit.data.dataset import TableDataset
 
 Shuffle = Literal["full", "block"]
 T = TypeVar("T")
-Chunk = tuple[Tensor, Tensor]  # features [C, F], target [C, 1]
+Chunk = tuple[Tensor, Tensor]  # features [C, F], target [C, 1], or [C, 2] with the rows' weights
 Loader = DataLoader[Chunk]
-Transform = Callable[[Tensor], Chunk]  # of rows [C, F + 1], which it may change
+Transform = Callable[[Tensor], Chunk]  # of rows [C, F + 1 or 2], which it may change
 
 CPU = torch.device("cpu")
 
@@ -138,22 +138,24 @@ def _blocks(rows: int, generator: torch.Generator) -> Iterator[Tensor]:
 
 
 class _Transformed(Dataset[Chunk]):
-    """The chunks of a table, each as the transform makes it, perhaps views of its rows; with `whole`, in one piece each."""
+    """The chunks of a table, by the transform or as they are, perhaps views of its rows; with `whole`, in one piece each."""
 
-    def __init__(self, table: TableDataset, transform: Transform, whole: bool = False) -> None:
+    def __init__(self, table: TableDataset, transform: Transform | None, whole: bool = False) -> None:
         self.table = table
         self.transform = transform
         self.whole = whole
 
     def __getitem__(self, index: Tensor) -> Chunk:
-        features, target = self.transform(self.table.read(index))
+        features, target = self.table[index] if self.transform is None else self.transform(self.table.read(index))
         return (features.contiguous(), target.contiguous()) if self.whole else (features, target)
 
 
 def make_loader(
-    dataset: TableDataset, sampler: Sampler[Tensor], device: torch.device = CPU, transform: Transform = features_and_target
+    dataset: TableDataset, sampler: Sampler[Tensor], device: torch.device = CPU, transform: Transform | None = None
 ) -> Loader:
     """Return a loader that gives `(features [C, F], target [C, 1])` for each chunk of the sampler, as `transform` makes it.
+
+    With weights the target is [C, 2].
 
     `batch_size=None` makes the loader ask the dataset once for a whole chunk. The loader's own generator, which only worker
     processes use, keeps it from drawing on the global stream. For CUDA the chunks come in pinned memory.
@@ -165,7 +167,7 @@ def make_loader(
     return DataLoader(chunks, sampler=sampler, batch_size=None, generator=generator, pin_memory=pinned)
 
 
-def sequential_loader(dataset: TableDataset, device: torch.device = CPU, transform: Transform = features_and_target) -> Loader:
+def sequential_loader(dataset: TableDataset, device: torch.device = CPU, transform: Transform | None = None) -> Loader:
     """Return a loader of all rows, in the table's order."""
     return make_loader(dataset, SequentialChunks(len(dataset), dataset.row_bytes), device, transform)
 
@@ -181,7 +183,7 @@ class EpochChunks:
         shuffle: Shuffle,
         epochs: int | None = None,
         device: torch.device = CPU,
-        transform: Transform = features_and_target,
+        transform: Transform | None = None,
     ) -> None:
         self.batch_size = batch_size
         self._sampler = ShuffledChunks(len(dataset), batch_size, seed, shuffle, epochs, dataset.row_bytes)

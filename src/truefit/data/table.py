@@ -1,5 +1,7 @@
 """The prepared table on disk: an array [rows, S + 1] a split, with the target as the last column, and table.json about them.
 
+Where the rows have weights, these are one more column, behind the target: [rows, S + 2].
+
 Arrays are memory maps of the shape, type and size that table.json gives; a file that changes afterwards is noticed.
 """
 
@@ -43,15 +45,24 @@ class CsvSource(BaseModel, frozen=True, extra="forbid", strict=True):
     format: dict[str, Any] = {}
 
 
-class Table(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
-    """What table.json says: of each of the CSV's columns that is a feature, of the target, and of the arrays.
+class Weight(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
+    """The CSV's column of the rows' weights, and their mean over the training rows, by which a reader divides them."""
 
-    `mean` and `std` (population) are the training rows', a number for each feature and the target.
+    name: str
+    mean: Annotated[float, Field(gt=0)]
+
+
+class Table(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
+    """What table.json says: of each of the CSV's columns that is a feature, of the target, of weights, and of the arrays.
+
+    `mean` and `std` (population) are the training rows', weighted where these have weights: a number for each feature and the
+    target.
     """
 
     csv: CsvSource
     columns: list[AnyColumn]
     target: str
+    weight: Weight | None = None
     dtype: Dtype
     rows: dict[Split, Annotated[int, Field(ge=1)]]
     mean: list[float]
@@ -84,6 +95,11 @@ class Table(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=F
         return [*self.features, self.target]
 
     @property
+    def stored(self) -> int:
+        """The numbers that an array has for a row."""
+        return self.encoding.width + 1 + (self.weight is not None)
+
+    @property
     def digest(self) -> str:
         """The SHA-256 of the description, and so of the arrays, whose digests it holds."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
@@ -103,7 +119,7 @@ def read_table(folder: Path) -> Table:
 
 
 class SplitFile:
-    """A split's file, held open: `rows` [N, S + 1] is a memory map, and writing to it changes private pages, never the file.
+    """A split's file, held open: `rows` [N, stored] is a memory map, and writing to it changes private pages, never the file.
 
     Raises TableError when the file is missing or is not the array that `table` describes.
     """
@@ -124,7 +140,7 @@ class SplitFile:
             raise TableError(f"{self.path}: cannot be read: {error.strerror}; `dvc repro prepare` writes it") from None
         except (ValueError, EOFError) as error:
             raise TableError(f"{self.path}: not a whole .npy file: {error}") from None
-        found, allowed = (str(dtype), shape), (table.dtype, (table.rows[split], table.encoding.width + 1))
+        found, allowed = (str(dtype), shape), (table.dtype, (table.rows[split], table.stored))
         if found != allowed:
             self._refuse(f"found {found[0]} {found[1]}, allowed: {allowed[0]} {allowed[1]}")
         offset, found_size = self._file.tell(), self.version[0]

@@ -27,7 +27,7 @@ def least_squares(train: TableDataset) -> LeastSquaresFit:
     each chunk is rotated in place: the QR decomposition of a triangle on a chunk (LAPACK's tpqrt; TSQR: Demmel, Grigori,
     Hoemmen and Langou, 2012). That keeps the accuracy which the normal equations lose by squaring the condition number. Where
     features depend on each other, the shortest solution is taken. The rotations keep lengths, so that what they leave of the
-    targets has the squared sum of the errors of all rows.
+    targets has the squared sum of the errors of all rows. A row and its target are multiplied by the root of its weight.
     """
     mean, std = np.array(train.table.mean), np.array(train.table.std)
     used = np.flatnonzero(std[:-1])  # of the shortest solution, a column that does not vary has no part
@@ -36,11 +36,17 @@ def least_squares(train: TableDataset) -> LeastSquaresFit:
     # Not by np.zeros, which asks for huge pages: in these the half that stays empty would take memory too.
     memory = mmap.mmap(-1, 8 * width**2, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     factor: Array = np.ndarray((width, width), buffer=memory, order="F")
-    goal, squares = np.zeros((width, 1)), 0.0
-    for features, target in float64_chunks(train):
+    goal, squares, total = np.zeros((width, 1)), 0.0, 0.0
+    for features, target, weight in float64_chunks(train):
         rows = _standardised(features if len(used) == features.shape[1] else features[:, used], mean[:-1], std[:-1])
+        errors = (target[:, None] - mean[-1]) / std[-1]
+        if weight is not None:
+            root = np.sqrt(weight)[:, None]
+            rows *= root
+            errors *= root
+        total += len(target) if weight is None else float(weight.sum())
         factor, reflectors, scales, _ = dtpqrt(0, min(PANEL_COLUMNS, width), factor, rows, overwrite_a=True, overwrite_b=True)
-        goal, rest, _ = dtpmqrt(0, reflectors, scales, goal, (target[:, None] - mean[-1]) / std[-1], trans="T")
+        goal, rest, _ = dtpmqrt(0, reflectors, scales, goal, errors, trans="T")
         squares += float((rest**2).sum())
         del features, rows, reflectors  # before the next chunk is read
     # NumPy's tolerance for the rank of one decomposition, for as many as there were.
@@ -50,7 +56,7 @@ def least_squares(train: TableDataset) -> LeastSquaresFit:
     coefficients = np.zeros(len(train.table.features))
     coefficients[used] = solution[1:] / std[:-1] * std[-1]
     intercept = mean[-1] + std[-1] * solution[0] - mean[:-1] @ coefficients[used]
-    return LeastSquaresFit(np.append(intercept, coefficients), squares * float(std[-1]) ** 2 / len(train))
+    return LeastSquaresFit(np.append(intercept, coefficients), squares * float(std[-1]) ** 2 / total)
 
 
 def _standardised(features: Array, mean: Array, std: Array) -> Array:

@@ -15,7 +15,7 @@ from torch import nn
 from truefit.core.errors import TruefitError
 from truefit.core.text import one_line
 from truefit.data.batches import sequential_loader
-from truefit.data.dataset import TableDataset
+from truefit.data.dataset import TableDataset, target_and_weight
 
 Array = NDArray[Any]  # float64
 Predictor = Callable[[Array], Array]  # features [N, F] -> predictions [N]
@@ -26,69 +26,91 @@ FARTHEST = 1e140  # from 0, so that the sum of so large errors, in any number of
 class Metric(Protocol):
     """A figure of some rows, which come chunk by chunk."""
 
-    def add(self, target: Array, predicted: Array) -> None:
-        """Take the targets [C] and predictions [C] of some more rows."""
+    def add(self, target: Array, predicted: Array, weight: Array | None = None) -> None:
+        """Take the targets [C] and predictions [C] of some more rows, and their weights [C], all above 0, or None."""
 
     def value(self) -> float | None:
         """Return the figure of all rows so far, at least one; None where it is undefined."""
 
 
-class MSE:
-    """Σ(y - p)² / N."""
+def weighted_sum(values: Array, weight: Array | None) -> float:
+    """Return the sum of the values [C] of some rows, by their weights.
 
-    rows, squares = 0, 0.0
+    >>> weighted_sum(np.array([1.0, 2.0]), None), weighted_sum(np.array([1.0, 2.0]), np.array([0.5, 3.0]))
+    (3.0, 6.5)
+    """
+    return float((values if weight is None else values * weight).sum())
 
-    def add(self, target: Array, predicted: Array) -> None:
+
+class _Rows:
+    """Adds up what rows weigh: 1 each, where they have no weights."""
+
+    weight = 0.0
+
+    def add(self, target: Array, predicted: Array, weight: Array | None = None) -> None:
+        """Add the rows' weights."""
+        self.weight += len(target) if weight is None else float(weight.sum())
+
+
+class MSE(_Rows):
+    """Σw(y - p)² / Σw."""
+
+    squares = 0.0
+
+    def add(self, target: Array, predicted: Array, weight: Array | None = None) -> None:
         """Add the squared errors."""
-        self.rows += len(target)
-        self.squares += float(((target - predicted) ** 2).sum())
+        super().add(target, predicted, weight)
+        self.squares += weighted_sum((target - predicted) ** 2, weight)
 
     def value(self) -> float | None:
         """Return the mean."""
-        return self.squares / self.rows
+        return self.squares / self.weight
 
 
 class RMSE(MSE):
-    """√(Σ(y - p)² / N), in the target's unit."""
+    """√(Σw(y - p)² / Σw), in the target's unit."""
 
     def value(self) -> float | None:
         """Return the root of the mean."""
-        return math.sqrt(self.squares / self.rows)
+        return math.sqrt(self.squares / self.weight)
 
 
-class MAE:
-    """Σ|y - p| / N, in the target's unit."""
+class MAE(_Rows):
+    """Σw|y - p| / Σw, in the target's unit."""
 
-    rows, absolute = 0, 0.0
+    absolute = 0.0
 
-    def add(self, target: Array, predicted: Array) -> None:
+    def add(self, target: Array, predicted: Array, weight: Array | None = None) -> None:
         """Add the absolute errors."""
-        self.rows += len(target)
-        self.absolute += float(np.abs(target - predicted).sum())
+        super().add(target, predicted, weight)
+        self.absolute += weighted_sum(np.abs(target - predicted), weight)
 
     def value(self) -> float | None:
         """Return the mean."""
-        return self.absolute / self.rows
+        return self.absolute / self.weight
 
 
 class R2(MSE):
-    """r2 = 1 - Σ(y - p)² / Σ(y - ȳ)², the share of the targets' variation that is explained; None where there is none."""
+    """r2 = 1 - Σw(y - p)² / Σw(y - ȳ)², the share of the targets' variation that is explained; None where there is none.
+
+    ȳ is the weighted mean.
+    """
 
     origin: float | None = None
     total, total_squares = 0.0, 0.0
 
-    def add(self, target: Array, predicted: Array) -> None:
+    def add(self, target: Array, predicted: Array, weight: Array | None = None) -> None:
         """Add the squared errors, and the targets."""
-        super().add(target, predicted)
+        super().add(target, predicted, weight)
         # From the first row's, so that equal targets have no variance, and an offset does not cost its digits.
         self.origin = float(target[0]) if self.origin is None else self.origin
         shifted = target - self.origin
-        self.total += float(shifted.sum())
-        self.total_squares += float((shifted**2).sum())
+        self.total += weighted_sum(shifted, weight)
+        self.total_squares += weighted_sum(shifted**2, weight)
 
     def value(self) -> float | None:
         """Return the share."""
-        variation = self.total_squares - self.total**2 / self.rows
+        variation = self.total_squares - self.total**2 / self.weight
         return 1 - self.squares / variation if variation > 0 else None
 
 
@@ -103,19 +125,22 @@ UNDEFINED = {"r2": "all targets of the test rows are equal"}  # why a metric is 
 
 
 def score(rows: TableDataset, predict: Predictor, whose: str = "the model's") -> Scores:
-    """Return each of METRICS of the predictions on the rows; errors say `whose` they are.
+    """Return each of METRICS of the predictions on the rows, by their weights; errors say `whose` they are.
 
     Raises TruefitError, naming the row, for a target or a prediction that is not finite, or too large to be squared.
     """
     metrics, before = {name: make() for name, make in METRICS.items()}, 0
-    for features, target in float64_chunks(rows):
+    for features, target, weight in float64_chunks(rows):
         with np.errstate(over="ignore", invalid="ignore"):
             predicted = predict(features)
         _require_moderate(rows, before, features, target, "the target")
         _require_moderate(rows, before, features, predicted, f"{whose} prediction")
         before += len(target)
-        for metric in metrics.values():
-            metric.add(target, predicted)
+        if weight is not None:
+            counts = weight > 0
+            target, predicted, weight = target[counts], predicted[counts], weight[counts]
+        for metric in metrics.values() if len(target) else ():
+            metric.add(target, predicted, weight)
     return {name: metric.value() for name, metric in metrics.items()}
 
 
@@ -154,7 +179,8 @@ def line_predictor(line: Array) -> Predictor:
     return lambda features: line[0] + features @ line[1:]
 
 
-def float64_chunks(rows: TableDataset) -> Iterator[tuple[Array, Array]]:
-    """Give the features [C, F] and targets [C] of all rows, in float64."""
+def float64_chunks(rows: TableDataset) -> Iterator[tuple[Array, Array, Array | None]]:
+    """Give the features [C, F] and targets [C] of all rows, and their weights [C] where they have some, in float64."""
     for features, target in sequential_loader(rows):
-        yield features.double().numpy(), target[:, 0].double().numpy()
+        actual, *weight = (part[:, 0].double().numpy() for part in target_and_weight(target))
+        yield features.double().numpy(), actual, weight[0] if weight else None

@@ -62,7 +62,7 @@ def _result(metrics: dict[str, Any]) -> str:
         for title, part in [("this model", "test"), ("least squares", "least_squares")]
     ]
     table = "\n".join([f"| test rows | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|", *rows])
-    told = [f"{line[0].upper()}{line[1:]}." for line in remarks(metrics)]
+    told = [f"{line[0].upper()}{line[1:]}." for line in remarks(metrics, escape_markdown)]
     if (excess := percentage(metrics)) is not None:
         side = "above" if excess >= 0 else "below"
         told = [f"Its mse is **{abs(excess):.3%} {side}** that of least squares, the best line for the training rows.", *told]

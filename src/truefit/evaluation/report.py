@@ -35,7 +35,8 @@ def compute_metrics(test: TableDataset, model: Model, line: Array, truth: Genera
     """Return what metrics.json holds: the scores of the model and of the least-squares `line` [F + 1], and the true line.
 
     `excess_mse` is the model's mse over that of least squares, minus 1, and None where float64 has no such number; parameters
-    are in the data's units. Raises TruefitError for a test row whose target or prediction is not finite, or as good as that.
+    are in the data's units; `weight` names the column of the rows' weights, where there is one. Raises TruefitError for a test
+    row whose target or prediction is not finite, or as good as that.
     """
     table = test.table
     ours = score(test, model_predictor(model, getattr(torch, table.dtype)))
@@ -47,6 +48,8 @@ def compute_metrics(test: TableDataset, model: Model, line: Array, truth: Genera
         "least_squares": best,
         "excess_mse": excess if math.isfinite(excess) else None,
     }
+    if table.weight is not None:
+        content["weight"] = table.weight.name
     if (own := model.line()) is not None:
         content["parameters"] = _line(own[0], table.features, own[1])
         if model.scale.settings.target == "log":
@@ -66,14 +69,14 @@ def loss_levels(training: TrainSettings, fit: LeastSquaresFit, truth: GenerateSe
     return levels if truth is None else levels | {"noise floor": truth.noise_std**2}
 
 
-def loss_unit(training: TrainSettings) -> str:
+def loss_unit(training: TrainSettings, weighted: bool = False) -> str:
     """Return the unit of the losses in words, with braces for the target's name.
 
-    >>> loss_unit(TrainSettings()).format("price")
-    'in the unit of price, squared'
+    >>> loss_unit(TrainSettings()).format("price"), loss_unit(TrainSettings(), weighted=True).format("price")
+    ('in the unit of price, squared', 'in the unit of price, squared, weighted')
     """
     unit = "log({})" if training.scale.target == "log" else "{}"
-    return f"in the unit of {unit}" + (", squared" if degree(training.loss) == 2 else "")
+    return f"in the unit of {unit}" + ", squared" * (degree(training.loss) == 2) + ", weighted" * weighted
 
 
 def generating_settings(table: Table, synthetic_csv: Path, params: Params) -> GenerateSettings | None:
@@ -114,8 +117,8 @@ def percentage(content: dict[str, Any]) -> float | None:
     return excess if excess is not None and excess + 1 <= MOST_PERCENT else None
 
 
-def remarks(content: dict[str, Any]) -> list[str]:
-    """Return what the scores in metrics.json do not tell by themselves, each in a line."""
+def remarks(content: dict[str, Any], show: Callable[[str], str] = one_line) -> list[str]:
+    """Return what the scores in metrics.json do not tell by themselves, each in a line, with names as `show` has them."""
     test, best, excess = content["test"], content["least_squares"], content["excess_mse"]
     lines = []
     if excess is None and best["mse"] > 0:
@@ -126,6 +129,8 @@ def remarks(content: dict[str, Any]) -> list[str]:
         lines += [f"the mse is {excess + 1:.3g} times that of least squares"]
     if test["r2"] is not None and test["r2"] < 0:
         lines += ["the model is worse than predicting the mean of the test rows' targets for each row, since r2 is below 0"]
+    if "weight" in content:
+        lines += [f"all scores and losses are weighted by '{show(content['weight'])}'"]
     return lines + [f"{name} is undefined: {why}" for name, why in UNDEFINED.items() if test[name] is None]
 
 

@@ -26,6 +26,7 @@ from truefit.ingest.split_keys import KeyColumn
 SLOW_ROWS = 4096  # that Python reads at a time …
 SLOW_CELLS = 1 << 18  # … or so many cells, where that is less
 _NO_KEYS = np.empty(0, np.uint8)
+_NONE = np.array(False)
 
 
 class Cells(NamedTuple):
@@ -38,6 +39,7 @@ class Cells(NamedTuple):
     takes_missing: bool = False  # as nan; otherwise a missing value is a fault …
     way_out: str = ""  # … and this would let it in
     has_kind: bool = True  # that prepare.columns may say to be another
+    least: float | None = None  # that a number may be
 
 
 def cells_of(column: Column, reader: Column | Learner, takes_missing: bool, way_out: str) -> Cells:
@@ -121,6 +123,8 @@ def _typed_batches(source: CsvFile, wanted: Wanted, on_bytes: OnBytes) -> Iterat
                 parsed.append(known.T)
             else:
                 parsed.append(_numbers(columns[cell.name], form)[None])
+            if _too_small(cell, parsed[-1][0]).any():
+                raise pa.ArrowInvalid("found a number that is too small")
             if not cell.takes_missing and np.isnan(parsed[-1][0]).any():
                 raise pa.ArrowInvalid("found a missing value")
         keys = _NO_KEYS if wanted.key is None else wanted.key.read(columns[wanted.key.name])
@@ -143,7 +147,8 @@ def _text_batches(
             cells = block.cells[cell.name]
             known, bad = _parse(cell, cell.parse or numbers.parse, _known(cells.texts, source.format), source)
             bad[cells.undecoded] = True
-            allowed = numbers.fault if cell.parse is None else partial(_allowed, cell, source)
+            bad |= _too_small(cell, known[:, 0])
+            allowed = partial(_allowed_number, cell, numbers) if cell.parse is None else partial(_allowed, cell, source)
             faults.add(cell.name, cells, np.flatnonzero(bad), block.row, allowed, cell.has_kind)
             if not cell.takes_missing:
                 missing = np.flatnonzero(np.isnan(known[:, 0]) & ~bad)
@@ -186,6 +191,19 @@ def _parse(cell: Cells, parse: Callable[[pa.Array], Parsed], texts: pa.Array, so
             raise
         advice = f"allowed: fewer, or the column left out by {source.advice.exclude}"
         raise TableError(f"{source.path}: column {cell.name!r}: found {error}, {advice}") from None
+
+
+def _allowed_number(cell: Cells, numbers: Numbers, text: str) -> str:
+    """Return what a bad cell of a column of numbers should have held."""
+    return numbers.fault(text) or cell.allowed
+
+
+def _too_small(cell: Cells, numbers: Array) -> NDArray[np.bool_]:
+    """Return which numbers [B] a column does not take for their size."""
+    if cell.least is None:
+        return _NONE
+    small: NDArray[np.bool_] = numbers < cell.least
+    return small
 
 
 def _known(texts: pa.Array, form: FormatSettings) -> pa.Array:

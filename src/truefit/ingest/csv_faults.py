@@ -158,7 +158,7 @@ class _ColumnFaults:
         if len(units) == 1 and all(_UNIT.fullmatch(text) for text in self.texts):
             return f"numbers with the unit {''.join(units.pop())!r}, which has to go"
         for key, what, pattern in _FORMATS:
-            if all(re.fullmatch(pattern, text) for text in self.texts):
+            if all(re.fullmatch(pattern, text) for text in self.texts) and any("," in text for text in self.texts):
                 cannot = key == "decimal" and source.format.separator == ","
                 advice = (
                     ", which has to be a point beside the separator ','" if cannot else f": {source.advice.format}.{key}: ','"

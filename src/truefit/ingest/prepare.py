@@ -21,12 +21,13 @@ from truefit.data.columns import KINDS, column_from
 from truefit.data.columns.base import Array, Column
 from truefit.data.columns.encoding import Encoding
 from truefit.data.moments import Moments
-from truefit.data.table import SPLITS, TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table
+from truefit.data.table import SPLITS, TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table, Weight
 from truefit.ingest.csv_batches import Batch, Cells, Wanted, cells_of, read_batches
 from truefit.ingest.csv_check import missing_column, read_header, require_kept, require_usable, shown_names, varying_column
 from truefit.ingest.csv_file import CsvFile
 from truefit.ingest.csv_format import FormatSettings
 from truefit.ingest.split import SplitSettings, Splitter, make_splitter
+from truefit.ingest.weights import WeightSums, weight_cells
 
 READ_BYTES = 1 << 24  # of the rows that are in memory at a time
 # A median is exact for so many training rows; of more, evenly spaced ones are looked at. Less for very many columns.
@@ -54,6 +55,7 @@ class PrepareSettings(Settings):
     target: str | None = None
     columns: dict[str, Any] = Field({})
     missing: MissingSettings = MissingSettings()
+    weight: str | None = None
     split: SplitSettings = SplitSettings()
     dtype: Dtype = "float32"
 
@@ -74,6 +76,15 @@ class PrepareSettings(Settings):
             if name in taken:
                 raise invalid_value("features", name, "each column once, neither the target nor the split column")
             taken.add(name)
+        return self
+
+    @model_validator(mode="after")
+    def _weight_has_no_other_role(self) -> Self:
+        key, column = self.split.key or ("", None)
+        roles = {"target": [self.target], "features": self.features, "exclude": self.exclude, f"split.{key}": [column]}
+        for role, names in roles.items():
+            if self.weight is not None and self.weight in (names or []):
+                raise invalid_value("weight", self.weight, f"a column that prepare.{role} does not name")
         return self
 
     @model_validator(mode="after")
@@ -131,11 +142,13 @@ def write_table(settings: PrepareSettings, folder: Path) -> Prepared:
             staged.require_kept(source)
         sizes = splitter.sizes()
         columns = staged.learned(path, splitter, sizes["train"])
-        moments, digests = _write_splits(folder, staged, splitter, columns, sizes)
+        sums = WeightSums(path, settings.weight) if settings.weight is not None else None
+        moments, digests, weight = _write_splits(folder, staged, splitter, columns, sizes, sums)
     table = Table(
         csv=CsvSource(path=settings.csv, format=settings.format.model_dump(), sha256=source.sha256),
         columns=columns,
         target=target,
+        weight=weight,
         dtype=settings.dtype,
         rows=sizes,
         mean=moments.mean.tolist(),
@@ -149,17 +162,17 @@ def write_table(settings: PrepareSettings, folder: Path) -> Prepared:
 def choose_columns(source: CsvFile, header: list[str], settings: PrepareSettings) -> tuple[list[str], str]:
     """Return the features' names and the target's: those of the settings, or by default the last column and all others.
 
-    By default, columns without a name, those that are excluded and the one by which the table is split are neither. Raises
-    TableError when the CSV lacks a column that the settings name, has no column left for a feature, or has one of which it is
-    not clear which column it is.
+    By default, columns without a name, those that are excluded, the weight and the one by which the table is split are none.
+    Raises TableError when the CSV lacks a column that the settings name, has no column left for a feature, or has one of which
+    it is not clear which column it is.
     """
     rule, split = settings.split.key or ("", None)
     known = set(header) - {""}
-    choice = known - {split, *settings.exclude}
+    choice = known - {split, settings.weight, *settings.exclude}
     candidates = [name for name in header if name in choice]
     lists = {"features": settings.features or [], "exclude": settings.exclude, "columns": settings.columns}
     named = [(key, name) for key, names in lists.items() for name in names]
-    for key, name in [*named, ("target", settings.target), (f"split.{rule}", split)]:
+    for key, name in [*named, ("target", settings.target), ("weight", settings.weight), (f"split.{rule}", split)]:
         if name is not None and name not in known:
             raise missing_column(source, name, f"prepare.{key}")
     where = f"{source.path}: line {source.header_line}"
@@ -175,7 +188,7 @@ def choose_columns(source: CsvFile, header: list[str], settings: PrepareSettings
             f"{where}: found the last column {target!r}, the target by default, among prepare.features, "
             "allowed: prepare.target set to another column"
         )
-    require_usable(source, {*features, target, split or target})
+    require_usable(source, {*features, target, split or target, settings.weight or target})
     if not features:
         names, remark = shown_names(header) or "without names", source.other_separator(header)
         raise TableError(f"{where}: found the columns {names}, allowed: a target and at least one feature{remark}")
@@ -183,7 +196,7 @@ def choose_columns(source: CsvFile, header: list[str], settings: PrepareSettings
 
 
 class _Staged:
-    """The rows that are kept of a CSV, on the disk until it is known which are the training rows: [N, S + 1], as parsed."""
+    """The rows that are kept of a CSV, on the disk until it is known which are the training rows: [N, stored], as parsed."""
 
     def __init__(self, file: IO[bytes], columns: list[Column], target: str, settings: PrepareSettings) -> None:
         policy = settings.missing
@@ -195,10 +208,11 @@ class _Staged:
             for learner in self.learners
         ]
         own = Cells(target, takes_missing=policy.target != "refuse", way_out="prepare.missing: {target: drop}", has_kind=False)
-        self.cells = [*features, own]
+        self._valued = [*features, own]  # of which float32 has to hold more than of a weight
+        self.cells = [*self._valued, *([] if settings.weight is None else [weight_cells(settings.weight)])]
         self.dropped, self.missing = 0, dict[str, int]()
         self.places = list(accumulate((cell.stored for cell in self.cells), initial=0))
-        self._drops = [(cell.name, at) for cell, at in zip(self.cells, self.places, strict=False)]
+        self._drops = [(cell.name, at) for cell, at in zip(self._valued, self.places, strict=False)]
         if policy.features != "drop":
             self._drops = self._drops[-1:] if policy.target == "drop" else []
         elif policy.target != "drop":
@@ -228,7 +242,7 @@ class _Staged:
         """Raise TableError for a column of numbers that the dtype does not tell apart, or rounds coarsely."""
         if not self._rows:
             raise TableError(f"{source.path}: found a missing value in each row, allowed: rows that can be kept")
-        numbers = [(cell.name, at) for cell, at in zip(self.cells, self.places, strict=False) if cell.parse is None]
+        numbers = [(cell.name, at) for cell, at in zip(self._valued, self.places, strict=False) if cell.parse is None]
         for name, at in numbers:
             low, high = self._lowest[at], self._highest[at]
             if low < high and low.astype(self.dtype) == high.astype(self.dtype):
@@ -238,7 +252,7 @@ class _Staged:
                 require_kept(source, name, step, float(high - low))
 
     def chunks(self, splitter: Splitter) -> Iterator[tuple[Array, NDArray[np.uint8]]]:
-        """Yield the rows [C, S + 1] in order, and their splits [C]; a chunk that is large comes in parts."""
+        """Yield the rows [C, stored] in order, and their splits [C]; a chunk that is large comes in parts."""
         width, dtype = self.places[-1], np.dtype(self.dtype)
         self._file.seek(0)
         most = max(1, READ_BYTES // (width * dtype.itemsize))
@@ -263,11 +277,11 @@ class _Staged:
             except ValueError as error:
                 allowed = "at least one, or the column left out by prepare.exclude"
                 raise TableError(f"{path}: column {learner.column.name!r}: found {error}, allowed: {allowed}") from None
-        _require_different(path, columns, self.cells[-1].name)
+        _require_different(path, columns, self._valued[-1].name)
         return columns
 
     def finish(self, rows: Array) -> None:
-        """Make rows [C, S + 1] as they were parsed those that are stored, in place."""
+        """Make rows [C, stored] as they were parsed those that are stored, in place."""
         for learner, at in zip(self.learners, self.places, strict=False):
             if learner.learns:
                 place = slice(at, at + learner.column.stored)
@@ -287,12 +301,18 @@ def _require_different(path: Path, columns: Sequence[Column], target: str) -> No
 
 
 def _write_splits(
-    folder: Path, staged: _Staged, splitter: Splitter, columns: list[Column], sizes: dict[Split, int]
-) -> tuple[Moments, dict[Split, str]]:
-    """Write each split's array; return the moments of the training rows' features and target, and the arrays' digests."""
+    folder: Path,
+    staged: _Staged,
+    splitter: Splitter,
+    columns: list[Column],
+    sizes: dict[Split, int],
+    weights: WeightSums | None,
+) -> tuple[Moments, dict[Split, str], Weight | None]:
+    """Write each split's array; return the moments of the training rows' features and target, the digests, and the weight."""
     encoding = Encoding(columns)
-    moments, width = Moments(len(encoding.names) + 1), encoding.width + 1
-    most = max(1, READ_BYTES // ((len(encoding.names) + 1) * np.dtype(staged.dtype).itemsize))
+    names = len(encoding.names)
+    moments, width = Moments(names + 1), staged.places[-1]
+    most = max(1, READ_BYTES // ((names + 1) * np.dtype(staged.dtype).itemsize))
     with ExitStack() as stack:
         paths = {name: stack.enter_context(atomic_path(folder / f"{name}.npy")) for name in sizes}
         writers = {name: stack.enter_context(ArrayWriter(paths[name], sizes[name], width, staged.dtype)) for name in sizes}
@@ -303,6 +323,10 @@ def _write_splits(
             parts = np.split(ordered, np.bincount(codes, minlength=len(SPLITS)).cumsum()[:-1])
             for part, writer in zip(parts, writers.values(), strict=True):
                 writer.write(part)
+            if weights is not None:
+                weights.add([part[:, -1] for part in parts])
             for start in range(0, len(parts[0]), most):
-                moments.add(encoding.rows(parts[0][start : start + most]))
-        return moments, {name: writer.sha256 for name, writer in writers.items()}
+                rows = encoding.rows(parts[0][start : start + most])
+                moments.add(rows[:, : names + 1], None if weights is None else rows[:, -1])
+        digests = {name: writer.sha256 for name, writer in writers.items()}
+        return moments, digests, None if weights is None else weights.fitted()

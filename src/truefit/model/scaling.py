@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from truefit.core.config import Settings
 from truefit.core.errors import TableError
 from truefit.data.batches import Chunk, sequential_loader
-from truefit.data.dataset import TableDataset, features_and_target
+from truefit.data.dataset import TableDataset, features_and_target, target_and_weight
 from truefit.data.moments import Moments
 
 # A row of few columns is too short a piece of work: as many as make so many numbers are scaled as one.
@@ -30,7 +30,8 @@ class ScaleSettings(Settings):
 class Scaling(nn.Module):
     """(x - mean) / std, with the training rows' mean and std as buffers; a constant column, whose std is 0, is only centred.
 
-    What is not to be scaled has no buffers. `mean` and `std` hold a number for each feature, and the target's, [F + 1].
+    What is not to be scaled has no buffers. `mean` and `std` hold a number for each feature, and the target's, [F + 1]. A
+    row's weight stays as it is.
     """
 
     feature_mean: Tensor | None
@@ -41,6 +42,7 @@ class Scaling(nn.Module):
     def __init__(self, settings: ScaleSettings, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.settings = settings
+        self._features = len(mean) - 1
         std = torch.where(std > 0, std, 1)
         for name, place, how in [("feature", slice(-1), settings.features), ("target", slice(-1, None), settings.target)]:
             for kind, values in [("mean", mean), ("std", std)]:
@@ -52,18 +54,22 @@ class Scaling(nn.Module):
         return 1.0 if self.target_std is None else float(self.target_std)
 
     def forward(self, rows: Tensor) -> Chunk:
-        """Scale rows [C, F + 1], the target last, where they lie; return views of them: (features [C, F], target [C, 1])."""
-        features, target = features_and_target(rows)
+        """Scale rows [C, F + 1], the target last, where they lie; return views of them: (features [C, F], target [C, 1]).
+
+        Rows with weights are [C, F + 2], and the target is [C, 2].
+        """
+        features, target = features_and_target(rows, self._features)
         if self.settings.target == "log":
-            target.log_()
+            target[:, :1].log_()
         if self.feature_mean is not None or self.target_mean is not None:
             _scale(rows, self._row("mean", torch.zeros_like(rows[0])), self._row("std", torch.ones_like(rows[0])))
         return features, target
 
     def _row(self, kind: str, unscaled: Tensor) -> Tensor:
-        """Return the numbers of that kind [F + 1], with those of `unscaled` for what is not to be scaled."""
+        """Return the numbers of that kind [F + 1 or 2], with those of `unscaled` for what is not to be scaled."""
         feature, target = getattr(self, f"feature_{kind}"), getattr(self, f"target_{kind}")
-        return torch.cat([unscaled[:-1] if feature is None else feature, unscaled[-1:] if target is None else target])
+        own_feature, own_target, weight = unscaled.tensor_split([self._features, self._features + 1])
+        return torch.cat([own_feature if feature is None else feature, own_target if target is None else target, weight])
 
     def scale_features(self, features: Tensor) -> Tensor:
         """Return the features [B, F], scaled."""
@@ -123,12 +129,12 @@ def fit_scaling(settings: ScaleSettings, datasets: Sequence[TableDataset]) -> Sc
 def _log_moments(rows: TableDataset) -> Moments:
     moments, before = Moments(1), 0
     for _, target in sequential_loader(rows):
-        values = target.double().numpy()
+        values, *weight = (part.double().numpy() for part in target_and_weight(target))
         if (values <= 0).any():
             row = int(np.argmax(values <= 0))
             place = f"{rows.table.csv.path}: column {rows.table.target!r}, {rows.split} row {before + row}"
             found = f"found {values[row, 0]:g}, allowed: a positive number with train.scale.target: log"
             raise TableError(f"{place}: {found}; or take train.scale.target: standard")
-        moments.add(np.log(values))
+        moments.add(np.log(values), *(part[:, 0] for part in weight))
         before += len(values)
     return moments

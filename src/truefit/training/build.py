@@ -34,7 +34,8 @@ def build_engine(model: Model, train_rows: TableDataset, settings: TrainSettings
     assert settings.engine != "auto"
     if device.type == "mps" and train_rows.table.dtype == "float64":
         raise TruefitError("train.device: found mps with prepare.dtype float64, allowed: float32, which is all that it has")
-    graph = settings.compile.graph(len(train_rows), settings.batch_rows(len(train_rows)), train_rows.row_bytes)
+    rows, weighted = len(train_rows), train_rows.table.weight is not None
+    graph = settings.compile.graph(rows, settings.batch_rows(rows), train_rows.row_bytes, weighted)
     return make_engine(settings.engine, model.body, settings.step, device, graph)
 
 

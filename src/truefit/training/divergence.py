@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from truefit.core.errors import TruefitError
 from truefit.core.seeds import numpy_generator
 from truefit.core.text import one_line
-from truefit.data.batches import sequential_loader
-from truefit.data.dataset import TableDataset
+from truefit.data.batches import Chunk, sequential_loader
+from truefit.data.dataset import TableDataset, target_and_weight
 from truefit.model.models import Model
 from truefit.model.scaling import ScaleSettings, Scaling, fit_scaling
 from truefit.training.build import untrained_model
@@ -155,10 +156,11 @@ def stable_rate(train_rows: TableDataset, scale: Scaling, settings: TrainSetting
     For the loss e²/2 it is 2B / (β + (B - 1)λ), with λ the largest eigenvalue of the second moments of the inputs, the
     constant 1 among them, and β the largest squared length of a row's inputs: S. Ma, R. Bassily and M. Belkin, "The Power of
     Interpolation" (ICML 2018), theorem 1. The loss mse is twice that, and a sum B times the mean. A weight decay adds to the
-    curvature, and a momentum m multiplies steps by 1 / (1 - m) in the long run (Polyak, 1964).
+    curvature, and a momentum m multiplies steps by 1 / (1 - m) in the long run (Polyak, 1964). A weight w of a row does what
+    inputs √w times as large would.
     """
-    sample = _with_constant(_sample(train_rows)[:, :-1], scale)
-    largest = max(float(np.square(_with_constant(chunk[:, :-1], scale)).sum(axis=1).max()) for chunk in _rows(train_rows))
+    sample = _inputs(scale, *_sample(train_rows))
+    largest = max(float(np.square(_inputs(scale, *chunk)).sum(axis=1).max()) for chunk in sequential_loader(train_rows))
     batch = settings.batch_rows(len(train_rows))
     curvature = (largest + (batch - 1) * largest_eigenvalue(sample)) / batch
     curvature *= (2 if settings.loss.name == "mse" else 1) * (batch if settings.loss.reduction == "sum" else 1)
@@ -187,34 +189,41 @@ def _losses(model: Model, train_rows: TableDataset, settings: TrainSettings, dev
         for features, target in sequential_loader(train_rows, device, model.scale):
             actual = target.double()
             ours += float(loss(body(features.to(device)).cpu().double(), actual))
-            means += float(loss(torch.full_like(actual, centre), actual))
+            means += float(loss(torch.full_like(actual[:, :1], centre), actual))
     unit = model.scale.unit ** degree(settings.loss) / len(train_rows)
     return ours * unit, means * unit
 
 
 def _typical(train_rows: TableDataset) -> Array:
     """Return the size [F + 1] within which all but the largest hundredth of a column's cells are, or 1 where that is less."""
-    sizes = np.sort(np.abs(_sample(train_rows)), axis=0)
+    sizes = np.sort(np.abs(_columns(*_sample(train_rows))), axis=0)
     typical: Array = np.maximum(sizes[-1 - max(1, -(-len(sizes) // 100)) if len(sizes) > 1 else -1], 1)
     return typical
 
 
 def _rows(rows: TableDataset) -> Iterator[Array]:
     """Give the rows' columns [C, F + 1], in float64."""
-    for features, target in sequential_loader(rows):
-        yield torch.cat([features, target], dim=1).double().numpy()
+    return (_columns(*chunk) for chunk in sequential_loader(rows))
 
 
-def _sample(rows: TableDataset) -> Array:
-    """Return evenly spaced rows [N, F + 1], of which there are so many as to be no more than SAMPLE_NUMBERS numbers."""
+def _columns(features: Tensor, target: Tensor) -> Array:
+    """Return the columns [C, F + 1], in float64, without the weights."""
+    return torch.cat([features, target[:, :1]], dim=1).double().numpy()
+
+
+def _sample(rows: TableDataset) -> Chunk:
+    """Return evenly spaced rows, of which there are so many as to be no more than SAMPLE_NUMBERS numbers."""
     count = min(len(rows), max(1, SAMPLE_NUMBERS // len(rows.table.names)))
-    features, target = rows[torch.arange(count) * len(rows) // count]
-    return torch.cat([features, target], dim=1).double().numpy()
+    return rows[torch.arange(count) * len(rows) // count]
 
 
-def _with_constant(features: Array, scale: Scaling) -> Array:
-    scaled = scale.scale_features(torch.from_numpy(features))
-    return torch.cat([torch.ones(len(scaled), 1, dtype=torch.float64), scaled.double()], dim=1).numpy()
+def _inputs(scale: Scaling, features: Tensor, target: Tensor) -> Array:
+    """Return the inputs [C, F + 1] of a linear model, the constant 1 and the scaled features, times the root of the weight."""
+    scaled = scale.scale_features(features.double())
+    inputs = torch.cat([torch.ones(len(scaled), 1, dtype=torch.float64), scaled.double()], dim=1)
+    for weight in target_and_weight(target)[1:]:
+        inputs *= weight.double().sqrt()
+    return inputs.numpy()
 
 
 def _rounded_down(rate: float) -> float:

@@ -9,7 +9,7 @@ import torch
 
 from truefit.core.errors import StoppedError
 from truefit.data.batches import EpochChunks, Loader, sequential_loader
-from truefit.data.dataset import TableDataset
+from truefit.data.dataset import TableDataset, total_weight
 from truefit.model.models import Model
 from truefit.training.build import build_engine, epoch_chunks, untrained_model
 from truefit.training.checkpoint import Checkpoints
@@ -111,11 +111,12 @@ def train_epoch(engine: Engine, chunks: EpochChunks, number: int, progress: Prog
 def _validated(engine: Engine, validation: Loader, number: int, progress: Progress, unit: float) -> Epoch:
     """Return the epoch's figures; `unit` is a loss of 1 between scaled values, in the data's units."""
     started = time.perf_counter()
-    total, rows = 0.0, 0
+    total, weight = 0.0, 0.0
     for features, target in validation:
-        total, rows = total + engine.validation_loss(features, target), rows + len(features)
+        total, weight = total + engine.validation_loss(features, target), weight + total_weight(target)
     position = progress.position
-    losses = position.loss / position.rows * unit, total / rows * unit
+    # Training rows weigh as much as there are of them.
+    losses = position.loss / position.rows * unit, total / weight * unit
     for name, loss in zip(("training", "validation"), losses, strict=True):
         if not math.isfinite(loss):
             raise NotFiniteError(f"epoch {number}, after its last batch: the {name} loss is not finite")

@@ -18,7 +18,7 @@ CURVES = ("train_loss", "validation_loss", "learning_rate")  # what stands in hi
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch's figures, by their names in MLflow; losses are means over rows."""
+    """One epoch's figures, by their names in MLflow; losses are means over rows, by their weights."""
 
     epoch: int
     train_loss: float

@@ -43,7 +43,8 @@ def falling_rate(
         losses.append((loss, start))
     smoothed = pd.DataFrame(losses, columns=["loss", "start"]).ewm(alpha=1 - SMOOTHING).mean()
     relative = (smoothed["loss"] / smoothed["start"]).to_numpy()[WINDOW - 1 :]
-    return rates[WINDOW - 1 + int(relative.argmin())] / MARGIN if (relative < FALLEN).any() else None
+    # Batches whose rows have no weight have no loss, and no share of one.
+    return rates[WINDOW - 1 + int(np.nanargmin(relative))] / MARGIN if (relative < FALLEN).any() else None
 
 
 def _batches(chunks: EpochChunks) -> Iterator[Chunk]:

@@ -37,12 +37,13 @@ class Encoding:
         return out
 
     def rows(self, stored: Array) -> Array:
-        """Return the features and, behind them, the target [B, K + 1] of stored rows [B, S + 1]."""
+        """Return the features of stored rows and, behind them, all that is behind the S stored numbers: target and weight."""
         if self.is_identity:
             return stored
-        out = np.zeros((len(stored), len(self.names) + 1), stored.dtype)
-        self.features(stored[:, :-1], out[:, :-1])
-        out[:, -1] = stored[:, -1]
+        features = len(self.names)
+        out = np.zeros((len(stored), features + stored.shape[1] - self.width), stored.dtype)
+        self.features(stored[:, : self.width], out[:, :features])
+        out[:, features:] = stored[:, self.width :]
         return out
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from truefit.training.engines.base import to_device
+from truefit.data.dataset import target_and_weight
+from truefit.training.engines.base import to_device, weighted
 from truefit.training.losses import Reduction
 
 
@@ -23,15 +24,17 @@ class AutogradEngine:
 
     def train_chunk(self, features: Tensor, target: Tensor, batch_size: int) -> Tensor:
         """Take a step for each batch of (features [C, F], target [C, 1]); return their summed losses, float64 [K]."""
-        x, y = to_device(features, self.device), to_device(target, self.device)
-        losses = [self._step(*batch) for batch in zip(x.split(batch_size), y.split(batch_size), strict=True)]
+        tensors = to_device(features, self.device), *target_and_weight(to_device(target, self.device))
+        batches = zip(*(tensor.split(batch_size) for tensor in tensors), strict=True)
+        losses = [self._step(*batch) for batch in batches]
         return torch.stack(losses).cpu().double()
 
     def validation_loss(self, features: Tensor, target: Tensor) -> float:
         """Return the squared errors' sum."""
         with torch.no_grad():
             predicted = (features.to(self.device) @ self.weight + self.bias).cpu()
-        return float(((predicted.double() - target.double()) ** 2).sum())
+        actual, *weight = target_and_weight(target.double())
+        return float(weighted((predicted.double() - actual) ** 2, *weight).sum())
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return a copy of the parameters, on the CPU; a weight is [1, F], as nn.Linear keeps it."""
@@ -49,10 +52,10 @@ class AutogradEngine:
         self.weight = torch.tensor(weight, dtype=dtype, device=self.device, requires_grad=True)  # [F, 1]
         self.bias = torch.tensor(bias, dtype=dtype, device=self.device, requires_grad=True)  # [1]
 
-    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+    def _step(self, x: Tensor, y: Tensor, row_weight: Tensor | None = None) -> Tensor:
         """Take one step on the batch x [B, F], y [B, 1]; return its loss, summed over its rows."""
         error = x @ self.weight + self.bias - y  # [B, 1]
-        loss = (error**2).sum()
+        loss = weighted(error**2, row_weight).sum()
         # The derivative of what is made smaller by the sum: with the mean, 1/B.
         loss.backward(loss.new_tensor(1 / len(x) if self.reduction == "mean" else 1))
         with torch.no_grad():

@@ -41,18 +41,19 @@ class CompileSettings(Settings):
     batches: int = Field(16, ge=1)
     cpp_wrapper: bool = True
 
-    def graph(self, rows: int, batch_size: int, row_bytes: int) -> "Graph":
+    def graph(self, rows: int, batch_size: int, row_bytes: int, weighted: bool = False) -> "Graph":
         """Return the graph for epochs of so many rows: no more batches than an epoch has, nor rows than a chunk should."""
         most = min(rows, chunk_rows(row_bytes)) // batch_size
-        return Graph(max(1, min(self.batches, most)), batch_size, self.cpp_wrapper)
+        return Graph(max(1, min(self.batches, most)), batch_size, self.cpp_wrapper, weighted)
 
 
 class Graph(NamedTuple):
-    """What a graph is made for: so many batches a call, of so many rows."""
+    """What a graph is made for: so many batches a call, of so many rows, which may have weights."""
 
     batches: int
     batch_size: int
     cpp_wrapper: bool
+    weighted: bool = False
 
 
 def unmet_need(device: torch.device, step: StepSettings, cpp_wrapper: bool) -> str | None:
@@ -92,13 +93,13 @@ def make_steps(model: nn.Module, step: StepSettings, batches: int) -> Callable[.
     """Return the function that takes `batches` training steps, for a model in train() mode.
 
     It takes the parameters and the optimizer's state, which it changes in place; the learning rate; for each dropout its masks
-    [batches, B, H]; and the rows x [batches·B, F], y [batches·B, 1]. It returns the batches' summed losses [batches].
+    [batches, B, H]; and the rows x [batches·B, F], y [batches·B, 1 or 2]. It returns the batches' summed losses [batches].
     """
     buffers, model = dict(model.named_buffers()), _with_products(model)
     names = [name for name, _ in model.named_parameters()]
     keeps = [f"{name}.keep" for name, module in model.named_modules() if isinstance(module, Dropout)]
     # The mean itself, since Inductor would make of a sum that is divided another graph, which rounds otherwise.
-    loss: Callable[[Tensor, Tensor], Tensor] = make_loss(step.loss, step.loss.reduction)
+    loss = make_loss(step.loss, step.loss.reduction)
 
     def objective(parameters: list[Tensor], masks: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
         tensors = buffers | dict(zip(names + keeps, parameters + masks, strict=True))
@@ -159,8 +160,9 @@ class CompiledEngine(TorchEngine):
         )
         first = self._parameters[0]  # a layer's weight [H, F]
         # As the loader gives them: views of rows on the CPU, of which a copy on the device is made for each.
-        rows = torch.zeros(self._run_rows, first.shape[1] + 1, dtype=first.dtype)
-        x, y = (to_device(values, device) for values in features_and_target(rows))
+        features = first.shape[1]
+        rows = torch.zeros(self._run_rows, features + 1 + graph.weighted, dtype=first.dtype)
+        x, y = (to_device(values, device) for values in features_and_target(rows, features))
         shapes = self._dropout_shapes(x[: graph.batch_size])
         self._masks = [torch.ones(graph.batches, *shape, dtype=y.dtype, device=device) for shape in shapes]
         self.compile_seconds = self._compile(x, y)

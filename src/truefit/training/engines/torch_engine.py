@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from truefit.model.layers import Dropout
 from truefit.training.engines.base import StepSettings, to_device
-from truefit.training.losses import Reduction, make_loss
+from truefit.training.losses import Loss, Reduction, make_loss
 from truefit.training.optimizers import make_optimizer
 
 TrainStep = Callable[[Tensor, Tensor], Tensor]
@@ -17,7 +17,7 @@ TrainStep = Callable[[Tensor, Tensor], Tensor]
 
 def make_train_step(
     model: nn.Module,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: Loss,
     optimizer: torch.optim.Optimizer,
     reduction: Reduction = "mean",
     clip_norm: float | None = None,
