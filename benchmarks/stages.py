@@ -73,7 +73,7 @@ def predicting(folder: Path, rows: int, model: ModelSettings, dtype: Dtype) -> f
     configure(threads=1)
     opened, description = open_model(folder / "model")
     started = time.perf_counter()
-    assert predict(opened, description, folder / "data.csv", folder / "predicted.csv") == rows
+    assert predict(opened, description, folder / "data.csv", folder / "predicted.csv").rows == rows
     return (time.perf_counter() - started) / rows
 
 

@@ -93,7 +93,7 @@ def save_outcome(outcome: Outcome, settings: TrainSettings, table: Table, result
     digests = {state_tag(kind): hashlib.sha256(content).hexdigest() for kind, content in states.items()}
     run.set_tags({DIGEST_TAG: state_dict_digest(state), **digests})
     if log_model:
-        run.log_model(serving, files, serving.example_rows(table), table.dtype)
+        run.log_model(serving, files, table)
 
 
 if __name__ == "__main__":

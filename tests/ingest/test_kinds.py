@@ -207,7 +207,7 @@ def test_predict_and_a_served_model_give_the_bits_of_the_tables_own_rows(dtype: 
     new = frame[frame["s"] == "test"].drop(columns=["s", "y"])
     new.to_csv("new.csv", index=False, columns=["seen", "sold", "smoker", "region", "x"])
 
-    assert predict(model, description, Path("new.csv"), Path("out.csv")) == len(new)
+    assert predict(model, description, Path("new.csv"), Path("out.csv")).rows == len(new)
 
     with torch.no_grad():
         expected = model(TableDataset(Path("prepared"), "test")[:][0])[:, 0].numpy()

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 from helpers_torture import TORTURE
 from mlflow import MlflowClient
@@ -473,7 +472,7 @@ def test_a_model_recorded_before_an_interruption_and_again_after_it_can_be_sent(
     saved = {name: name.encode() for name in ("model.pt", "model.json")}
 
     def record(run: Run) -> None:
-        run.log_model(serving, saved, pd.DataFrame({"a": [1.0], "b": [2.0]}), "float32")
+        run.log_model(serving, saved, TABLE)
 
     with monkeypatch.context() as patch:
         patch.setattr(Sender, "send", refuse)

@@ -110,6 +110,14 @@ def rerun_command(run: str | None, experiment: str | None, every: bool, toleranc
 @click.option(
     "--separator", help="What stands between the cells of IN.csv.  [default: as in the CSV that the model was trained on]"
 )
+@click.option(
+    "--errors",
+    "on_error",
+    type=click.Choice(["refuse", "blank"]),
+    default="refuse",
+    show_default=True,
+    help="Whether a bad cell stops it, or leaves the prediction of its row empty.",
+)
 @click.option("--column", metavar="NAME", default="prediction", show_default=True, help="The column that OUT.csv has more.")
 def predict_command(
     source: Path,
@@ -118,6 +126,7 @@ def predict_command(
     experiment: str | None,
     folder: Path | None,
     separator: str | None,
+    on_error: str,
     column: str,
 ) -> None:
     """Write OUT.csv: the text of IN.csv as it is, and one more column with the predictions, in the data's own units.
@@ -128,9 +137,11 @@ def predict_command(
 
         truefit predict --model results new.csv predicted.csv
 
-    The model's features are found by their names, in any order; other columns may hold anything. IN.csv is
-    read as the CSV was that the model was trained on. A cell that stage prepare
-    would refuse is refused here, by file, line and column, with exit status 2; OUT.csv is not written then.
+    The model's columns are found by their names, in any order; other columns may hold anything. IN.csv is
+    read as the CSV was that the model was trained on, and missing values are filled where they were. A cell that stage prepare
+    would refuse is refused here, by file, line and column, with exit status 2; OUT.csv is not written then. With
+    --errors blank, its row has no prediction, and stderr tells how many such cells each column has. It also tells how many
+    values are none that the model knows, which count as '(other)'.
     """
     # Here, as in rerun.
     from truefit.cli.prediction import predict
@@ -152,8 +163,11 @@ def predict_command(
     else:
         store = Store()
         model, description = read_model(store, find(store, run, experiment or default_experiment()))
-    rows = predict(model, description, source, target, separator, column)  # type: ignore[arg-type]
-    click.echo(f"{target}: {rows} rows, each with a prediction of '{one_line(description.target)}'")
+    done = predict(model, description, source, target, separator, column, on_error == "blank")  # type: ignore[arg-type]
+    for warning in done.warnings():
+        click.echo(f"{source}: {warning}", err=True)
+    which = f"{done.rows - done.blank} of them" if done.blank else "each"
+    click.echo(f"{target}: {done.rows} rows, {which} with a prediction of '{one_line(description.target)}'")
 
 
 @commands.command(name="inspect")

@@ -26,7 +26,7 @@ from truefit.ingest.split_keys import KeyColumn
 SLOW_ROWS = 4096  # that Python reads at a time …
 SLOW_CELLS = 1 << 18  # … or so many cells, where that is less
 _NO_KEYS = np.empty(0, np.uint8)
-_NONE = np.array(False)
+_NONE_BAD, _NONE = np.empty((0, 0), bool), np.array(False)
 
 
 class Cells(NamedTuple):
@@ -49,11 +49,15 @@ def cells_of(column: Column, reader: Column | Learner, takes_missing: bool, way_
 
 
 class Wanted(NamedTuple):
-    """The columns whose numbers are to be stored as `dtype`, and the one by which the rows are split, if there is one."""
+    """The columns whose numbers are to be stored as `dtype`, and the one by which the rows are split, if there is one.
+
+    With `blanks`, a row with bad cells is no error: it is zeros, and marked.
+    """
 
     columns: list[Cells]
     dtype: Dtype
     key: KeyColumn | None = None
+    blanks: bool = False
 
     @property
     def texts(self) -> set[str]:
@@ -62,12 +66,16 @@ class Wanted(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Some rows: `values` [B, S], their `lowest` and `highest` in float64 [S], nan apart, and `keys` [B] or nothing."""
+    """Some rows: `values` [B, S], their `lowest` and `highest` in float64 [S], nan apart, and `keys` [B] or nothing.
+
+    `bad` says which cells [B, C] of the columns made their rows blank; it is [0, 0] where there are none.
+    """
 
     values: Array
     keys: NDArray[Any]
     lowest: NDArray[np.float64]
     highest: NDArray[np.float64]
+    bad: NDArray[np.bool_] = _NONE_BAD
 
 
 Batches = Generator[Batch, None, None]
@@ -100,7 +108,7 @@ def read_batches(source: CsvFile, wanted: Wanted, title: str) -> Batches:
                     read += len(batch.values)
                     if read > given:
                         given = read
-                        yield batch._replace(values=batch.values[known:], keys=batch.keys[known:])
+                        yield batch._replace(values=batch.values[known:], keys=batch.keys[known:], bad=batch.bad[known:])
             except pa.ArrowInvalid:
                 if reader is readers[-1]:
                     raise
@@ -114,21 +122,22 @@ def _typed_batches(source: CsvFile, wanted: Wanted, on_bytes: OnBytes) -> Iterat
     kinds = {cell.name: pa.float64() for cell in wanted.columns} | dict.fromkeys(as_text, pa.string())
     numbers = Numbers(form, wanted.dtype, source.advice.wider)
     for columns in arrow_columns(source, kinds, form.missing, on_bytes):
-        parsed = []
+        parsed, refused = [], []
         for cell in wanted.columns:
             if cell.name in as_text:
                 known, bad = _parse(cell, cell.parse or numbers.parse, _known(columns[cell.name], form), source)
-                if bad.any():
-                    raise pa.ArrowInvalid("found what is none of the kind")
                 parsed.append(known.T)
             else:
                 parsed.append(_numbers(columns[cell.name], form)[None])
-            if _too_small(cell, parsed[-1][0]).any():
-                raise pa.ArrowInvalid("found a number that is too small")
-            if not cell.takes_missing and np.isnan(parsed[-1][0]).any():
-                raise pa.ArrowInvalid("found a missing value")
+                bad = np.zeros(parsed[-1].shape[1], bool)
+            bad |= _too_small(cell, parsed[-1][0])
+            faulty = bad if cell.takes_missing else bad | np.isnan(parsed[-1][0])
+            if wanted.blanks:
+                refused.append(faulty)
+            elif faulty.any():
+                raise pa.ArrowInvalid("found what is none of the kind, or missing")
         keys = _NO_KEYS if wanted.key is None else wanted.key.read(columns[wanted.key.name])
-        yield _batch(parsed, keys, wanted.dtype, checked=False)
+        yield _batch(parsed, keys, wanted.dtype, refused, checked=False)
 
 
 def _text_batches(
@@ -148,18 +157,21 @@ def _text_batches(
             known, bad = _parse(cell, cell.parse or numbers.parse, _known(cells.texts, source.format), source)
             bad[cells.undecoded] = True
             bad |= _too_small(cell, known[:, 0])
-            allowed = partial(_allowed, cell, numbers, source)
-            faults.add(cell.name, cells, np.flatnonzero(bad), block.row, allowed, cell.has_kind)
-            if not cell.takes_missing:
-                missing = np.flatnonzero(np.isnan(known[:, 0]) & ~bad)
-                faults.add_missing(cell.name, cells, missing, block.row, cell.allowed, cell.way_out)
-                bad[missing] = True
-            told[cell.name] = bad
+            missing = ~bad & np.isnan(known[:, 0]) & (not cell.takes_missing)
+            told[cell.name] = bad | missing
+            if wanted.blanks:
+                known[bad] = 0  # which may be too large for the dtype
+            else:
+                allowed = partial(_allowed, cell, numbers, source)
+                faults.add(cell.name, cells, np.flatnonzero(bad), block.row, allowed, cell.has_kind)
+                places = np.flatnonzero(missing)
+                faults.add_missing(cell.name, cells, places, block.row, cell.allowed, cell.way_out)
             parsed.append(known.T)
+        refused = list(told.values()) if wanted.blanks else []
         keys = _keys(wanted.key, block, faults, told) if wanted.key is not None else _NO_KEYS
         rows += block.rows
         if not faults:
-            yield _batch(parsed, keys, wanted.dtype, checked=True)
+            yield _batch(parsed, keys, wanted.dtype, refused, checked=True)
     if faults:
         raise faults.error(rows)
 
@@ -218,12 +230,12 @@ def _numbers(column: pa.Array, form: FormatSettings) -> Array:
     return without(numbers, form.missing_numbers)
 
 
-def _batch(parsed: list[Array], keys: NDArray[Any], dtype: Dtype, checked: bool) -> Batch:
-    """Return the batch of what the columns' cells say, [S, B] each.
+def _batch(parsed: list[Array], keys: NDArray[Any], dtype: Dtype, refused: list[NDArray[np.bool_]], checked: bool) -> Batch:
+    """Return the batch of what the columns' cells say, [S, B] each; rows of cells that are `refused`, [B] each, are zeros.
 
     Unless it was `checked`, raises pa.ArrowInvalid for what may not be the number that a text says, or that is not kept.
     """
-    numbers = np.concatenate(parsed)
+    numbers, bad = np.concatenate(parsed), _NONE_BAD
     lowest, highest = numbers.min(axis=1), numbers.max(axis=1)
     for row in np.flatnonzero(np.isnan(lowest)):
         lowest[row] = np.fmin.reduce(numbers[row], initial=np.inf)
@@ -232,7 +244,10 @@ def _batch(parsed: list[Array], keys: NDArray[Any], dtype: Dtype, checked: bool)
         values = numbers.T.astype(dtype, order="C")
     if not checked:
         _require_kept(numbers, values, np.maximum(-lowest, highest))
-    return Batch(values, keys, lowest, highest)
+    if any(cells.any() for cells in refused):
+        bad = np.stack(refused, axis=1)
+        values[bad.any(axis=1)] = 0
+    return Batch(values, keys, lowest, highest, bad)
 
 
 def _require_kept(numbers: Array, values: Array, sizes: Array) -> None:

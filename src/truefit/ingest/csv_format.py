@@ -1,13 +1,13 @@
 """How a CSV is written: the settings at `prepare.format`, and the numbers that they allow."""
 
 import codecs
-import re
 from functools import cached_property
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from truefit.core.config import Settings, invalid_value
+from truefit.data.number_text import NumberText
 
 MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "?"]  # by default
 Separator = Literal[",", ";", "\t", "|", " "]
@@ -60,15 +60,12 @@ class FormatSettings(Settings):
     @cached_property
     def missing_numbers(self) -> list[float]:
         """The numbers that stand for a missing value, however they are written."""
-        return [float(self.plain(text)) for text in self.missing if re.fullmatch(self.number, text)]
+        return self.number_text.among(self.missing)
 
-    @cached_property
+    @property
     def number(self) -> str:
         """The regular expression of a number; its group 1 holds the digits."""
-        point, digits = re.escape(self.decimal), "[0-9]+"
-        if self.thousands:
-            digits = f"(?:[0-9]{{1,3}}(?:{re.escape(self.thousands)}[0-9]{{3}})+|[0-9]+)"
-        return rf"[ \t]*[+-]?({digits}(?:{point}[0-9]*)?|{point}[0-9]+)(?:[eE][+-]?[0-9]+)?[ \t]*"
+        return self.number_text.pattern
 
     def plain(self, number: str) -> str:
         """Return a number's text as Python and pyarrow write it, with a point and without a sign for thousands.
@@ -76,4 +73,9 @@ class FormatSettings(Settings):
         >>> FormatSettings(separator=";", decimal=",", thousands=".").plain("1.234,5")
         '1234.5'
         """
-        return (number.replace(self.thousands, "") if self.thousands else number).replace(self.decimal, ".")
+        return self.number_text.plain(number)
+
+    @cached_property
+    def number_text(self) -> NumberText:
+        """The texts that are numbers."""
+        return NumberText(self.decimal, self.thousands)

@@ -4,16 +4,14 @@
 and of those that it imports, with each model.
 """
 
-import math
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -21,6 +19,7 @@ from torch import nn
 from truefit.data.columns.base import Column
 from truefit.data.columns.number import Number
 from truefit.data.table import EXACT, Table
+from truefit.model.cells import CellReader
 from truefit.model.files import ModelDescription, open_model
 
 if TYPE_CHECKING:
@@ -44,88 +43,53 @@ class ServedModel:
         self._model = model
         self._description = description
         self._places = list(accumulate((column.stored for column in description.columns), initial=0))
-        self._missing = _missing_values(description.format)
+        self._cells = CellReader(description.format)
 
     def predict(self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None) -> Array:
         """Return the predictions [N], in the model's dtype and the data's units, for the rows of a table with its columns.
 
-        Raises ValueError, naming row and column, for a cell that stage prepare would not take: a text that is none of the
-        column's kind, a missing value where they are not filled, a number that is not finite in the model's dtype, an integer
-        that the dtype makes another one of, or a number that it takes for 0.
+        A column may be left out where missing values are filled. Raises ValueError, naming row and column, for a cell that
+        stage prepare would not take: what is none of the column's kind, a missing value where they are not filled, a number
+        that is not finite in the model's dtype, an integer that the dtype makes another one of, or a number that it takes
+        for 0.
         """
         columns, dtype, index = self._description.columns, self._description.dtype, model_input.index
-        stored = np.concatenate([_stored(column, model_input[column.name], self._missing) for column in columns], axis=1)
+        stored = np.concatenate([self._cells.stored(column, _cells(model_input, column)) for column in columns], axis=1)
         with np.errstate(over="ignore"):
             values = stored.astype(dtype)
         for at, column in zip(self._places, columns, strict=False):
             given, kept = stored[:, at], values[:, at]
+            if column.fill is None and np.isnan(given).any():
+                row = int(np.argmax(np.isnan(given)))
+                raise ValueError(f"row {index[row]}, column {column.name!r}: found a missing value, allowed: {column.allowed}")
             if isinstance(column, Number):
                 _require_kept(column, given, kept, index, dtype)
-            if column.fill is None and np.isnan(kept).any():
-                row = int(np.argmax(np.isnan(kept)))
-                raise ValueError(f"row {index[row]}, column {column.name!r}: found a missing value, allowed: {column.allowed}")
+        encode = self._description.encoding.features  # by the batch, since of one column there may be a hundred features
+        features = (encode(values[start : start + MODEL_ROWS]) for start in range(0, len(values), MODEL_ROWS))
         with _one_thread():
-            features = self._description.encoding.features(values)
-            predicted: Array = np.concatenate([values[:0, 0], *predictions(self._model, [features])])
+            predicted: Array = np.concatenate([values[:0, 0], *predictions(self._model, features)])
         for row in np.flatnonzero(~np.isfinite(predicted)).tolist():
             found = f"features whose prediction is {predicted[row]}"
             raise ValueError(f"row {index[row]}: found {found}, allowed: a finite {dtype}")
         return predicted
 
 
-class _Missing(NamedTuple):
-    """The texts that stand for a missing value, and the numbers, however these are written."""
-
-    texts: list[str]
-    numbers: list[float]
-
-    def left_out(self, numbers: Array) -> Array:
-        """Return the numbers with nan for those that stand for a missing value."""
-        return np.where(np.isin(numbers, self.numbers), np.nan, numbers)
-
-
-def _missing_values(form: dict[str, Any]) -> _Missing:
-    """Return what stands for a missing value in the format of a CSV; only a table that was made otherwise has none."""
-    texts, numbers = form.get("missing", []), []
-    for text in texts:
-        plain = text.replace(form.get("thousands") or "", "").replace(form.get("decimal", "."), ".")
-        with suppress(ValueError):
-            numbers.append(float(plain))
-    return _Missing(texts, [number for number in numbers if math.isfinite(number)])
-
-
-def _stored(column: Column, cells: "pd.Series[Any]", missing: _Missing) -> Array:
-    """Return the stored numbers [N, S] of a column's cells; raises ValueError for one that is none of its kind."""
-    known = ~cells.isna().to_numpy()
-    if isinstance(column, Number) and cells.dtype.kind in "biuf":
-        return missing.left_out(cells.to_numpy(np.float64, na_value=np.nan))[:, None]
-    texts = [str(cell).strip(" \t") if there else None for cell, there in zip(cells, known, strict=True)]
-    texts = [None if text in missing.texts else text for text in texts]
-    if isinstance(column, Number):
-        given = np.array([math.nan if text is None else _number(text) for text in texts], np.float64)
-        numbers, bad = missing.left_out(given)[:, None], np.isnan(given) & [text is not None for text in texts]
-    else:
-        # Of what pandas has as dates, the text is ISO 8601.
-        kind = column.model_copy(update={"format": None}) if cells.dtype.kind == "M" else column
-        numbers, bad = kind.parse(pa.array(texts, pa.string()))
-    for row in np.flatnonzero(bad).tolist():
-        raise ValueError(f"row {cells.index[row]}, column {column.name!r}: found {texts[row]!r}, allowed: {column.allowed}")
-    return numbers
-
-
-def _number(text: str) -> float:
-    """Return the number that the text says, or nan."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+def _cells(frame: "pd.DataFrame", column: Column) -> "pd.Series[Any]":
+    """Return a column of the table, which is missing values where the table has none of that name, and these are filled."""
+    found = frame.loc[:, frame.columns == column.name]
+    if found.shape[1] == 1:
+        return found.iloc[:, 0]
+    if found.shape[1] or column.fill is None:
+        number = f"{found.shape[1]} columns" if found.shape[1] else "no column"
+        raise ValueError(f"found {number} {column.name!r}, allowed: one that holds {column.allowed}")
+    return frame.reindex(columns=[column.name])[column.name]
 
 
 def _require_kept(column: Column, given: Array, values: Array, index: Any, dtype: str) -> None:
     """Raise ValueError for the first of the numbers given [N] that is not kept, as it has to be, in the model's dtype."""
     integers = (given == np.trunc(given)) & (np.abs(given) <= EXACT)
     kept = np.where(integers, values == given, (values != 0) | (given == 0))
-    finite = np.isfinite(values) | (np.isnan(given) & (column.fill is not None))
+    finite = np.isfinite(values) | np.isnan(given)
     for row in np.flatnonzero(~(finite & kept)).tolist():
         allowed = f"a finite {dtype}" if not finite[row] else "a number that float32 holds"
         raise ValueError(f"row {index[row]}, column {column.name!r}: found {given[row]}, allowed: {allowed}")
@@ -166,7 +130,10 @@ def predictions(model: nn.Module, blocks: Iterable[Array]) -> Iterator[Array]:
 
 
 def example_rows(table: Table) -> "pd.DataFrame":
-    """Return three rows as an example of what the model takes: of numbers, the mean and a deviation to either side."""
+    """Return three rows as an example of what the model takes: of numbers, the mean and a deviation to either side.
+
+    MLflow calls for it by `Run.log_model`.
+    """
     # None of the table's own rows, which are not to leave the machine with each run.
     import pandas as pd
 

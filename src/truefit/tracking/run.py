@@ -3,17 +3,14 @@
 import json
 from collections.abc import Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from truefit.core.config import Settings
+from truefit.data.table import Table
 from truefit.tracking.journal import Journal, Metrics, Values, now
 from truefit.tracking.mlflow_model import pack_model
 from truefit.tracking.names import MODELS_TAG
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 class TrackSettings(Settings):
@@ -53,14 +50,14 @@ class Run:
         for name, content in artifacts.items():
             self._journal.append_artifact(name, content)
 
-    def log_model(self, loader: ModuleType, model: Mapping[str, bytes], example: "pd.DataFrame", dtype: str) -> None:
-        """Record an MLflow model: the files of a model, and the code that rebuilds it.
+    def log_model(self, loader: ModuleType, model: Mapping[str, bytes], table: Table) -> None:
+        """Record an MLflow model: the files of a model that was trained on the table, and the code that rebuilds it.
 
-        `loader` has the function `_load_pyfunc`, which MLflow calls with the files' folder, and the `ROOMS` and `PACKAGES` it
-        needs. `example` holds some rows of the features, in float64; the predictions are of `dtype`.
+        `loader` has the function `_load_pyfunc`, which MLflow calls with the files' folder, the `ROOMS` and `PACKAGES` that it
+        needs, and `example_rows`, which returns some rows as the model takes them.
         """
         header = self._journal.header
-        files, listed = pack_model(loader, model, example, dtype, header.key, header.start_time)
+        files, listed = pack_model(loader, model, table, header.key, header.start_time)
         self.log_artifacts(files)
         self.set_tags({MODELS_TAG: json.dumps([listed])})
 

@@ -80,7 +80,7 @@ def test_a_new_kind_is_prepared_trained_and_predicted_with() -> None:
     model, description = load_model(Path("model"), table)
     assert description.columns == table.columns
     Path("new.csv").write_text("x,age\n1,10-20\n2,\n")
-    assert predict(model, description, Path("new.csv"), Path("out.csv")) == 2
+    assert predict(model, description, Path("new.csv"), Path("out.csv")).rows == 2
     Path("new.csv").write_text("x,age\n1,10-20\n2,10 to 20\n")
     with pytest.raises(TableError) as caught:
         predict(model, description, Path("new.csv"), Path("out.csv"))

@@ -31,6 +31,7 @@ class Column(BaseModel, extra="forbid", frozen=True, strict=True, allow_inf_nan=
     options: ClassVar[tuple[str, ...]] = ()  # the fields that prepare.columns may set
     allowed: ClassVar[str]  # what a cell holds, in words
     mlflow_type: ClassVar[str] = "string"
+    takes_any: ClassVar[bool] = False  # also values that the training rows did not have, as others, which `unseen` counts
 
     @model_validator(mode="after")
     def _is_filled_whole(self) -> Self:
@@ -42,9 +43,22 @@ class Column(BaseModel, extra="forbid", frozen=True, strict=True, allow_inf_nan=
         """Return what the texts [B] say; they have no blanks around them, and null is a missing value."""
         raise NotImplementedError
 
+    def text(self, value: Any) -> str:
+        """Return the text that a CSV has for a value that is none, such as True, or 3.0, which may have been a 3."""
+        return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+    @property
+    def of_datetimes(self) -> "Column":
+        """The column that parses the ISO 8601 of a datetime, which `text` gives."""
+        return self
+
     def learner(self, fills: bool) -> "Learner":
         """Return what learns the column from training rows, for one that `fills` missing values or refuses them."""
         return Learner(self, fills)
+
+    def unseen(self, stored: Array) -> int:
+        """Return how many of the stored numbers [B, S] are values that count as others."""
+        raise NotImplementedError
 
     def example(self, mean: float, std: float) -> list[Any]:
         """Return three cells as an example, of which none need be in a row, by the first feature's mean and deviation."""

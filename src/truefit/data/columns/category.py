@@ -8,6 +8,7 @@ import pyarrow.compute
 from pydantic import Field
 
 from truefit.data.columns.base import Array, Column, Learner, Parsed, to_numpy
+from truefit.data.number_text import NumberText
 
 MOST_NAMES = 100  # that have a feature of their own: those in the most training rows
 # Of which memory holds the texts while a CSV is read. A column with more is no category, but a key or a free text.
@@ -23,6 +24,7 @@ class Category(Column):
     kind: Literal["category"] = "category"
     names: list[str] = Field([])
     allowed: ClassVar[str] = "text"
+    takes_any: ClassVar[bool] = True
 
     def example(self, mean: float, std: float) -> list[str]:
         """Return the most frequent names."""
@@ -39,6 +41,19 @@ class Category(Column):
         numbers = to_numpy(places.fill_null(len(self.names))).astype(np.float64)
         numbers[to_numpy(texts.is_null())] = np.nan
         return numbers[:, None], np.zeros(len(texts), bool)
+
+    def text(self, value: Any) -> str:
+        """Return the name for a number or a truth value, however it is written in the CSV, or a text that is no name."""
+        plain = super().text(value)
+        if isinstance(value, bool | np.bool_):
+            alike = [name for name in self.names if name.lower() == plain.lower()]
+        else:
+            alike = [name for name in self.names if NumberText().number(name) == value]
+        return plain if plain in self.names or not alike else alike[0]
+
+    def unseen(self, stored: Array) -> int:
+        """Return how many are none of the names."""
+        return int(np.count_nonzero(stored[:, 0] == len(self.names)))
 
     def learner(self, fills: bool) -> Learner:
         """Return what learns the names."""

@@ -53,9 +53,10 @@ class Date(Column):
         """What a cell holds, in words."""
         return f"a date like {self.format}" if self.format else "a date such as 2026-01-31 or 2026-01-31 23:59:00"
 
-    def example(self, mean: float, std: float) -> list[datetime]:
+    def example(self, mean: float, std: float) -> list[Any]:
         """Return the first day, and those a year and two later."""
-        return [datetime(1970, 1, 1) + timedelta(days=self.first + days) for days in (0, 365, 730)]
+        days = [datetime(1970, 1, 1) + timedelta(days=self.first + days) for days in (0, 365, 730)]
+        return [day.strftime(self.format) for day in days] if self.format else days
 
     @property
     def values(self) -> list[str]:
@@ -72,6 +73,11 @@ class Date(Column):
         numbers = np.stack([days, (micros - days * DAY) // STEP / 64], axis=1).astype(np.float64)
         numbers[missing] = np.nan
         return numbers, missing & ~to_numpy(texts.is_null())
+
+    @property
+    def of_datetimes(self) -> "Date":
+        """The same column, which parses ISO 8601."""
+        return self.model_copy(update={"format": None})
 
     def learner(self, fills: bool) -> Learner:
         """Return what learns the first day, and whether there are times."""
