@@ -18,9 +18,10 @@ from truefit.core.text import one_line
 from truefit.data.batches import read_ahead
 from truefit.ingest.csv_batches import Wanted, cells_of, read_batches
 from truefit.ingest.csv_check import missing_column, read_header, require_usable
-from truefit.ingest.csv_file import Advice, CsvFile
+from truefit.ingest.csv_file import CsvFile
 from truefit.ingest.csv_format import FormatSettings, Separator
 from truefit.ingest.csv_text import BYTES, LineBreakError, LineTexts, RowTexts
+from truefit.ingest.source import Advice
 from truefit.model.files import ModelDescription
 from truefit.model.serving import Array, predictions
 

@@ -77,3 +77,10 @@ class FormatSettings(Settings):
         '1234.5'
         """
         return (number.replace(self.thousands, "") if self.thousands else number).replace(self.decimal, ".")
+
+    def number_of(self, cell: str) -> float | None:
+        """Return the number that a cell says, or None where it stands for a missing value."""
+        if cell.strip(" \t") in self.missing:
+            return None
+        number = float(self.plain(cell))
+        return None if number in self.missing_numbers else number
