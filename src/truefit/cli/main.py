@@ -131,6 +131,8 @@ def predict_command(
     The model's features are found by their names, in any order; other columns may hold anything. IN.csv is
     read as the CSV was that the model was trained on. A cell that stage prepare
     would refuse is refused here, by file, line and column, with exit status 2; OUT.csv is not written then.
+
+    Of Parquet, IN.parquet, the same comes out as OUT.parquet, in which the columns keep their types.
     """
     # Here, as in rerun.
     from truefit.cli.prediction import predict

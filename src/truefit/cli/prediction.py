@@ -12,15 +12,18 @@ import pyarrow.compute
 from pydantic import ValidationError
 from torch import nn
 
+from truefit.cli.prediction_parquet import SUFFIX, predict_parquet
 from truefit.core.errors import TableError
 from truefit.core.files import atomic_path
 from truefit.core.text import one_line
 from truefit.data.batches import read_ahead
+from truefit.ingest.containers import is_parquet
 from truefit.ingest.csv_batches import Wanted, cells_of, read_batches
 from truefit.ingest.csv_check import missing_column, read_header, require_usable
 from truefit.ingest.csv_file import CsvFile
 from truefit.ingest.csv_format import FormatSettings, Separator
 from truefit.ingest.csv_text import BYTES, LineBreakError, LineTexts, RowTexts
+from truefit.ingest.parquet_file import ParquetFile
 from truefit.ingest.source import Advice
 from truefit.model.files import ModelDescription
 from truefit.model.serving import Array, predictions
@@ -40,12 +43,20 @@ def predict(
 ) -> int:
     """Write the CSV `source` with the predictions in a `column` behind its own to `target`; return the number of its rows.
 
-    It is read by the format of the CSV that the model was trained on, but for another `separator`.
+    It is read by the format of the CSV that the model was trained on, but for another `separator`. Of Parquet, Parquet is
+    written.
 
     Raises TableError for a CSV, or a name of the column, that cannot be used, and OSError where `target` cannot be written;
     what was there stays then.
     """
+    if is_parquet(source):
+        if separator:
+            raise TableError(f"--separator: found {separator!r}, allowed: none for the Parquet file {source}")
+        parquet = ParquetFile(source, _format(description, None), ADVICE)
+        return predict_parquet(model, description, parquet, target, column)
     csv = CsvFile(source, _format(description, separator), ADVICE)
+    if target.suffix == SUFFIX:
+        raise TableError(f"{target}: is to be written from the CSV {source}, allowed: a name that does not end in {SUFFIX}")
     if target.exists() and target.samefile(source):
         raise TableError(f"{target}: is the CSV to be read, allowed: another file")
     with csv:
