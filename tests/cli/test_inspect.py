@@ -70,7 +70,7 @@ def test_write_changes_the_values_in_params_yaml_and_nothing_else() -> None:
     assert values["prepare"]["csv"] == "cars.csv"
     assert values["prepare"]["columns"] == {"new": "boolean", "make": "category"}
     assert values["prepare"]["split"] == YAML(typ="safe", pure=True).load(before)["prepare"]["split"]
-    assert "  csv: cars.csv             # the path of your own CSV goes here, which may be compressed\n" in after
+    assert "  csv: cars.csv             # the path of your own CSV, which may be compressed, or Parquet file; or a " in after
     assert '    separator: ";"          # "," | ";"' in after
     kept = [line.partition("#")[2] for line in before.splitlines() if "#" in line]
     assert [line.partition("#")[2] for line in after.splitlines() if "#" in line] == kept

@@ -12,7 +12,8 @@ from helpers_data import prepare
 from helpers_stages import Stages
 from helpers_training import save_untrained
 
-from truefit.cli.prediction import Predicted, predict
+from truefit.cli.predicted import Predicted
+from truefit.cli.prediction import predict
 from truefit.core.errors import TableError
 from truefit.model.files import ModelDescription, open_model
 from truefit.model.serving import MODEL_ROWS

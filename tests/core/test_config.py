@@ -36,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
     },
     "prepare": {
         "csv": "data/synthetic.csv",
+        "parts": "*",
         "format": {
             "separator": ",",
             "decimal": ".",
@@ -719,6 +720,7 @@ def test_flatten_of_params_yaml_gives_every_dotted_key() -> None:
 
     assert {key for key in flat if key.startswith("prepare.")} == {
         "prepare.csv",
+        "prepare.parts",
         "prepare.format.separator",
         "prepare.format.decimal",
         "prepare.format.thousands",

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
 import pytest
 from helpers_data import numbered_csv, prepare, read_splits
 from helpers_memory import peak_memory
@@ -226,15 +225,6 @@ def test_a_missing_csv_is_refused() -> None:
     assert str(caught.value) == "nowhere/own.csv: cannot be read: No such file or directory"
 
 
-def test_a_folder_instead_of_a_csv_is_refused() -> None:
-    Path("own.csv").mkdir()
-
-    with pytest.raises(TableError) as caught:
-        write_table(PrepareSettings(csv="own.csv"), Path("prepared"))
-
-    assert str(caught.value) == "own.csv: cannot be read: Is a directory"
-
-
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
@@ -427,14 +417,6 @@ def encrypted(stored: bytes) -> bytes:
 )
 def test_what_is_no_csv_is_called_by_what_it_is(content: bytes, found: str) -> None:
     assert refusal(content) == f"data.csv: found {found}"
-
-
-def test_a_parquet_file_is_called_so() -> None:
-    pyarrow.parquet.write_table(pa.table({"x": [1.0], "y": [2.0]}), "table.parquet")
-
-    assert refusal(Path("table.parquet").read_bytes()) == (
-        "data.csv: found a Parquet file, allowed: a CSV, to which it has to be converted"
-    )
 
 
 @pytest.mark.parametrize("name", ["PAR1", "PK", "BZh9", "BZh91AY", "<htm"])

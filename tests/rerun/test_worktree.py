@@ -1,11 +1,13 @@
 """A recorded workspace built again: its CSV, from wherever it is, and what happens where it is nowhere."""
 
 import hashlib
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from truefit.ingest.part_files import data_digest
 from truefit.rerun.worktree import Worktree, recorded_workspace
 
 CSV = b"x,y\n1,2\n3,4\n"
@@ -79,6 +81,23 @@ def test_csv_that_a_stage_makes_is_not_brought(root: Path, worktree: Worktree, r
     (root / "data/synthetic.csv").write_bytes(b"of other settings")
     assert worktree.bring_csv("./data/synthetic.csv", DIGEST, record) is None
     assert not (worktree.project / "data").exists()
+
+
+def test_parts_of_a_folder_are_copied_where_they_have_the_digest(root: Path, worktree: Worktree, record: Path) -> None:
+    parts, copied = root / "data/parts", worktree.project / "data/parts"
+    parts.mkdir(parents=True)
+    for name in ("a.csv", "b.csv", "README.txt", "_SUCCESS"):
+        (parts / name).write_bytes(CSV)
+    digest = data_digest(parts, "*.csv")
+    assert worktree.bring_csv("data/parts", digest, record, "*.csv") is None
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == {"a.csv": CSV, "b.csv": CSV}
+    shutil.rmtree(copied)
+    (parts / "c.csv").write_bytes(CSV)
+    known = "its data are gone: data/parts has another digest in the working tree"
+    assert worktree.bring_csv("data/parts", digest, record, "*.csv") == known
+    shutil.rmtree(parts)
+    gone = "its data are gone: data/parts is neither in DVC nor in the working tree"
+    assert worktree.bring_csv("data/parts", digest, record, "*.csv") == gone
 
 
 def test_csv_at_an_absolute_path_is_read_where_it_is(tmp_path: Path, worktree: Worktree, record: Path) -> None:

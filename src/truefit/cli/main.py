@@ -142,6 +142,8 @@ def predict_command(
     would refuse is refused here, by file, line and column, with exit status 2; OUT.csv is not written then. With
     --errors blank, its row has no prediction, and stderr tells how many such cells each column has. It also tells how many
     values are none that the model knows, which count as '(other)'.
+
+    Of Parquet, IN.parquet, the same comes out as OUT.parquet, in which the columns keep their types.
     """
     # Here, as in rerun.
     from truefit.cli.prediction import predict

@@ -1,11 +1,10 @@
 """`truefit predict`: a CSV -> the same CSV with one more column; its text is cut where rows end, and never taken apart."""
 
 import codecs
-from collections.abc import Iterable, Iterator
 from contextlib import closing
-from itertools import accumulate, islice
+from itertools import islice
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -13,47 +12,26 @@ import pyarrow.compute
 from pydantic import ValidationError
 from torch import nn
 
+from truefit.cli.predicted import Features, Predicted, model_cells
+from truefit.cli.prediction_parquet import SUFFIX, predict_parquet
 from truefit.core.errors import TableError
 from truefit.core.files import atomic_path
 from truefit.core.text import one_line
 from truefit.data.batches import read_ahead
-from truefit.ingest.csv_batches import Batch, Wanted, cells_of, read_batches
+from truefit.ingest.containers import is_parquet
+from truefit.ingest.csv_batches import Wanted, read_batches
 from truefit.ingest.csv_check import missing_column, read_header, require_usable
-from truefit.ingest.csv_faults import MOST_COLUMNS
-from truefit.ingest.csv_file import Advice, CsvFile
+from truefit.ingest.csv_file import CsvFile
 from truefit.ingest.csv_format import FormatSettings, Separator
 from truefit.ingest.csv_text import BYTES, LineBreakError, LineTexts, RowTexts
+from truefit.ingest.parquet_file import ParquetFile
+from truefit.ingest.source import Advice
 from truefit.model.files import ModelDescription
 from truefit.model.serving import Array, predictions
 
 COLUMN = "prediction"  # by default
 _TRAINED = {way: f"a model trained with {getattr(Advice(), way)}" for way in ("header", "encoding", "wider")}
 ADVICE = Advice(separator="--separator", kind="", **_TRAINED)
-
-
-class Predicted(NamedTuple):
-    """What was written: the number of `rows`, and of those that have no prediction, which are `blank`.
-
-    `not_finite` of these had no bad cell. By the names of columns, `bad` has the number of bad cells, and `unseen` that of
-    values that the model does not know.
-    """
-
-    rows: int
-    blank: int
-    not_finite: int
-    bad: dict[str, int]
-    unseen: dict[str, int]
-
-    def warnings(self) -> list[str]:
-        """Return what a user should know of it, a line each."""
-        warnings = []
-        if self.unseen:
-            warnings.append(f"found values that the model does not know, and takes for '(other)', in {_listed(self.unseen)}")
-        if self.blank:
-            causes = [f"bad cells in {_listed(self.bad)}"] if self.bad else []
-            causes += [f"{self.not_finite} whose prediction is not finite"] if self.not_finite else []
-            warnings.append(f"left {self.blank} of {self.rows} rows without a prediction: {'; '.join(causes)}")
-        return warnings
 
 
 def predict(
@@ -68,12 +46,20 @@ def predict(
     """Write the CSV `source` with the predictions in a `column` behind its own to `target`.
 
     It is read by the format of the CSV that the model was trained on, but for another `separator`. With `blanks`, a row with
-    a cell that is refused, or whose prediction is not finite, gets an empty cell.
+    a cell that is refused, or whose prediction is not finite, gets an empty cell. Of Parquet, Parquet
+    is written.
 
     Raises TableError for a CSV, or a name of the column, that cannot be used, and OSError where `target` cannot be written;
     what was there stays then.
     """
+    if is_parquet(source):
+        if separator:
+            raise TableError(f"--separator: found {separator!r}, allowed: none for the Parquet file {source}")
+        parquet = ParquetFile(source, _format(description, None), ADVICE)
+        return predict_parquet(model, description, parquet, target, column, blanks)
     csv = CsvFile(source, _format(description, separator), ADVICE)
+    if target.suffix == SUFFIX:
+        raise TableError(f"{target}: is to be written from the CSV {source}, allowed: a name that does not end in {SUFFIX}")
     if target.exists() and target.samefile(source):
         raise TableError(f"{target}: is the CSV to be read, allowed: another file")
     with csv:
@@ -98,12 +84,6 @@ def predict(
                 file.seek(0)
                 file.truncate()
         return _write(csv, RowTexts, model, description, file, heading, blanks)
-
-
-def _listed(counts: dict[str, int]) -> str:
-    shown = [f"'{one_line(name)}' {count}" for name, count in list(counts.items())[:MOST_COLUMNS]]
-    more = f" and {len(counts) - len(shown)} more columns" if len(counts) > len(shown) else ""
-    return ", ".join(shown) + more
 
 
 def _format(description: ModelDescription, separator: Separator | None) -> FormatSettings:
@@ -144,12 +124,9 @@ def _write(
     if not csv.format.keeps_ascii:
         file = _Encoded(file, csv.format.encoding)  # type: ignore[assignment]
     count, blank, not_finite = 0, 0, None
-    cells = [
-        cells_of(column, column, column.fill is not None, "a model trained with prepare.missing: {features: fill}")
-        for column in description.columns
-    ]
+    cells = [model_cells(column, column) for column in description.columns]
     read = read_batches(csv, Wanted(cells, description.dtype, blanks=blanks), "predict")
-    features, empty = _Features(description), '""' if csv.format.separator == " " else ""
+    features, empty = Features(description), '""' if csv.format.separator == " " else ""
     with closing(read) as batches, csv.content() as stream:
         text = texts(csv, stream)
         file.write(text.mark)
@@ -173,46 +150,6 @@ def _write(
         where = f"{csv.path}: line {line}"
         raise TableError(f"{where}: found features whose prediction is {found}, allowed: a finite {found.dtype}")
     return Predicted(count, blank, blank - features.blank, features.bad(), features.unseen())
-
-
-class _Features:
-    """Makes a model's features of batches, nan in the rows that are bad, and counts cells of these and unseen values."""
-
-    def __init__(self, description: ModelDescription) -> None:
-        self.blank = 0  # rows so far
-        self._encoding = description.encoding
-        self._names = [column.name for column in description.columns]
-        places = accumulate((column.stored for column in description.columns), initial=0)
-        self._open = [
-            (number, column, at)
-            for number, (column, at) in enumerate(zip(description.columns, places, strict=False))
-            if column.takes_any
-        ]
-        self._bad, self._unseen = np.zeros((2, len(self._names)), np.int64)
-
-    def of(self, batches: Iterable[Batch]) -> Iterator[Array]:
-        """Yield the features [B, F] of each batch."""
-        for batch in batches:
-            for number, column, at in self._open:
-                self._unseen[number] += column.unseen(batch.values[:, at : at + column.stored])
-            features = self._encoding.features(batch.values)
-            if len(batch.bad):
-                bad_rows = batch.bad.any(axis=1)
-                features[bad_rows] = np.nan
-                self._bad += batch.bad.sum(axis=0)
-                self.blank += int(bad_rows.sum())
-            yield features
-
-    def bad(self) -> dict[str, int]:
-        """Return the number of bad cells by the names of their columns."""
-        return self._by_name(self._bad)
-
-    def unseen(self) -> dict[str, int]:
-        """Return the number of values that the model does not know, likewise."""
-        return self._by_name(self._unseen)
-
-    def _by_name(self, counts: Array) -> dict[str, int]:
-        return {name: count for name, count in zip(self._names, counts.tolist(), strict=True) if count}
 
 
 class _Encoded:

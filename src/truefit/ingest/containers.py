@@ -24,11 +24,23 @@ _CONTAINERS = {
     "xz": rb"\xfd7zXZ\x00",
     "zip": rb"PK(\x03\x04|\x05\x06)",
 }
+_PARQUET = rb"PAR1\x15"
 _NO_CSV = {
-    "a Parquet file": rb"PAR1\x15",
+    "a Parquet file": _PARQUET,
     "an Excel workbook": rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
     "a web page (HTML)": rb"(\xef\xbb\xbf)?\s*(?i:<!doctype html|<html)",
 }
+
+
+def is_parquet(path: Path) -> bool:
+    """Return whether a file begins as Parquet does; one that is no regular file, or cannot be read, does not."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return re.match(_PARQUET, file.read(START_BYTES)) is not None
+    except OSError:
+        return False
 
 
 def container_of(path: Path, start: bytes) -> str | None:

@@ -1,10 +1,10 @@
 """The CSV's cells in batches of rows: as pyarrow reads numbers, and from their texts where that takes a look at them."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,10 @@ from truefit.data.columns.number import Number
 from truefit.data.table import EXACT, Dtype
 from truefit.ingest.csv_arrow import arrow_columns
 from truefit.ingest.csv_faults import CellTexts, Faults, is_decoded
-from truefit.ingest.csv_file import CsvFile, OnBytes
+from truefit.ingest.csv_file import CsvFile
 from truefit.ingest.csv_format import FormatSettings
 from truefit.ingest.csv_numbers import EXACT_FLOAT32, Numbers, without
+from truefit.ingest.source import SourceFile
 from truefit.ingest.split_keys import KeyColumn
 
 SLOW_ROWS = 4096  # that Python reads at a time …
@@ -64,6 +65,16 @@ class Wanted(NamedTuple):
         """The names of the columns that are read as text."""
         return {cell.name for cell in self.columns if cell.parse} | ({self.key.name} if self.key is not None else set())
 
+    @property
+    def types(self) -> dict[str, pa.DataType]:
+        """The types, by name, in which a reader that knows numbers is to give the columns: float64, or string."""
+        return {cell.name: pa.float64() for cell in self.columns} | dict.fromkeys(sorted(self.texts), pa.string())
+
+    @property
+    def names(self) -> list[str]:
+        """The columns' names."""
+        return list(self.types)
+
 
 class Batch(NamedTuple):
     """Some rows: `values` [B, S], their `lowest` and `highest` in float64 [S], nan apart, and `keys` [B] or nothing.
@@ -79,9 +90,11 @@ class Batch(NamedTuple):
 
 
 Batches = Generator[Batch, None, None]
+Source = TypeVar("Source", bound=SourceFile)
+OnRead = Callable[[int], object]  # told how many bytes were read
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
     """The texts of some rows' wanted cells, by column; `row` gives the row of a place, or its line."""
 
     cells: dict[str, CellTexts]
@@ -90,20 +103,27 @@ class _Block(NamedTuple):
 
 
 def read_batches(source: CsvFile, wanted: Wanted, title: str) -> Batches:
-    """Give all rows, in their order, with the columns that are wanted.
+    """Give all rows of a CSV, in their order, with the columns that are wanted.
 
     Memory is bounded by a block of text. Raises TableError, naming file, line and column, for a CSV that cannot be used; what
     was given before counts for nothing then.
     """
     # Nearly every CSV can be read the first way. Of a cell the text tells what is wrong; of a row, Python's reader.
-    readers = _typed_batches, partial(_text_batches, _arrow_blocks), partial(_text_batches, _python_blocks)
+    readers = _typed_batches, partial(text_batches, _arrow_blocks), partial(text_batches, _python_blocks)
+    yield from first_that_reads(readers, source, wanted, title)
+
+
+def first_that_reads(
+    readers: Sequence[Callable[[Source, Wanted, OnRead], Iterator[Batch]]], source: Source, wanted: Wanted, title: str
+) -> Batches:
+    """Give all rows by the first of the readers that does not raise pa.ArrowInvalid; each of them gives the same rows."""
     given = 0
     with tqdm(total=source.size, desc=title, unit="B", unit_scale=True, disable=None) as bar:
         for reader in readers:
             bar.reset()
             read = 0  # rows, from the beginning
             try:
-                for batch in reader(source, wanted, lambda content: bar.update(len(content))):
+                for batch in reader(source, wanted, bar.update):
                     known = max(0, given - read)
                     read += len(batch.values)
                     if read > given:
@@ -116,19 +136,25 @@ def read_batches(source: CsvFile, wanted: Wanted, title: str) -> Batches:
             return
 
 
-def _typed_batches(source: CsvFile, wanted: Wanted, on_bytes: OnBytes) -> Iterator[Batch]:
+def _typed_batches(source: CsvFile, wanted: Wanted, on_read: OnRead) -> Iterator[Batch]:
     """Give the rows as pyarrow reads numbers; raises pa.ArrowInvalid for what must be looked at as text."""
-    form, as_text = source.format, wanted.texts
-    kinds = {cell.name: pa.float64() for cell in wanted.columns} | dict.fromkeys(as_text, pa.string())
+    columns = arrow_columns(source, wanted.types, source.format.missing, lambda content: on_read(len(content)))
+    return typed_batches(columns, source, wanted)
+
+
+def typed_batches(read: Iterator[dict[str, pa.Array]], source: SourceFile, wanted: Wanted) -> Iterator[Batch]:
+    """Give the rows by columns of numbers, in float64, and of texts; likewise."""
+    form = source.format
     numbers = Numbers(form, wanted.dtype, source.advice.wider)
-    for columns in arrow_columns(source, kinds, form.missing, on_bytes):
+    for columns in read:
         parsed, refused = [], []
         for cell in wanted.columns:
-            if cell.name in as_text:
-                known, bad = _parse(cell, cell.parse or numbers.parse, _known(columns[cell.name], form), source)
+            column = columns[cell.name]
+            if pa.types.is_string(column.type):
+                known, bad = _parse(cell, cell.parse or numbers.parse, _known(column, form), source)
                 parsed.append(known.T)
             else:
-                parsed.append(_numbers(columns[cell.name], form)[None])
+                parsed.append(_numbers(column, form)[None])
                 bad = np.zeros(parsed[-1].shape[1], bool)
             bad |= _too_small(cell, parsed[-1][0])
             faulty = bad if cell.takes_missing else bad | np.isnan(parsed[-1][0])
@@ -140,17 +166,13 @@ def _typed_batches(source: CsvFile, wanted: Wanted, on_bytes: OnBytes) -> Iterat
         yield _batch(parsed, keys, wanted.dtype, refused, checked=False)
 
 
-def _text_batches(
-    blocks: Callable[[CsvFile, list[str], Faults, OnBytes], Iterator[_Block]],
-    source: CsvFile,
-    wanted: Wanted,
-    on_bytes: OnBytes,
+def text_batches(
+    blocks: Callable[[Source, list[str], Faults, OnRead], Iterator[Block]], source: Source, wanted: Wanted, on_read: OnRead
 ) -> Iterator[Batch]:
     """Give the rows by their texts; raises TableError with all faults at the end."""
-    names = [*dict.fromkeys([*(cell.name for cell in wanted.columns), *sorted(wanted.texts)])]
     numbers = Numbers(source.format, wanted.dtype, source.advice.wider)
     faults, rows = Faults(source), 0
-    for block in blocks(source, names, faults, on_bytes):
+    for block in blocks(source, wanted.names, faults, on_read):
         parsed, told = [], dict[str, NDArray[np.bool_]]()
         for cell in wanted.columns:
             cells = block.cells[cell.name]
@@ -176,7 +198,7 @@ def _text_batches(
         raise faults.error(rows)
 
 
-def _keys(key: KeyColumn, block: _Block, faults: Faults, told: dict[str, NDArray[np.bool_]]) -> NDArray[Any]:
+def _keys(key: KeyColumn, block: Block, faults: Faults, told: dict[str, NDArray[np.bool_]]) -> NDArray[Any]:
     """Return the numbers of the key's column, or none where some cells are faults, without those that were told of it."""
     cells = block.cells[key.name]
     if not cells.undecoded:
@@ -190,14 +212,14 @@ def _keys(key: KeyColumn, block: _Block, faults: Faults, told: dict[str, NDArray
     return _NO_KEYS
 
 
-def _allowed(cell: Cells, numbers: Numbers, source: CsvFile, text: str) -> str:
+def _allowed(cell: Cells, numbers: Numbers, source: SourceFile, text: str) -> str:
     """Return what a bad cell should have held, which may be no text at all."""
     if cell.parse is None:
         return numbers.fault(text) or cell.allowed
     return cell.allowed if is_decoded(text) else f"text in {source.format.encoding}, or {source.advice.encoding}"
 
 
-def _parse(cell: Cells, parse: Callable[[pa.Array], Parsed], texts: pa.Array, source: CsvFile) -> Parsed:
+def _parse(cell: Cells, parse: Callable[[pa.Array], Parsed], texts: pa.Array, source: SourceFile) -> Parsed:
     try:
         return parse(texts)
     except ValueError as error:
@@ -263,12 +285,12 @@ def _require_kept(numbers: Array, values: Array, sizes: Array) -> None:
         raise pa.ArrowInvalid("found a number that float32 takes for 0")
 
 
-def _arrow_blocks(source: CsvFile, names: list[str], faults: Faults, on_bytes: OnBytes) -> Iterator[_Block]:
+def _arrow_blocks(source: CsvFile, names: list[str], faults: Faults, on_read: OnRead) -> Iterator[Block]:
     """Give the texts as pyarrow reads them; raises pa.ArrowInvalid for rows that Python's reader has to look at."""
     rows = 0
-    for columns in arrow_columns(source, dict.fromkeys(names, pa.string()), [], on_bytes):
+    for columns in arrow_columns(source, dict.fromkeys(names, pa.string()), [], lambda content: on_read(len(content))):
         cells = {name: CellTexts(column, partial(_text, column), []) for name, column in columns.items()}
-        yield _Block(cells, partial(int.__add__, rows), len(columns[names[0]]))
+        yield Block(cells, partial(int.__add__, rows), len(columns[names[0]]))
         rows += len(columns[names[0]])
     faults.by_row = True
 
@@ -278,11 +300,11 @@ def _text(column: pa.Array, place: int) -> str:
     return text
 
 
-def _python_blocks(source: CsvFile, names: list[str], faults: Faults, on_bytes: OnBytes) -> Iterator[_Block]:
+def _python_blocks(source: CsvFile, names: list[str], faults: Faults, on_read: OnRead) -> Iterator[Block]:
     """Give the texts as Python reads them, with their lines, and rows that are too long or too short to `faults`."""
     places = [source.header.index(name) for name in names]
     width, rows = len(source.header), 0
-    read = source.data_rows(on_bytes)
+    read = source.data_rows(lambda content: on_read(len(content)))
     while some := list(islice(read, max(1, min(SLOW_ROWS, SLOW_CELLS // len(names))))):
         rows += len(some)
         for line, row in some:
@@ -297,6 +319,6 @@ def _python_blocks(source: CsvFile, names: list[str], faults: Faults, on_bytes: 
             known = texts if not undecoded else [text if is_decoded(text) else "" for text in texts]
             cells[name] = CellTexts(pa.array(known, pa.string()), texts.__getitem__, undecoded)
         if whole:
-            yield _Block(cells, lines.__getitem__, len(whole))
-    if not rows:
+            yield Block(cells, lines.__getitem__, len(whole))
+    if not rows and not source.may_be_empty:
         raise TableError(f"{source.path}: line {source.header_line}: found no rows below the header, allowed: at least one")

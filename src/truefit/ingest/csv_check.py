@@ -8,6 +8,7 @@ import numpy as np
 from truefit.core.errors import TableError
 from truefit.ingest.csv_faults import cell_text, is_decoded
 from truefit.ingest.csv_file import CsvFile
+from truefit.ingest.source import SourceFile
 
 
 def read_header(source: CsvFile) -> list[str]:
@@ -33,9 +34,9 @@ def read_header(source: CsvFile) -> list[str]:
     return header
 
 
-def require_usable(source: CsvFile, used: Collection[str]) -> None:
+def require_usable(source: SourceFile, used: Collection[str]) -> None:
     """Raise TableError for the first column among those `used` whose name is no text, or is another column's too."""
-    where = f"{source.path}: line {source.header_line}"
+    where = source.header_place
     found, used = set[str](), {*used} - {""}
     for number, name in enumerate(source.header, 1):
         if name not in used:
@@ -48,44 +49,36 @@ def require_usable(source: CsvFile, used: Collection[str]) -> None:
                 f"{where}, column {number}: found {name!r} again, allowed: each name once, of columns that are used"
             )
         found.add(name)
+    source.require_types(used)
 
 
-def missing_column(source: CsvFile, name: str, reason: str) -> TableError:
+def missing_column(source: SourceFile, name: str, reason: str) -> TableError:
     """Return the error for a column that the header lacks; `reason` says who wants it."""
     allowed = shown_names(source.header) + source.other_separator(source.header)
-    return TableError(f"{source.path}: line {source.header_line}: found no column {name!r} ({reason}), allowed: {allowed}")
+    return TableError(f"{source.header_place}: found no column {name!r} ({reason}), allowed: {allowed}")
 
 
-def varying_column(source: CsvFile, name: str) -> TableError:
-    """Return the error for a column whose numbers differ, and are one in float32: it names the first that does."""
-    numbers = _numbers(source, name)
+def varying_column(numbers: Iterator[tuple[str, str, float]], name: str, wider: str) -> TableError:
+    """Return the error for a column whose `numbers` differ, and are one in float32: it names the first that does.
+
+    The numbers come with their places and texts; `wider` is where a user sets another dtype.
+    """
     _, first, number = next(numbers)
-    line, other, _ = next(found for found in numbers if found[2] != number)
+    where, other, _ = next(found for found in numbers if found[2] != number)
     return TableError(
-        f"{source.path}: line {line}, column {name!r}: found {cell_text(other)}, which float32 does not tell from the "
-        f"{cell_text(first)} before it, allowed: numbers that float32 tells apart, or {source.advice.wider}"
+        f"{where}, column {name!r}: found {cell_text(other)}, which float32 does not tell from the "
+        f"{cell_text(first)} before it, allowed: numbers that float32 tells apart, or {wider}"
     )
 
 
-def require_kept(source: CsvFile, name: str, step: float, extent: float) -> None:
+def require_kept(numbers: Iterator[tuple[str, str, float]], name: str, wider: str, step: float, extent: float) -> None:
     """Raise TableError for the first cell of a column that float32 rounds, where its `step` is long beside the `extent`."""
-    for line, cell, number in _numbers(source, name):
+    for where, cell, number in numbers:
         if float(np.float32(number)) != number:
             raise TableError(
-                f"{source.path}: line {line}, column {name!r}: found {cell_text(cell)}, which float32 rounds, in steps "
-                f"of {step:g}, in a column whose numbers lie within {extent:.4g}, allowed: {source.advice.wider}"
+                f"{where}, column {name!r}: found {cell_text(cell)}, which float32 rounds, in steps "
+                f"of {step:g}, in a column whose numbers lie within {extent:.4g}, allowed: {wider}"
             )
-
-
-def _numbers(source: CsvFile, name: str) -> Iterator[tuple[int, str, float]]:
-    """Give the lines, the texts and the numbers of a column, but for missing values."""
-    index, form = source.header.index(name), source.format
-    for line, row in source.data_rows():
-        if (
-            row[index].strip(" \t") not in form.missing
-            and (number := float(form.plain(row[index]))) not in form.missing_numbers
-        ):
-            yield line, row[index], number
 
 
 def shown_names(header: list[str]) -> str:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from itertools import islice
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from truefit.core.errors import TableError
 from truefit.data.columns import KINDS
-from truefit.ingest.csv_file import CsvFile
+from truefit.ingest.source import SourceFile
 
 MOST_COLUMNS = 10  # that an error names
 MOST_TEXTS = 100  # different ones, of a column's bad cells, by which it is told what they are
@@ -39,9 +38,9 @@ class CellTexts(NamedTuple):
 
 
 class Faults:
-    """The faults of a CSV, column by column, at lines, or, if `by_row`, at rows that are counted from 0."""
+    """The faults of a CSV, column by column, at their places, or, if `by_row`, at rows that are counted from 0."""
 
-    def __init__(self, source: CsvFile) -> None:
+    def __init__(self, source: SourceFile) -> None:
         self.by_row = False
         self._source = source
         self._columns: dict[str, _ColumnFaults] = {}
@@ -97,10 +96,9 @@ class Faults:
             found.append(f"line {line}: found {len(row)} cells, allowed: {allowed}{more}")
         lines = {faults.row: faults.row for _, faults in shown}
         if self.by_row:
-            data = enumerate(source.data_rows())
-            lines = {row: line for row, (line, _) in islice(data, max(lines, default=-1) + 1) if row in lines}
+            lines = source.places(lines)
         for name, faults in shown:
-            found.append(f"line {lines[faults.row]}, column {name!r}: {faults.told(source, name, rows)}")
+            found.append(f"{source.unit} {lines[faults.row]}, column {name!r}: {faults.told(source, name, rows)}")
         if others := len(self._columns) - len(shown):
             found.append(f"and {others} more {'column' if others == 1 else 'columns'}")
         return TableError(*(f"{source.path}: {fault}" for fault in found))
@@ -129,7 +127,7 @@ class _ColumnFaults:
         self.undecoded = False  # whether some could not be decoded
         self.texts: set[str] = set()
 
-    def told(self, source: CsvFile, name: str, rows: int) -> str:
+    def told(self, source: SourceFile, name: str, rows: int) -> str:
         """Return what was found and what is allowed, in words."""
         remarks = []
         if self.missing:
@@ -141,7 +139,7 @@ class _ColumnFaults:
             remarks.append(looks)
         return f"found {cell_text(self.text)}, allowed: {self.allowed}" + (f" ({'; '.join(remarks)})" if remarks else "")
 
-    def _looks(self, source: CsvFile, name: str, rows: int) -> str:
+    def _looks(self, source: SourceFile, name: str, rows: int) -> str:
         """Return what the bad cells look like, and the setting that takes them, where they are no slips."""
         if self.count < MOSTLY * rows or self.count < 2:
             return ""
@@ -157,7 +155,7 @@ class _ColumnFaults:
         units = {match.groups() for text in self.texts if (match := _UNIT.fullmatch(text)) and any(match.groups())}
         if len(units) == 1 and all(_UNIT.fullmatch(text) for text in self.texts):
             return f"numbers with the unit {''.join(units.pop())!r}, which has to go"
-        for key, what, pattern in _FORMATS:
+        for key, what, pattern in _FORMATS if source.advice.format else []:
             if all(re.fullmatch(pattern, text) for text in self.texts) and any("," in text for text in self.texts):
                 cannot = key == "decimal" and source.format.separator == ","
                 advice = (

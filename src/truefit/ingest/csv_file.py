@@ -3,25 +3,22 @@
 import csv
 import hashlib
 import io
-import operator
 import os
 import re
-import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 from truefit.core.errors import TableError
 from truefit.ingest.containers import DAMAGED, START_BYTES, container_of, opened
 from truefit.ingest.csv_format import FormatSettings
 from truefit.ingest.csv_lines import RowBlocks, RowLines, single_blanks
+from truefit.ingest.source import ADVICE, FORMAT, Advice, SourceFile, unreadable
 
 _QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
-# Of a file's status, what tells another content.
-_version = operator.attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns")
 
 LONGEST_CELL = 1 << 24  # characters: the bound of what a quote that is left open takes in
 
@@ -32,52 +29,17 @@ def ignore(content: bytes) -> None:
     """Do nothing with what is read."""
 
 
-class Advice(NamedTuple):
-    """Where a user sets what an error advises."""
-
-    separator: str = "prepare.format.separator"
-    header: str = "prepare.format.header: false"
-    encoding: str = "another prepare.format.encoding"
-    wider: str = "prepare.dtype: float64"
-    kind: str = "prepare.columns"
-    exclude: str = "prepare.exclude"
-    format: str = "prepare.format"
-
-
-FORMAT, ADVICE = FormatSettings(), Advice()
-
-
-class CsvFile:
-    """A CSV, plain or in a container; as a context, it raises TableError at the end when the file has changed.
-
-    With `hashed`, `sha256` is the digest of the file as the last whole pass read it.
-    """
+class CsvFile(SourceFile):
+    """A CSV, plain or in a container."""
 
     def __init__(self, path: Path, form: FormatSettings = FORMAT, advice: Advice = ADVICE, *, hashed: bool = False) -> None:
-        self.path = path
-        self.format = form
-        self.advice = advice
-        self.hashed = hashed
-        self.sha256 = ""
-        self.header: list[str] = []
-        self.header_line = 1
-        self.header_lines = 0  # to its end, those above it among them
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise _unreadable(path, error) from None
-        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-            raise TableError(f"{path}: found a pipe or a device, allowed: a file, which can be read twice")
-        self._version = _version(status)
-        self.size = status.st_size
+        super().__init__(path, form, advice, hashed=hashed)
+        self.header_lines = 0  # to the header's end, those above it among them
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # What was found wrong in a file that changes may never have been in it.
-        if kind is None or issubclass(kind, TableError):
-            self._require_unchanged(self.path.stat)
+    @property
+    def header_place(self) -> str:
+        """The file and the header's line, as an error names it."""
+        return f"{self.path}: line {self.header_line}"
 
     @contextmanager
     def content(self, on_bytes: OnBytes = ignore) -> Iterator["_Stream"]:
@@ -87,9 +49,9 @@ class CsvFile:
         try:
             file = self.path.open("rb")
         except OSError as error:
-            raise _unreadable(self.path, error) from None
+            raise unreadable(self.path, error) from None
         with file:
-            self._require_unchanged(lambda: os.fstat(file.fileno()))
+            self.require_unchanged(lambda: os.fstat(file.fileno()))
             container = container_of(self.path, _Stream(self.path, file).read(START_BYTES))
             file.seek(0)
             if container == "zip":  # which is read from its end
@@ -135,6 +97,16 @@ class CsvFile:
         """Give the rows below the header."""
         return islice(self.rows(on_bytes), int(self.format.header), None)
 
+    def places(self, rows: Collection[int]) -> dict[int, int]:
+        """Return the lines of rows that are counted from 0."""
+        data = islice(enumerate(self.data_rows()), max(rows, default=-1) + 1)
+        return {row: line for row, (line, _) in data if row in rows}
+
+    def cells(self, name: str) -> Iterator[tuple[int, str]]:
+        """Give a column's cells, each with the line of its row."""
+        index = self.header.index(name)
+        return ((line, row[index]) for line, row in self.data_rows())
+
     def other_separator(self, row: list[str]) -> str:
         """Return a remark when the row is one cell and looks separated by something else, or an empty string."""
         others = [other for other in (";", "\t", "|", ",", " ") if other in row[0].strip() and other != self.format.separator]
@@ -171,12 +143,6 @@ class CsvFile:
         name = repr(self.header[column - 1]) if column <= len(self.header) and self.header[column - 1] else column
         return TableError(f"{self.path}: line {first}, column {name}: {fault}")
 
-    def _require_unchanged(self, status: Callable[[], os.stat_result]) -> None:
-        with suppress(OSError):
-            if _version(status()) == self._version:
-                return
-        raise TableError(f"{self.path}: changed while it was read; run again")
-
 
 class _Stream(io.RawIOBase):
     """Bytes read front to back; a failure to read them is a TableError that names the file."""
@@ -197,7 +163,7 @@ class _Stream(io.RawIOBase):
             content: bytes = self._source.read(size)
         except DAMAGED as error:
             if self._container is None:
-                raise _unreadable(self._path, error) from None
+                raise unreadable(self._path, error) from None
             raise _damaged(self._path, self._container, error) from None
         self._on_bytes(content)
         return content
@@ -221,10 +187,6 @@ class _Seekable(_Stream):
     def tell(self) -> int:
         position: int = self._source.tell()
         return position
-
-
-def _unreadable(path: Path, error: Exception) -> TableError:
-    return TableError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 def _damaged(path: Path, container: str, error: Exception) -> TableError:

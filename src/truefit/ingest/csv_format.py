@@ -79,3 +79,10 @@ class FormatSettings(Settings):
     def number_text(self) -> NumberText:
         """The texts that are numbers."""
         return NumberText(self.decimal, self.thousands)
+
+    def number_of(self, cell: str) -> float | None:
+        """Return the number that a cell says, or None where it stands for a missing value."""
+        if cell.strip(" \t") in self.missing:
+            return None
+        number = float(self.plain(cell))
+        return None if number in self.missing_numbers else number

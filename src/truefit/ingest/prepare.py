@@ -22,11 +22,13 @@ from truefit.data.columns.base import Array, Column
 from truefit.data.columns.encoding import Encoding
 from truefit.data.moments import Moments
 from truefit.data.table import SPLITS, TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table, Weight
-from truefit.ingest.csv_batches import Batch, Cells, Wanted, cells_of, read_batches
-from truefit.ingest.csv_check import missing_column, read_header, require_kept, require_usable, shown_names, varying_column
-from truefit.ingest.csv_file import CsvFile
+from truefit.ingest.csv_batches import Batch, Cells, Wanted, cells_of
+from truefit.ingest.csv_check import missing_column, require_kept, require_usable, shown_names, varying_column
 from truefit.ingest.csv_format import FormatSettings
+from truefit.ingest.part_files import ALL
+from truefit.ingest.source import SourceFile
 from truefit.ingest.split import SplitSettings, Splitter, make_splitter
+from truefit.ingest.table_source import TableSource
 from truefit.ingest.weights import WeightSums, weight_cells
 
 READ_BYTES = 1 << 24  # of the rows that are in memory at a time
@@ -46,9 +48,10 @@ class MissingSettings(Settings):
 
 
 class PrepareSettings(Settings):
-    """Section `prepare`: which CSV, which of its columns, and how they are split and stored."""
+    """Section `prepare`: which CSV, Parquet file or folder of such parts, which columns, and how they are split and stored."""
 
     csv: str = Field("data/synthetic.csv", min_length=1)
+    parts: str = Field(ALL, min_length=1)
     format: FormatSettings = FormatSettings()
     features: list[str] | None = Field(None, min_length=1)
     exclude: list[str] = Field([])
@@ -109,9 +112,9 @@ class PrepareSettings(Settings):
                 raise invalid_value(key, fault["input"], fault["msg"].removeprefix("Input should be ")) from None
         return self
 
-    def column(self, name: str) -> Column:
-        """Return the column of that name, of its kind, with nothing learned yet."""
-        described = self.columns.get(name, "number")
+    def column(self, name: str, kind: str = "number") -> Column:
+        """Return the column of that name, of its kind, or of this one where `columns` has none, with nothing learned yet."""
+        described = self.columns.get(name, kind)
         return column_from({"name": name} | ({"kind": described} if isinstance(described, str) else described))
 
 
@@ -134,10 +137,12 @@ def write_table(settings: PrepareSettings, folder: Path) -> Prepared:
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryFile(dir=folder) as rows, TemporaryFile(dir=folder) as keys:
         splitter = make_splitter(settings.split, settings.format, path, keys)
-        with CsvFile(path, settings.format, hashed=True) as source:
-            features, target = choose_columns(source, read_header(source), settings)
-            staged = _Staged(rows, [settings.column(name) for name in features], target, settings)
-            for batch in read_batches(source, Wanted(staged.cells, settings.dtype, splitter.key), "prepare"):
+        with TableSource(path, settings.parts, settings.format) as source:
+            features, target = choose_columns(source.first, source.first.header, settings)
+            others = [settings.weight, None if splitter.key is None else splitter.key.name]
+            kinds = source.kinds([*features, target, *(name for name in others if name is not None)])
+            staged = _Staged(rows, [settings.column(name, kinds[name]) for name in features], target, settings)
+            for batch in source.batches(Wanted(staged.cells, settings.dtype, splitter.key), "prepare"):
                 splitter.add(*staged.add(batch))
             staged.require_kept(source)
         sizes = splitter.sizes()
@@ -156,10 +161,10 @@ def write_table(settings: PrepareSettings, folder: Path) -> Prepared:
         sha256=digests,
     )
     write_json(folder / TABLE_JSON, table.model_dump())
-    return Prepared(table, 0 if settings.features else source.header.count(""), staged.dropped, staged.missing)
+    return Prepared(table, 0 if settings.features else source.first.header.count(""), staged.dropped, staged.missing)
 
 
-def choose_columns(source: CsvFile, header: list[str], settings: PrepareSettings) -> tuple[list[str], str]:
+def choose_columns(source: SourceFile, header: list[str], settings: PrepareSettings) -> tuple[list[str], str]:
     """Return the features' names and the target's: those of the settings, or by default the last column and all others.
 
     By default, columns without a name, those that are excluded, the weight and the one by which the table is split are none.
@@ -175,7 +180,7 @@ def choose_columns(source: CsvFile, header: list[str], settings: PrepareSettings
     for key, name in [*named, ("target", settings.target), ("weight", settings.weight), (f"split.{rule}", split)]:
         if name is not None and name not in known:
             raise missing_column(source, name, f"prepare.{key}")
-    where = f"{source.path}: line {source.header_line}"
+    where = source.header_place
     target = settings.target or (candidates[-1] if candidates else "")
     features = settings.features or [name for name in candidates if name != target]
     for name in settings.columns:
@@ -238,7 +243,7 @@ class _Staged:
         self._rows += len(values)
         return len(values), keys
 
-    def require_kept(self, source: CsvFile) -> None:
+    def require_kept(self, source: TableSource) -> None:
         """Raise TableError for a column of numbers that the dtype does not tell apart, or rounds coarsely."""
         if not self._rows:
             raise TableError(f"{source.path}: found a missing value in each row, allowed: rows that can be kept")
@@ -246,10 +251,10 @@ class _Staged:
         for name, at in numbers:
             low, high = self._lowest[at], self._highest[at]
             if low < high and low.astype(self.dtype) == high.astype(self.dtype):
-                raise varying_column(source, name)
+                raise varying_column(source.numbers(name), name, source.first.advice.wider)
             step = float(np.ldexp(1.0, np.frexp(max(-low, high))[1] - FLOAT32_BITS))
             if self.dtype == "float32" and low < high and step > COARSE * (high - low):
-                require_kept(source, name, step, float(high - low))
+                require_kept(source.numbers(name), name, source.first.advice.wider, step, float(high - low))
 
     def chunks(self, splitter: Splitter) -> Iterator[tuple[Array, NDArray[np.uint8]]]:
         """Yield the rows [C, stored] in order, and their splits [C]; a chunk that is large comes in parts."""

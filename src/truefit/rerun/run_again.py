@@ -15,6 +15,7 @@ from truefit.core.config import Params
 from truefit.core.errors import TrackingError
 from truefit.core.signals import Deferred
 from truefit.evaluation.figures import rerun_picture
+from truefit.ingest.part_files import ALL
 from truefit.rerun.comparison import Report, Row, Verdict, compare, different_inputs, judge
 from truefit.rerun.records import publish, read_result, search
 from truefit.rerun.worktree import recorded_workspace
@@ -99,11 +100,12 @@ class _Attempt:
     def _run_pipeline(self, record: Path) -> str | None:
         """Return what kept the recorded pipeline from making a run that ended well, or None."""
         store, tags, params = self._store, self._run.data.tags, Params(record / "params.yaml").values
+        prepare = params["prepare"]
         with recorded_workspace(repository_root(), self._keep) as worktree:
             reason = (
                 worktree.check_out(tags[COMMIT_TAG])
                 or worktree.restore(record, tags.get(CODE_TAG))
-                or worktree.bring_csv(params["prepare"]["csv"], tags[CSV_TAG], record)
+                or worktree.bring_csv(prepare["csv"], tags[CSV_TAG], record, str(prepare.get("parts", ALL)))
             )
             if self._keep and worktree.tree.exists():
                 self.kept = worktree.tree

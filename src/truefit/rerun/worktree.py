@@ -14,10 +14,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from truefit.core.code import code_digest, read_code
-from truefit.core.errors import StoppedError, TruefitError
-from truefit.core.files import sha256
+from truefit.core.errors import StoppedError, TableError, TruefitError
 from truefit.core.redaction import redacted
 from truefit.core.signals import Deferred
+from truefit.ingest.part_files import ALL, data_digest, part_paths
 from truefit.tracking.git import complaint, git
 
 PATIENCE = 20.0  # seconds, before a pipeline that is asked to stop is killed
@@ -84,8 +84,11 @@ class Worktree:
         except ConfigError as error:
             raise TruefitError(f"{self._root / '.dvc'}: {error}") from None
 
-    def bring_csv(self, csv: str, digest: str, record: Path) -> str | None:
-        """Bring the CSV, unless a stage makes it, from the working tree or DVC; return why none has the digest, or None."""
+    def bring_csv(self, csv: str, digest: str, record: Path, parts: str = ALL) -> str | None:
+        """Bring the CSV, unless a stage makes it, from the working tree or DVC; return why none has the digest, or None.
+
+        It may be a Parquet file, or a folder with such `parts`.
+        """
         name, outputs = os.path.normpath(csv), _outputs(record / "dvc.lock")
         if outputs is None:
             return "its artifact record/dvc.lock is damaged"
@@ -96,15 +99,17 @@ class Worktree:
             return f"its data cannot be placed: {csv} leads out of the repository"
         tracked = next((parent for parent in (path, *path.parents) if Path(f"{parent}.dvc").is_file()), None)
         fault = None
-        if path != own and not path.exists() and own.is_file() and sha256(own) == digest:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(own, path)
-        elif not path.exists() and tracked and tracked.is_relative_to(self.project):
+        if path != own and not _digest(path, parts) and _digest(own, parts) == digest:
+            for part in part_paths(own, parts):
+                place = path / part.relative_to(own)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(part, place)
+        elif not _digest(path, parts) and tracked and tracked.is_relative_to(self.project):
             fault = self._pull(str(tracked.relative_to(self.project)))
-        if not path.is_file():
-            known = "has another digest in the working tree" if own.is_file() else "is neither in DVC nor in the working tree"
+        if not (found := _digest(path, parts)):
+            known = "has another digest in the working tree" if own.exists() else "is neither in DVC nor in the working tree"
             fault = fault or f"{csv} {known}"
-        elif sha256(path) != digest:
+        elif found != digest:
             fault = fault or f"{csv} has another digest than the one that was read"
         return f"its data are gone: {fault}" if fault else None
 
@@ -167,6 +172,14 @@ def recorded_workspace(root: Path, keep: bool) -> Iterator[Worktree]:
         if not stays:
             with Deferred():
                 worktree.remove()
+
+
+def _digest(data: Path, parts: str) -> str | None:
+    """Return the digest of a file, or of a folder with such parts, or None where there is no such thing."""
+    try:
+        return data_digest(data, parts)
+    except (OSError, TableError):
+        return None
 
 
 def _outputs(lock: Path) -> set[str] | None:

@@ -1,0 +1,90 @@
+"""What `truefit predict` makes of rows, whatever file they come from: features, and counts of what is odd about them."""
+
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+
+from truefit.core.text import one_line
+from truefit.data.columns.base import Column
+from truefit.ingest.csv_batches import Batch, Cells, cells_of
+from truefit.ingest.csv_faults import MOST_COLUMNS
+from truefit.model.files import ModelDescription
+from truefit.model.serving import Array
+
+
+class Predicted(NamedTuple):
+    """What was written: the number of `rows`, and of those that have no prediction, which are `blank`.
+
+    `not_finite` of these had no bad cell. By the names of columns, `bad` has the number of bad cells, and `unseen` that of
+    values that the model does not know.
+    """
+
+    rows: int
+    blank: int
+    not_finite: int
+    bad: dict[str, int]
+    unseen: dict[str, int]
+
+    def warnings(self) -> list[str]:
+        """Return what a user should know of it, a line each."""
+        warnings = []
+        if self.unseen:
+            warnings.append(f"found values that the model does not know, and takes for '(other)', in {_listed(self.unseen)}")
+        if self.blank:
+            causes = [f"bad cells in {_listed(self.bad)}"] if self.bad else []
+            causes += [f"{self.not_finite} whose prediction is not finite"] if self.not_finite else []
+            warnings.append(f"left {self.blank} of {self.rows} rows without a prediction: {'; '.join(causes)}")
+        return warnings
+
+
+def model_cells(column: Column, reader: Column) -> Cells:
+    """Return the cells of a model's column, of which missing ones are taken if the model fills them."""
+    return cells_of(column, reader, column.fill is not None, "a model trained with prepare.missing: {features: fill}")
+
+
+class Features:
+    """Makes a model's features of batches, nan in the rows that are bad, and counts cells of these and unseen values."""
+
+    def __init__(self, description: ModelDescription) -> None:
+        self.blank = 0  # rows so far
+        self._encoding = description.encoding
+        self._names = [column.name for column in description.columns]
+        places = accumulate((column.stored for column in description.columns), initial=0)
+        self._open = [
+            (number, column, at)
+            for number, (column, at) in enumerate(zip(description.columns, places, strict=False))
+            if column.takes_any
+        ]
+        self._bad, self._unseen = np.zeros((2, len(self._names)), np.int64)
+
+    def of(self, batches: Iterable[Batch]) -> Iterator[Array]:
+        """Yield the features [B, F] of each batch."""
+        for batch in batches:
+            for number, column, at in self._open:
+                self._unseen[number] += column.unseen(batch.values[:, at : at + column.stored])
+            features = self._encoding.features(batch.values)
+            if len(batch.bad):
+                bad_rows = batch.bad.any(axis=1)
+                features[bad_rows] = np.nan
+                self._bad += batch.bad.sum(axis=0)
+                self.blank += int(bad_rows.sum())
+            yield features
+
+    def bad(self) -> dict[str, int]:
+        """Return the number of bad cells by the names of their columns."""
+        return self._by_name(self._bad)
+
+    def unseen(self) -> dict[str, int]:
+        """Return the number of values that the model does not know, likewise."""
+        return self._by_name(self._unseen)
+
+    def _by_name(self, counts: Array) -> dict[str, int]:
+        return {name: count for name, count in zip(self._names, counts.tolist(), strict=True) if count}
+
+
+def _listed(counts: dict[str, int]) -> str:
+    shown = [f"'{one_line(name)}' {count}" for name, count in list(counts.items())[:MOST_COLUMNS]]
+    more = f" and {len(counts) - len(shown)} more columns" if len(counts) > len(shown) else ""
+    return ", ".join(shown) + more

@@ -1,0 +1,115 @@
+"""`truefit predict` of Parquet: the same columns, with their types, and one more."""
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet
+from torch import nn
+
+from truefit.cli.predicted import Features, Predicted, model_cells
+from truefit.core.errors import TableError
+from truefit.core.files import atomic_path
+from truefit.core.text import one_line
+from truefit.data.batches import read_ahead
+from truefit.data.columns.base import Column
+from truefit.data.columns.date import Date
+from truefit.ingest.csv_batches import Wanted
+from truefit.ingest.csv_check import missing_column, require_usable
+from truefit.ingest.parquet_batches import read_parquet
+from truefit.ingest.parquet_file import ParquetFile
+from truefit.model.files import ModelDescription
+from truefit.model.serving import Array, predictions
+
+SUFFIX = ".parquet"
+
+
+def predict_parquet(
+    model: nn.Module, description: ModelDescription, source: ParquetFile, target: Path, column: str, blanks: bool
+) -> Predicted:
+    """Write the rows of `source` with the predictions in a `column` behind its own to `target`.
+
+    With `blanks`, that of a row with a cell that is refused, or whose prediction is not finite, is null.
+
+    Raises TableError for a file, or a name of the column, that cannot be used, and OSError where `target` cannot be written;
+    what was there stays then.
+    """
+    if target.suffix != SUFFIX:
+        raise TableError(
+            f"{target}: is to be written from the Parquet file {source.path}, allowed: a name that ends in {SUFFIX}"
+        )
+    if target.exists() and target.samefile(source.path):
+        raise TableError(f"{target}: is the file to be read, allowed: another one")
+    names = [column.name for column in description.columns]
+    for name in names:
+        if name not in {*source.header} - {""}:
+            raise missing_column(source, name, "a feature of the model")
+    require_usable(source, names)
+    if not column.strip():
+        raise TableError(f"--column: found {one_line(column)!r}, allowed: a name")
+    if column.strip() in {*source.header}:
+        where = f"{source.path}: column {one_line(column)!r}"
+        raise TableError(f"{where}: found the name of the column to be written, allowed: another one by --column NAME")
+    cells = [model_cells(each, _reader(each, source)) for each in description.columns]
+    read = read_parquet(source, Wanted(cells, description.dtype, blanks=blanks), "predict")
+    features = Features(description)
+    field = pa.field(column, pa.from_numpy_dtype(description.dtype))
+    # Compared with what it was before the file gets its name.
+    with atomic_path(target) as temporary, source, closing(read) as batches, temporary.open("wb") as file:
+        ahead = read_ahead(predictions(model, features.of(batches)))
+        with closing(ahead) as pieces, pyarrow.parquet.ParquetWriter(file, source.schema.append(field)) as writer:
+            predicted = _Pieces(pieces, source, blanks)
+            for batch in source.batches():
+                writer.write_batch(batch.append_column(field, _as_arrow(predicted.take(batch.num_rows))))
+            predicted.finish()
+    return Predicted(predicted.count, predicted.blank, predicted.blank - features.blank, features.bad(), features.unseen())
+
+
+class _Pieces:
+    """The predictions, in pieces of other lengths than they come in."""
+
+    def __init__(self, pieces: Iterator[Array], source: ParquetFile, blanks: bool) -> None:
+        self.count, self.blank = 0, 0
+        self._blanks = blanks
+        self._pieces, self._source = pieces, source
+        self._ready: list[Array] = []
+
+    def take(self, rows: int) -> Array:
+        """Return the predictions [rows] of the next rows; raises TableError for one that is not finite, unless it is blank."""
+        missing = rows - sum(map(len, self._ready))
+        while missing > 0:
+            piece = next(self._pieces, None)
+            if piece is None:
+                raise TableError(f"{self._source.path}: found fewer rows when it was read again; run again")
+            self._ready.append(piece)
+            missing -= len(piece)
+        ready = np.concatenate(self._ready)
+        taken, self._ready = ready[:rows], [ready[rows:]]
+        not_finite = np.flatnonzero(~np.isfinite(taken)).tolist()
+        self.blank += len(not_finite)
+        for row in not_finite if not self._blanks else ():
+            where = f"{self._source.path}: row {self.count + row + 1}"
+            raise TableError(f"{where}: found features whose prediction is {taken[row]}, allowed: a finite {taken.dtype}")
+        self.count += rows
+        return taken
+
+    def finish(self) -> None:
+        """Take what is left, which is nothing but the faults of rows that were not given."""
+        deque(self._pieces, maxlen=0)
+
+
+def _reader(column: Column, source: ParquetFile) -> Column:
+    """Return what reads a column's texts: those of dates are as in ISO 8601, whatever the format was at the training."""
+    has_dates = isinstance(column, Date) and source.kind(column.name) == "date"
+    return column.model_copy(update={"format": None}) if has_dates else column
+
+
+def _as_arrow(numbers: Array) -> pa.Array:
+    """Return the numbers, null for those that are not finite."""
+    # Not pa.array, which imports pandas.
+    array = pa.Array.from_buffers(pa.from_numpy_dtype(numbers.dtype), len(numbers), [None, pa.py_buffer(numbers)])
+    return pyarrow.compute.if_else(pyarrow.compute.is_finite(array), array, pa.scalar(None, array.type))
