@@ -44,10 +44,14 @@ DEFAULTS: dict[str, Any] = {
             "encoding": "utf-8",
             "header": True,
             "comment": None,
+            "missing": ["", "NA", "N/A", "NaN", "nan", "null", "NULL", "?"],
         },
         "features": None,
         "exclude": [],
         "target": None,
+        "columns": {},
+        "missing": {"features": "refuse", "target": "refuse"},
+        "weight": None,
         "split": {
             "train": 0.8,
             "validation": 0.1,
@@ -313,7 +317,8 @@ def test_generate_refuses(values: str, line: str) -> None:
         # Keys.
         (
             "{feature: [a]}",
-            "feature: unknown key, allowed: csv, format, features, exclude, target, split, dtype; did you mean features?",
+            "feature: unknown key, allowed: csv, format, features, exclude, target, columns, missing, weight, split, dtype; "
+            "did you mean features?",
         ),
         (
             "{split: {colum: s}}",
@@ -727,9 +732,13 @@ def test_flatten_of_params_yaml_gives_every_dotted_key() -> None:
         "prepare.format.encoding",
         "prepare.format.header",
         "prepare.format.comment",
+        "prepare.format.missing",
         "prepare.features",
         "prepare.exclude",
         "prepare.target",
+        "prepare.missing.features",
+        "prepare.missing.target",
+        "prepare.weight",
         "prepare.split.train",
         "prepare.split.validation",
         "prepare.split.test",

@@ -420,6 +420,13 @@ def test_line_breaks_inside_quotes_are_counted(content: str, line: int, path: Pa
     assert fault(path, content, ["y"]) == f"data.csv: line {line}, column 'y': found 'z', allowed: a number"
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_byte_order_mark_in_the_first_rows_cell_is_part_of_it(mark: str, path: Path) -> None:
+    content = f"{mark}x,y\n\ufeff1,2\n1,2\n"
+
+    assert fault(path, content, ["x", "y"]) == "data.csv: line 2, column 'x': found '\\ufeff1', allowed: a number"
+
+
 def test_columns_that_are_not_asked_for_may_hold_anything(path: Path) -> None:
     content = b'x,note,y\n1,,2\n1,nan,2\n1,"a\nb",2\n1,gr\xf6\xdfe,2\n'
 

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers_data import READERS, numbered_csv, prepare, read_only_by, read_splits
 
 from truefit.core.config import Params
 from truefit.core.errors import SettingsError, TableError
+from truefit.ingest import csv_arrow
 from truefit.ingest.csv_lines import single_blanks
 from truefit.ingest.prepare import PrepareSettings
 
@@ -59,6 +61,19 @@ def test_the_same_rows_in_another_format_give_the_same_table(
 
     assert (table.sha256, table.names) == (plain.sha256, ["x1", "y"])
     assert table.csv.format == {**plain.csv.format, **form}
+
+
+@pytest.mark.parametrize("block", range(40, 60, 2))
+def test_a_row_that_a_faster_reader_broke_off_in_is_read_as_a_whole(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_arrow, "BLOCK_BYTES", block)
+    rows = "".join(f"{row},{row * 1000 + 829.5}\n" for row in range(12))
+    # A comment behind a quote is left to Python's reader, wherever a block ends before it.
+    content = f'x,y\n{rows}"12",12829.5\n# a comment\n13,13829.5\n'
+
+    prepare(Path(), content, format={"comment": "#"}, dtype="float64")
+
+    read = np.concatenate(list(read_splits(Path()).values()))
+    assert read[np.argsort(read[:, 0])].tolist() == [[row, row * 1000 + 829.5] for row in range(14)]
 
 
 @pytest.mark.parametrize("start", ["", "\ufeff", "\n\n"])

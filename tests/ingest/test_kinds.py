@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers_columns import ALL_KINDS, rows_of_all_kinds
 from helpers_data import READERS, prepare, read_only_by, read_splits
 from helpers_training import SCALED, same_bits, save_untrained, train_with, untrained
 
@@ -22,14 +23,7 @@ from truefit.ingest.prepare import PrepareSettings
 from truefit.model.files import load_model
 from truefit.model.serving import ServedModel
 
-COLUMNS: dict[str, Any] = {
-    "region": "category",
-    "smoker": "boolean",
-    "sold": "date",
-    "seen": {"kind": "date", "format": "%d.%m.%y"},
-}
 FILL = {"features": "fill"}
-HEADER = "x,region,smoker,sold,seen,y,s"
 
 
 @pytest.fixture(autouse=True)
@@ -37,29 +31,9 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
-def rows(count: int = 60, seed: int = 0) -> pd.DataFrame:
-    """Return rows of all kinds, some with gaps, as texts; every fifth is no training row."""
-    generator = np.random.default_rng(seed)
-    day = pd.to_datetime("2026-01-01") + pd.to_timedelta(generator.integers(0, 400, count), unit="D")
-    frame = pd.DataFrame(
-        {
-            "x": generator.normal(0, 10, count).round(2).astype(str),
-            "region": generator.choice(["north", "south", "größe, 1", 'a "b"'], count),
-            "smoker": generator.choice(["yes", "NO", "t", "F"], count),
-            "sold": (day + pd.to_timedelta(generator.integers(0, 86_400, count), unit="s")).strftime("%Y-%m-%d %H:%M:%S"),
-            "seen": day.strftime("%d.%m.%y"),
-            "y": generator.normal(0, 1, count).round(3).astype(str),
-            "s": ["train", "train", "train", "validation", "test"] * (count // 5),
-        }
-    )
-    for name in ("x", "region", "smoker", "sold", "seen"):
-        frame.loc[generator.random(count) < 0.1, name] = generator.choice(["", "NA", "?"])
-    return frame
-
-
 def prepared(frame: pd.DataFrame, **settings: Any) -> Table:
     content = frame.to_csv(index=False)
-    return prepare(Path(), content, **{"columns": COLUMNS, "missing": FILL, "split": {"column": "s"}, **settings})
+    return prepare(Path(), content, **{"columns": ALL_KINDS, "missing": FILL, "split": {"column": "s"}, **settings})
 
 
 def features(split: str, table: Table) -> pd.DataFrame:
@@ -71,7 +45,7 @@ def features(split: str, table: Table) -> pd.DataFrame:
 
 
 def test_the_features_are_those_of_each_kind_in_the_order_of_the_columns() -> None:
-    frame = rows()
+    frame = rows_of_all_kinds()
     table = prepared(frame)
 
     counts = frame["region"][frame["s"] == "train"].replace({"": None, "NA": None, "?": None}).value_counts().to_dict()
@@ -92,7 +66,7 @@ def test_the_features_are_those_of_each_kind_in_the_order_of_the_columns() -> No
 @pytest.mark.parametrize("reader", READERS)
 def test_the_features_are_what_pandas_makes_of_the_texts(reader: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     read_only_by(reader, monkeypatch)
-    frame = rows()
+    frame = rows_of_all_kinds()
     table = prepared(frame, dtype=dtype)
     known = frame.replace({"": None, "NA": None, "?": None})
     train = known[known["s"] == "train"]
@@ -126,7 +100,7 @@ def test_the_features_are_what_pandas_makes_of_the_texts(reader: str, dtype: str
 
 @pytest.mark.parametrize("seed", range(5))
 def test_all_is_learned_from_the_training_rows_alone(seed: int) -> None:
-    frame = rows(seed=seed)
+    frame = rows_of_all_kinds(seed=seed)
     table = prepared(frame)
     train = read_splits(Path())["train"]
     other = frame.copy()
@@ -174,7 +148,7 @@ def test_columns_of_one_kind_beside_many_numbers_are_each_read_right() -> None:
 
 
 def test_what_was_learned_comes_back_from_table_json_and_model_json() -> None:
-    table = prepared(rows())
+    table = prepared(rows_of_all_kinds())
 
     assert read_table(Path("prepared")) == table
     assert [type(column) for column in table.columns] == [KINDS[column.kind] for column in table.columns]
@@ -189,18 +163,23 @@ def test_what_was_learned_comes_back_from_table_json_and_model_json() -> None:
 
 
 def test_a_model_of_other_training_rows_is_not_taken_for_this_tables() -> None:
-    save_untrained(Path("model"), prepared(rows()))
-    frame = rows()
-    frame.loc[frame["s"] == "train", "x"] = "7"
+    def table(middle: int) -> Table:
+        cells = ["", "1", str(middle), "9", *"123456"]
+        return prepare(Path(), "x,y\n" + "".join(f"{cell},{row}\n" for row, cell in enumerate(cells * 3)), missing=FILL)
+
+    save_untrained(Path("model"), table(2))
+    other = table(7)
 
     with pytest.raises(TruefitError) as caught:
-        load_model(Path("model"), prepared(frame, missing=FILL))
-    assert "model.json: trained on " in str(caught.value)
+        load_model(Path("model"), other)
+    assert str(caught.value) == (
+        "model/model.json: trained on the same columns of other training rows; `dvc repro --force train` writes it anew"
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_predict_and_a_served_model_give_the_bits_of_the_tables_own_rows(dtype: str) -> None:
-    frame = rows()
+def test_predict_and_a_served_model_give_the_bits_of_the_tables_own_rows_of_all_kinds(dtype: str) -> None:
+    frame = rows_of_all_kinds()
     table = prepared(frame, dtype=dtype, exclude=[])
     save_untrained(Path("model"), table, scale=SCALED)
     model, description = load_model(Path("model"), table)
@@ -235,7 +214,7 @@ def test_a_number_that_stands_for_a_missing_value_does_so_for_each_who_predicts(
 
 
 def test_a_served_model_names_row_and_column_of_what_is_none_of_the_kind() -> None:
-    table = prepared(rows())
+    table = prepared(rows_of_all_kinds())
     save_untrained(Path("model"), table)
     model, description = load_model(Path("model"), table)
     good = {"x": "1", "region": "north", "smoker": "yes", "sold": "2026-01-31", "seen": "31.01.26"}
@@ -253,7 +232,7 @@ def test_a_served_model_names_row_and_column_of_what_is_none_of_the_kind() -> No
 
 
 def test_values_never_seen_are_one_and_the_same_other() -> None:
-    table = prepared(rows())
+    table = prepared(rows_of_all_kinds())
     save_untrained(Path("model"), table, scale=SCALED)
     model, description = load_model(Path("model"), table)
     days = "yes,2026-01-31,31.01.26"
@@ -268,7 +247,7 @@ def test_values_never_seen_are_one_and_the_same_other() -> None:
 
 @pytest.mark.parametrize("engine", ["numpy", "autograd", "torch"])
 def test_engines_learn_the_same_from_all_kinds(engine: str) -> None:
-    prepared(rows(), dtype="float64")
+    prepared(rows_of_all_kinds(), dtype="float64")
 
     def losses(name: str) -> list[float]:
         outcome = train_with(Path("prepared"), engine=name, epochs=3, batch_size=7, seed=3)

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_columns import ALL_KINDS, rows_of_all_kinds
+from helpers_data import prepare
 from helpers_training import CPU, PLAIN, normal_line, same_bits, write_prepared
 from workspace import ROOT
 
@@ -326,6 +328,18 @@ def test_a_training_stopped_at_every_place_ends_with_the_same_bits(
     assert resumed.history().equals(whole.history())
     assert told == resumed.epochs
     assert not (tmp_path / "a").exists()
+
+
+def test_a_training_on_columns_of_all_kinds_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "CHUNK_BATCHES", 3)
+    content = rows_of_all_kinds().to_csv(index=False)
+    prepare(tmp_path, content, columns=ALL_KINDS, missing={"features": "fill"}, split={"column": "s"})
+    settings = TrainSettings.model_validate({"batch_size": 4, "epochs": 2, "model": {"name": "mlp", "hidden": [5]}})
+    whole = train(open_verified(tmp_path / "prepared", "train", "validation"), settings, CPU, lambda _: None)
+    resumed, stops, _ = stopped_everywhere(tmp_path / "prepared", tmp_path / "a", settings)
+    assert stops > 2
+    assert same_bits(resumed.final_state, whole.final_state)
+    assert resumed.history().equals(whole.history())
 
 
 def test_an_epochs_seconds_are_those_of_all_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,11 @@ def _record_batches(feed: _Feed, source: CsvFile, types: dict[str, Any], missing
     try:
         # Buffered, so that the blocks that the threads hold are Arrow's own memory, and no bytes of Python's.
         reader = pyarrow.csv.open_csv(pa.BufferedInputStream(pa.PythonFile(handle, "r"), 1), **options)
-        yield from reader
+        for batch in reader:
+            # Where the bytes could not be read on, Arrow takes the row that they broke off in for the last one.
+            if feed.error is not None:
+                break
+            yield batch
     except pa.ArrowInvalid:
         if feed.error is None:
             raise

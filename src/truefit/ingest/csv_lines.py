@@ -116,9 +116,12 @@ class RowBlocks:
             self._rest = text
             return b""
         self._at_start, self._rest = False, b""
-        # pyarrow leaves out one mark at the start, which is not to be one of the first row's.
-        self._ready = _BOM
-        return b"" if self._header_lines else text if self._has_header else text.removeprefix(_BOM)
+        if self._header_lines:
+            return b""
+        text = text if self._has_header else text.removeprefix(_BOM)
+        if text.startswith(_BOM):  # in a cell, from which pyarrow would drop it
+            raise pa.ArrowInvalid("found a byte order mark in a cell")
+        return text
 
     def _lines(self, content: bytes) -> bytes:
         """Return the text of the lines that are whole with `content`, as pyarrow is to take it."""

@@ -84,7 +84,9 @@ def build_model(settings: ModelSettings, scale: Scaling, table: Table, seed: int
                 for name, parameter in layer.named_parameters():
                     drawn = torch.empty(parameter.shape, dtype=torch.float64).uniform_(-bound, bound, generator=generator)
                     setattr(layer, name, nn.Parameter(drawn))
-        next(layer for layer in body.modules() if isinstance(layer, nn.Linear)).weight[:, silent] = 0
+        first = next((layer for layer in body.modules() if isinstance(layer, nn.Linear)), None)
+        if first is not None and first.in_features == len(silent):  # as it is where the features are its inputs
+            first.weight[:, silent] = 0
     return Model(scale, body).to(getattr(torch, table.dtype))
 
 
