@@ -1,11 +1,13 @@
 """What is found in the columns of a CSV, and the settings that follow."""
 
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from truefit.core.errors import TableError
@@ -286,3 +288,29 @@ def test_a_row_number_is_followed_from_batch_to_batch(later: list[str], consecut
     for cells in (["1", "2"], later):
         statistics.add(pa.array(cells))
     assert statistics.consecutive == consecutive
+
+
+def test_parquet_is_inspected_by_its_own_types_and_a_folder_as_one_table(tmp_path: Path) -> None:
+    rows = range(60)
+    table = pa.table(
+        {
+            "sold": pa.array([date(2024, 1, 1) + timedelta(days=row) for row in rows]),
+            "open": [row % 2 == 0 for row in rows],
+            "where": [["a", "b", None][row % 3] for row in rows],
+            "tags": [[row] for row in rows],
+            "y": [row * 0.5 for row in rows],
+        }
+    )
+    parquet, folder = tmp_path / "table.parquet", tmp_path / "parts"
+    pyarrow.parquet.write_table(table, parquet)
+    folder.mkdir()
+    for part in range(2):
+        pyarrow.parquet.write_table(table.slice(30 * part, 30), folder / f"{part}.parquet")
+
+    for path in (parquet, folder):
+        found = inspect(path, "y")
+        kinds = {column.name: column.kind for column in found.columns if column.left_out is None}
+        assert (found.rows, kinds) == (60, {"sold": "date", "open": "boolean", "where": "category", "y": "number"})
+        assert found.columns[3].left_out == "no kind is of its type list<element: int64>"
+        assert settings(found)["prepare.exclude"] == ["tags"]
+        assert settings(found)["prepare.missing.features"] == "fill"

@@ -1,4 +1,4 @@
-"""A CSV met for the first time: its format, its rows counted, and what each column is."""
+"""A table met for the first time: a CSV's format, the rows counted, and what each column is."""
 
 from collections import Counter
 from collections.abc import Generator, Iterable
@@ -13,21 +13,29 @@ from tqdm import tqdm
 from truefit.core.errors import TableError
 from truefit.ingest.column_kinds import Column, judge, sentinels, texts_for_missing, units
 from truefit.ingest.column_statistics import ColumnStatistics, Missing, frequent, most_distinct
+from truefit.ingest.containers import is_parquet
 from truefit.ingest.csv_arrow import arrow_cells
-from truefit.ingest.csv_check import missing_column, read_header, require_usable
-from truefit.ingest.csv_file import CsvFile, OnBytes
+from truefit.ingest.csv_batches import OnRead
+from truefit.ingest.csv_check import missing_column, require_usable
+from truefit.ingest.csv_file import CsvFile
 from truefit.ingest.csv_format import MISSING, FormatSettings
+from truefit.ingest.parquet_cells import as_texts, kind_of
+from truefit.ingest.parquet_file import ParquetFile
+from truefit.ingest.part_files import ALL, part_paths
 from truefit.ingest.sniff import sniff
+from truefit.ingest.table_source import Part, TableSource
 
 BATCH_CELLS = 1 << 18  # of the rows that Python's reader gives at a time
 MOST_PASSES = 4  # over the file: one, and another where it finds another encoding, or more texts for missing values
+
+_PARQUET = dict.fromkeys(FormatSettings.model_fields, "Parquet has none")
 
 Batches = Generator[list[pa.Array], None, None]
 
 
 @dataclass
 class Inspection:
-    """What was found in a CSV; `why` has the reasons by the keys of `prepare.format`, and of `missing` and `target`.
+    """What was found in a table; `why` has the reasons by the keys of `prepare.format`, and of `missing` and `target`.
 
     `roles` are the columns that are in use for something else than features, and for what.
     """
@@ -48,7 +56,7 @@ class Inspection:
 
 
 def inspect(path: Path, target: str | None = None, roles: dict[str, str] | None = None) -> Inspection:
-    """Return what is found in a CSV, whose target is the last column with a name by default.
+    """Return what is found in a table, whose target is the last column with a name by default.
 
     `roles` says of columns by their names what else they are used for than as features.
 
@@ -56,27 +64,29 @@ def inspect(path: Path, target: str | None = None, roles: dict[str, str] | None 
     """
     missing, not_in, why_missing = list(MISSING), list[str](), ""
     for passes in count(1):
-        form, why = sniff(path, not_in)
-        with CsvFile(path, form) as source:
-            read_header(source)
-            chosen = _target(source, target)
+        first = part_paths(path, ALL)[0]
+        form, why = (FormatSettings(), _PARQUET) if is_parquet(first) else sniff(first, not_in)
+        with TableSource(path, ALL, form) as source:
+            header = source.first.header
+            chosen = _target(source.first, target)
             try:
                 statistics = _count(source, missing, chosen)
             except UnicodeError:
                 not_in.append(form.encoding)
                 continue
-        columns = [Column(name, found) for name, found in zip(source.header, statistics, strict=True)]
+        columns = [Column(name, found) for name, found in zip(header, statistics, strict=True)]
         used = [column for column in columns if column.name]
         more = texts_for_missing(used) or sentinels(used)
         if not more.keys() - set(missing) or passes >= MOST_PASSES:
             break
         missing += more
         why_missing = "; ".join([*filter(None, [why_missing]), *(f"{text!r} {reason}" for text, reason in more.items())])
-    place, named = source.header.index(chosen), Counter(source.header)
-    _require_number(source, columns[place], target is None)
+    place, named = header.index(chosen), Counter(header)
+    _require_number(path, columns[place], target is None)
     for column in columns:
-        judge(column, columns[place], named[column.name], (roles or {}).get(column.name))
-    why |= {"missing": why_missing or "as by default", "target": "the last column" if target is None else "as asked for"}
+        role = (roles or {}).get(column.name) or _unusable(source.first, column.name)
+        judge(column, columns[place], named[column.name], role)
+    why = why | {"missing": why_missing or "as by default", "target": "the last column" if target is None else "as asked for"}
     found = Inspection(path, form, missing, why, statistics[place].rows, columns, columns[place], roles or {})
     if not found.features:
         reasons = "; ".join(f"{column.name!r}: {column.left_out}" for column in columns if column.left_out)
@@ -84,35 +94,53 @@ def inspect(path: Path, target: str | None = None, roles: dict[str, str] | None 
     return found
 
 
-def _target(source: CsvFile, target: str | None) -> str:
+def _unusable(source: Part, name: str) -> str | None:
+    """Return why a column's type leaves no kind to it, or None."""
+    if not name or not isinstance(source, ParquetFile) or kind_of(source.type(name)) is not None:
+        return None
+    return f"no kind is of its type {source.type(name)}"
+
+
+def _target(source: Part, target: str | None) -> str:
     if target is not None and target not in {*source.header} - {""}:
         raise missing_column(source, target, "--target")
     names = [name for name in source.header if name]
     if len(names) < 2:
         found = f"found {len(names) or 'no'} column with a name" + source.other_separator(source.header)
-        raise TableError(f"{source.path}: line {source.header_line}: {found}, allowed: a target and at least one feature")
+        raise TableError(f"{source.header_place}: {found}, allowed: a target and at least one feature")
     require_usable(source, {target or names[-1]})
     return target or names[-1]
 
 
-def _count(source: CsvFile, missing: list[str], target: str) -> list[ColumnStatistics]:
+def _count(source: TableSource, missing: list[str], target: str) -> list[ColumnStatistics]:
     """Return the statistics of all columns; raises UnicodeError for bytes that are not in the format's encoding."""
-    place, most = source.header.index(target), most_distinct(len(source.header))
-    for read in (_fast_cells, _slow_cells):
-        columns = [ColumnStatistics(source.format, Missing(missing, source.format), most) for _ in source.header]
-        with tqdm(total=source.size, desc="inspect", unit="B", unit_scale=True, disable=None) as bar:
-            batches = read(source, lambda content: bar.update(len(content)))
+    header, form = source.first.header, source.first.format
+    place, most = header.index(target), most_distinct(len(header))
+    for csv_cells in (_fast_cells, _slow_cells):
+        columns = [ColumnStatistics(form, Missing(missing, form), most) for _ in header]
+        size = sum(part.size for part in source.parts)
+        with tqdm(total=size, desc="inspect", unit="B", unit_scale=True, disable=None) as bar:
             try:
-                with closing(batches):
-                    _add_all(columns, batches, place)
+                for part in source.parts:
+                    read = _parquet_cells(part, bar.update) if isinstance(part, ParquetFile) else csv_cells(part, bar.update)
+                    with closing(read) as batches:
+                        _add_all(columns, batches, place)
             except pa.ArrowInvalid:
-                if read is _slow_cells:
+                if csv_cells is _slow_cells:
                     raise
                 continue
         break
     if not columns[place].rows:
-        raise TableError(f"{source.path}: line {source.header_line}: found no rows below the header, allowed: at least one")
+        raise TableError(f"{source.first.header_place}: found no rows below the header, allowed: at least one")
     return columns
+
+
+def _parquet_cells(source: ParquetFile, on_read: OnRead) -> Batches:
+    """Yield the cells of each column [columns][B], batch by batch; those of a type that no kind takes are missing."""
+    for batch in source.batches():
+        on_read(source.size * batch.num_rows // max(1, source.rows))
+        nothing = pa.nulls(batch.num_rows, pa.string())
+        yield [(as_texts(cells) if kind_of(cells.type) else nothing).fill_null("") for cells in batch.columns]
 
 
 def _add_all(columns: list[ColumnStatistics], batches: Iterable[list[pa.Array]], target: int) -> None:
@@ -122,13 +150,14 @@ def _add_all(columns: list[ColumnStatistics], batches: Iterable[list[pa.Array]],
             column.moments.add(goal if number == target else column.add(cells[number]), goal)
 
 
-def _fast_cells(source: CsvFile, on_bytes: OnBytes) -> Batches:
-    """Yield the cells of each column [columns][B], batch by batch; raises pa.ArrowInvalid where it takes Python's reader."""
-    yield from arrow_cells(source, dict.fromkeys(range(len(source.header)), pa.string()), [], on_bytes)
+def _fast_cells(source: CsvFile, on_read: OnRead) -> Batches:
+    """Yield the same of a CSV; raises pa.ArrowInvalid where it takes Python's reader."""
+    kinds = dict.fromkeys(range(len(source.header)), pa.string())
+    yield from arrow_cells(source, kinds, [], lambda content: on_read(len(content)))
 
 
-def _slow_cells(source: CsvFile, on_bytes: OnBytes) -> Batches:
-    rows = source.data_rows(on_bytes)
+def _slow_cells(source: CsvFile, on_read: OnRead) -> Batches:
+    rows = source.data_rows(lambda content: on_read(len(content)))
     width = len(source.header)
     while batch := list(islice(rows, max(1, BATCH_CELLS // width))):
         for line, row in batch:
@@ -138,7 +167,7 @@ def _slow_cells(source: CsvFile, on_bytes: OnBytes) -> Batches:
         yield [pa.array(cells, pa.string()) for cells in zip(*(row for _, row in batch), strict=True)]
 
 
-def _require_number(source: CsvFile, column: Column, by_default: bool) -> None:
+def _require_number(path: Path, column: Column, by_default: bool) -> None:
     """Raise TableError for a target that is no number."""
     statistics = column.statistics
     if statistics.texts or not statistics.numbers:
@@ -147,5 +176,5 @@ def _require_number(source: CsvFile, column: Column, by_default: bool) -> None:
         what = f"numbers with {signs}" if signs else "text"
         found = f"found {what}, such as {texts}, in {statistics.texts} rows" if texts else "found no value"
         default = " (the last, which is the target by default)" if by_default else ""
-        where = f"{source.path}: column {column.name!r}{default}"
+        where = f"{path}: column {column.name!r}{default}"
         raise TableError(f"{where}: {found}, allowed: numbers, or another column by --target NAME")
