@@ -86,6 +86,13 @@ def write_prepared(
     return table
 
 
+def renamed(table: Table, names: Sequence[str], **others: Any) -> Table:
+    """Return the table's description with features, which are numbers, of other names, and whatever else is given."""
+    columns = [Number(name=name) for name in names]
+    # Not all tests have moments for so many columns.
+    return Table.model_construct(**dict(table) | {"columns": columns} | others)
+
+
 def write_scaled(folder: Path, features: int = 2, dtype: Dtype = "float64", rows: Rows | None = None) -> Table:
     """Write a table whose features have different offsets and scales, and return its description."""
     if rows is None:

@@ -187,7 +187,6 @@ def test_a_read_only_disk_ends_a_stage(stage: str, folder: Path, disk: Disk, ref
     ("stage", "place", "line"),
     [
         ("generate", "disk/data/synthetic.csv", "disk/data/synthetic.csv: Is a directory"),
-        ("prepare", "data/synthetic.csv", "data/synthetic.csv: cannot be read: Is a directory"),
         ("prepare", "disk/data/prepared/test.npy", "disk/data/prepared/test.npy: Is a directory"),
         ("prepare", "disk/data/prepared/table.json", "disk/data/prepared/table.json: Is a directory"),
         ("train", "data/prepared/train.npy", f"data/prepared/train.npy: cannot be read: Is a directory; {PREPARE}"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -297,9 +298,34 @@ def test_own_csv_needs_only_params(tmp_path: Path, stages: Stages) -> None:
     run_stages(stages, tmp_path, "prepare", "train", "evaluate")
     table, metrics = workspace.json("data/prepared/table.json"), workspace.json("results/metrics.json")
     assert table["rows"] == {"train": 266, "validation": 88, "test": 88}
-    assert (table["features"], table["target"]) == (list(frame.columns[:-2]), "target")
+    assert ([column["name"] for column in table["columns"]], table["target"]) == (list(frame.columns[:-2]), "target")
     assert abs(metrics["test"]["r2"] - metrics["least_squares"]["r2"]) < 0.01
     assert [run.info.status for run in workspace.runs()] == ["FINISHED", "FINISHED"]
+
+
+@own_clone
+def test_the_page_on_a_file_met_for_the_first_time_shows_what_its_commands_print(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    section = (tmp_path / "docs/table.md").read_text().partition("## A file that you meet")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    columns, settings, changes, scores, new, predicted = [block for language, block in blocks if language != "sh"]
+    copy, inspect, repro, predict = [line for language, block in blocks if language == "sh" for line in block.splitlines()]
+    (tmp_path / "new.csv").write_text(new)
+
+    workspace.run(*shlex.split(copy))
+    printed = workspace.run(*shlex.split(inspect)).stdout
+    assert columns in printed
+    assert settings in printed
+    assert changes in printed
+    printed = workspace.run(*shlex.split(repro)).stdout
+    # Another processor may round otherwise.
+    assert re.sub(r"[\d.+-]+", "0", scores) in re.sub(r"[\d.+-]+", "0", printed)
+    workspace.run(*shlex.split(predict))
+    shown, written = (
+        np.array(re.findall(r"([\d.]+)$", text, re.MULTILINE), float)
+        for text in (predicted, (tmp_path / "predicted.csv").read_text())
+    )
+    np.testing.assert_allclose(written, shown, rtol=0.05)
 
 
 @shared_clone

@@ -98,7 +98,7 @@ def test_names_from_outside_break_out_of_nothing(tmp_path: Path, stages: Stages)
     (run,) = client.search_runs([experiment.experiment_id])
     assert (run.info.status, run.info.run_name) == ("FINISHED", f"run {HOSTILE}\n2")
     assert run.data.params["prepare.csv"] == file
-    assert workspace.json("data/prepared/table.json")["features"] == columns[:2]
+    assert [column["name"] for column in workspace.json("data/prepared/table.json")["columns"]] == columns[:2]
     assert list(workspace.json("results/metrics.json")["parameters"]["coefficients"]) == columns[:2]
     pictures = ["loss.png", "predicted.png", "residuals.png"]
     assert sorted(path.name for path in (workspace.path / "results/figures").iterdir()) == pictures

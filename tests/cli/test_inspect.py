@@ -153,7 +153,8 @@ def test_keys_of_another_schedule_and_an_engine_for_lines_alone_go() -> None:
     text = "train:\n  engine: numpy\n  schedule:\n    name: step\n    gamma: 0.5 # half\n  epochs: 9\n"
     path = Path("params.yaml")
     path.write_text(text)
-    advice = {"train.model.name": "mlp", "train.optimizer.name": "adam", "train.schedule.name": "cosine"}
+    model = {"train.model.name": "mlp", "train.model.hidden": [8]}
+    advice = model | {"train.optimizer.name": "adam", "train.schedule.name": "cosine"}
     changes = write_params(path, [Advice(key, value, "") for key, value in advice.items()])
     values = Params(path).values["train"]
     assert values["schedule"] == {"name": "cosine"}

@@ -317,8 +317,8 @@ def test_generate_refuses(values: str, line: str) -> None:
         # Keys.
         (
             "{feature: [a]}",
-            "feature: unknown key, allowed: csv, format, features, exclude, target, columns, missing, weight, split, dtype; "
-            "did you mean features?",
+            "feature: unknown key, allowed: csv, parts, format, features, exclude, target, columns, missing, weight, split, "
+            "dtype; did you mean features?",
         ),
         (
             "{split: {colum: s}}",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers_memory import peak_memory
-from helpers_training import SCALED, Rows, normal_line, tensors, untrained, write_prepared
+from helpers_training import SCALED, Rows, normal_line, renamed, tensors, untrained, write_prepared
 from numpy.typing import NDArray
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
@@ -422,7 +422,7 @@ def test_the_report_of_a_constant_target_has_no_r2(tmp_path: Path) -> None:
 def test_names_are_printed_on_one_line(tmp_path: Path) -> None:
     rows = write_report_rows(tmp_path)
     names = ["sold\nat", "x" * 300]
-    table = rows.model_copy(update={"features": names})
+    table = renamed(rows, names)
     test = TableDataset(tmp_path, "test", table)
     content = compute_metrics(test, untrained(table), np.array([1.0, 2.0, -1.0]), None)
     assert list(content["parameters"]["coefficients"]) == names
@@ -456,15 +456,15 @@ def test_another_spelling_of_the_synthetic_csvs_path_is_the_same_file(synthetic:
 
 @pytest.mark.parametrize(
     "change",
-    [{"features": ["x1"]}, {"features": ["x1", "y"], "target": "x2"}],
+    [{"names": ["x1"]}, {"names": ["x1", "y"], "target": "x2"}],
     ids=["a subset", "another target"],
 )
 def test_other_columns_than_the_whole_synthetic_csv_have_no_truth(synthetic: Table, change: dict[str, Any]) -> None:
-    assert generating_settings(synthetic.model_copy(update=change), CSV, Params()) is None
+    assert generating_settings(renamed(synthetic, **change), CSV, Params()) is None
 
 
 def test_features_in_another_order_keep_the_truth_and_its_names(synthetic: Table) -> None:
-    table = synthetic.model_copy(update={"features": ["x2", "x1"]})
+    table = renamed(synthetic, ["x2", "x1"])
     truth = generating_settings(table, CSV, Params())
     test = TableDataset(Path("prepared"), "test", table)
     content = compute_metrics(test, untrained(table), np.array([1.0, -1.0, 2.0]), truth)

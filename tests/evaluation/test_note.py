@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from helpers_data import numbered_csv, prepare
+from helpers_training import renamed
 from test_security import HOSTILE
 
 from truefit.data.table import Table
@@ -25,7 +26,7 @@ REPORT: dict[str, Any] = {
 def table(tmp_path: Path) -> Table:
     table = prepare(tmp_path, numbered_csv(20))
     source = table.csv.model_copy(update={"path": "data/a.csv", "sha256": "0123456789abcdef"})
-    return table.model_copy(update={"csv": source, "features": ["x1"], "target": "y"})
+    return renamed(table, ["x1"], csv=source, target="y")
 
 
 def test_description_says_model_data_scores_line_and_command(table: Table) -> None:
@@ -86,7 +87,7 @@ def test_description_says_what_the_settings_leave_open(table: Table) -> None:
 
 def test_only_the_first_names_are_shown(table: Table) -> None:
     names = [f"x{number}" for number in range(10)]
-    wide = table.model_copy(update={"features": names})
+    wide = renamed(table, names)
     assert "from **x0**, **x1**, **x2**, **x3**, **x4**, **x5**, **x6**, **x7** and 2 more." in describe(
         wide, TrainSettings(), REPORT
     )
@@ -113,7 +114,7 @@ def test_name_is_text_in_markdown(name: str, text: str) -> None:
 def test_description_fits_into_a_tag_whatever_the_names(table: Table) -> None:
     names = [f"{number}{chr(0x1F600) * 50}" for number in range(20)]
     source = table.csv.model_copy(update={"path": HOSTILE * 10})
-    wide = table.model_copy(update={"features": names, "target": HOSTILE, "csv": source})
+    wide = renamed(table, names, target=HOSTILE, csv=source)
     line = {"intercept": 1.0, "coefficients": dict.fromkeys(names, -1.23456e-300)}
     content = REPORT | {"parameters": line}
     # MLflow takes 8000 characters.

@@ -920,6 +920,7 @@ def test_table_json_describes_the_csv_the_columns_and_the_arrays(tmp_path: Path)
         },
         "columns": [{"kind": "number", "name": "x1", "fill": None, "gaps": False}],
         "target": "y",
+        "weight": None,
         "dtype": "float64",
         "rows": {"train": 16, "validation": 2, "test": 2},
         "mean": pytest.approx(train.mean(axis=0).tolist()),

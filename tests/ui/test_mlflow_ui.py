@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_data import numbered_csv, prepare
+from helpers_training import renamed
 from helpers_ui import PRINTED, compare_all, loss_curves, recorded_curves
 from mlflow.entities import Run
 from playwright.sync_api import Page, expect
@@ -152,7 +153,7 @@ def test_names_from_outside_are_text_in_the_description(
     page: Page, address: str, workspace: Workspace, tmp_path: Path
 ) -> None:
     table = prepare(tmp_path, numbered_csv(20))
-    table = table.model_copy(update={"target": HOSTILE[:39], "features": [HOSTILE[29:69], *table.features[1:]]})
+    table = renamed(table, [HOSTILE[29:69], *table.features[1:]], target=HOSTILE[:39])
     scores = dict.fromkeys(("mse", "rmse", "mae", "r2"), 1.0)
     content = {"test": scores, "least_squares": scores, "excess_mse": 0.0}
     client = workspace.client

@@ -65,7 +65,7 @@ def _train(found: Inspection) -> Iterator[Advice]:
         yield from _line(about)
         return
     batch, epochs = next(((batch, epochs) for most, batch, epochs in _BY_ROWS if rows <= most), _MOST_ROWS)
-    model = {"name": "mlp", "hidden": [64, 64], "activation": "relu", "dropout": 0.0}
+    model = {"name": "mlp", "hidden": [32, 32], "activation": "relu", "dropout": 0.0}
     yield from (Advice(f"train.model.{key}", value, f"{about}: enough for curves") for key, value in model.items())
     yield from _optimizer("adam", 0.001, "with adam and 0.001, columns need no rate of their own")
     yield Advice("train.batch_size", batch, about)
