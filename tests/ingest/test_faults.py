@@ -138,3 +138,17 @@ def test_a_column_of_more_texts_than_a_category_can_have_is_refused(monkeypatch:
     assert refusal([f"a{row}" for row in range(20)], columns={"x": "category"}) == (
         "data.csv: column 'x': found more than 5 different texts, allowed: fewer, or the column left out by prepare.exclude"
     )
+
+
+def test_a_comment_above_the_header_is_taken_for_one_in_the_advice() -> None:
+    with pytest.raises(TableError) as caught:
+        prepare(Path(), "# made by hand\nx,y\n1,2\n3,4\n")
+    assert str(caught.value) == (
+        "data.csv: line 1: found the columns '# made by hand', allowed: a target and at least one feature "
+        "(is prepare.format.comment '#'?)"
+    )
+
+
+def test_numbers_that_a_dtype_does_not_hold_are_not_called_text() -> None:
+    cells = [str(100_000_001 + 2 * row) for row in range(20)]
+    assert refusal(cells).endswith("or prepare.dtype: float64 (20 bad cells in the column)")

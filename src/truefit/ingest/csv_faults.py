@@ -162,7 +162,8 @@ class _ColumnFaults:
                     ", which has to be a point beside the separator ','" if cannot else f": {source.advice.format}.{key}: ','"
                 )
                 return f"numbers with {what}{advice}"
-        if not has_kind:
+        number = re.compile(source.format.number)
+        if not has_kind or all(map(number.fullmatch, self.texts)):
             return ""
         many = f"more than {MOST_TEXTS}" if len(self.texts) > MOST_TEXTS else str(len(self.texts))
         values = "value" if len(self.texts) == 1 else "different values"

@@ -20,6 +20,7 @@ from truefit.ingest.source import ADVICE, FORMAT, Advice, SourceFile, unreadable
 
 _QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"')
 
+COMMENTS = "#%"  # what comments begin with, often
 LONGEST_CELL = 1 << 24  # characters: the bound of what a quote that is left open takes in
 
 OnBytes = Callable[[bytes], object]
@@ -108,7 +109,10 @@ class CsvFile(SourceFile):
         return ((line, row[index]) for line, row in self.data_rows())
 
     def other_separator(self, row: list[str]) -> str:
-        """Return a remark when the row is one cell and looks separated by something else, or an empty string."""
+        """Return a remark when the first line looks like a comment, or the row like cells that something else separates."""
+        first = (self.header or row)[0][:1]
+        if first in COMMENTS and first and not self.format.comment:
+            return f" (is {self.advice.format}.comment {first!r}?)"
         others = [other for other in (";", "\t", "|", ",", " ") if other in row[0].strip() and other != self.format.separator]
         return f" (is {self.advice.separator} {others[0]!r}?)" if others and len(row) == 1 else ""
 

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-from truefit.ingest.csv_file import CsvFile
+from truefit.ingest.csv_file import COMMENTS, CsvFile
 from truefit.ingest.csv_format import MISSING, FormatSettings, Separator
 from truefit.ingest.csv_lines import RowLines
 
@@ -23,7 +23,7 @@ MORE_MISSING = ("-", "--", "---", ".", "*", "#N/A", "#NA", "n/a", "na", "None", 
 
 _ENCODINGS = ("utf-8", "cp1252", "latin-1")  # the last takes any bytes
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_COMMENTS = ("#", "%")
+
 # What a cell looks like, if the separator is right: a number, a date, or text without blanks and separators …
 _NUMBER = r"[+-]?[€$£]?(?:\d{1,3}(?:[ ',.]\d{3})+|\d+)?(?:[.,]\d*)?(?:[eE][+-]?\d+)?%?"
 _DATE = r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}(?:[T ]\d{1,2}:\d\d\S*)?"
@@ -52,7 +52,7 @@ def sniff(path: Path, not_in: Sequence[str] = ()) -> Sniffed:
     encoding, why_encoding = _encoding(content, whole, not_in)
     decoder = codecs.getincrementaldecoder("utf-8-sig" if encoding == "utf-8" else encoding)(errors="replace")
     text = decoder.decode(content, final=whole)
-    comment = next((sign for sign in _COMMENTS if text.lstrip().startswith(sign)), None)
+    comment = next((sign for sign in COMMENTS if text.lstrip().startswith(sign)), None)
     form, rows, why_separator = _separated(text, whole, comment, encoding)
     header, why_header = _header(rows)
     why_comment = "no line at the top begins with # or %"
