@@ -6,7 +6,8 @@ import pytest
 from truefit.core.errors import TableError
 from truefit.data.table import Dtype
 from truefit.ingest import csv_arrow, csv_batches, csv_file
-from truefit.ingest.csv_batches import Cells, Wanted, read_batches
+from truefit.ingest.cells import Cells, Wanted
+from truefit.ingest.csv_batches import read_batches
 from truefit.ingest.csv_check import read_header
 from truefit.ingest.csv_file import CsvFile
 from truefit.ingest.csv_format import FormatSettings, Separator

@@ -8,7 +8,7 @@ import numpy as np
 
 from truefit.core.text import one_line
 from truefit.data.columns.base import Column
-from truefit.ingest.csv_batches import Batch, Cells, cells_of
+from truefit.ingest.cells import Batch, Cells, cells_of
 from truefit.ingest.csv_faults import MOST_COLUMNS
 from truefit.model.files import ModelDescription
 from truefit.model.serving import Array

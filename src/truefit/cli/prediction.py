@@ -18,8 +18,9 @@ from truefit.core.errors import TableError
 from truefit.core.files import atomic_path
 from truefit.core.text import one_line
 from truefit.data.batches import read_ahead
+from truefit.ingest.cells import Wanted
 from truefit.ingest.containers import is_parquet
-from truefit.ingest.csv_batches import Wanted, read_batches
+from truefit.ingest.csv_batches import read_batches
 from truefit.ingest.csv_check import missing_column, read_header, require_usable
 from truefit.ingest.csv_file import CsvFile
 from truefit.ingest.csv_format import FormatSettings, Separator

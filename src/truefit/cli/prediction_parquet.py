@@ -18,7 +18,7 @@ from truefit.core.text import one_line
 from truefit.data.batches import read_ahead
 from truefit.data.columns.base import Column
 from truefit.data.columns.date import Date
-from truefit.ingest.csv_batches import Wanted
+from truefit.ingest.cells import Wanted
 from truefit.ingest.csv_check import missing_column, require_usable
 from truefit.ingest.parquet_batches import read_parquet
 from truefit.ingest.parquet_file import ParquetFile

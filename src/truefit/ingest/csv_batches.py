@@ -1,10 +1,10 @@
 """The CSV's cells in batches of rows: as pyarrow reads numbers, and from their texts where that takes a look at them."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from truefit.core.errors import TableError
-from truefit.data.columns.base import Array, Column, Learner, Parsed, to_numpy
-from truefit.data.columns.number import Number
+from truefit.data.columns.base import Array, Parsed, to_numpy
 from truefit.data.table import EXACT, Dtype
+from truefit.ingest.cells import NONE_BAD, Batch, Batches, Block, Cells, OnRead, Source, Wanted
 from truefit.ingest.csv_arrow import arrow_columns
 from truefit.ingest.csv_faults import CellTexts, Faults, is_decoded
 from truefit.ingest.csv_file import CsvFile
@@ -26,80 +26,7 @@ from truefit.ingest.split_keys import KeyColumn
 
 SLOW_ROWS = 4096  # that Python reads at a time …
 SLOW_CELLS = 1 << 18  # … or so many cells, where that is less
-_NO_KEYS = np.empty(0, np.uint8)
-_NONE_BAD, _NONE = np.empty((0, 0), bool), np.array(False)
-
-
-class Cells(NamedTuple):
-    """One of the CSV's columns: its cells are numbers, or what `parse` makes of their texts, each `stored` as so many."""
-
-    name: str
-    parse: Callable[[pa.Array], Parsed] | None = None
-    stored: int = 1
-    allowed: str = Number.allowed
-    takes_missing: bool = False  # as nan; otherwise a missing value is a fault …
-    way_out: str = ""  # … and this would let it in
-    has_kind: bool = True  # that prepare.columns may say to be another
-    least: float | None = None  # that a number may be
-
-
-def cells_of(column: Column, reader: Column | Learner, takes_missing: bool, way_out: str) -> Cells:
-    """Return the cells of a feature's column, whose texts the reader parses, or those of a column of numbers."""
-    parse = None if isinstance(column, Number) else reader.parse
-    return Cells(column.name, parse, column.stored, column.allowed, takes_missing, way_out)
-
-
-class Wanted(NamedTuple):
-    """The columns whose numbers are to be stored as `dtype`, and the one by which the rows are split, if there is one.
-
-    With `blanks`, a row with bad cells is no error: it is zeros, and marked.
-    """
-
-    columns: list[Cells]
-    dtype: Dtype
-    key: KeyColumn | None = None
-    blanks: bool = False
-
-    @property
-    def texts(self) -> set[str]:
-        """The names of the columns that are read as text."""
-        return {cell.name for cell in self.columns if cell.parse} | ({self.key.name} if self.key is not None else set())
-
-    @property
-    def types(self) -> dict[str, pa.DataType]:
-        """The types, by name, in which a reader that knows numbers is to give the columns: float64, or string."""
-        return {cell.name: pa.float64() for cell in self.columns} | dict.fromkeys(sorted(self.texts), pa.string())
-
-    @property
-    def names(self) -> list[str]:
-        """The columns' names."""
-        return list(self.types)
-
-
-class Batch(NamedTuple):
-    """Some rows: `values` [B, S], their `lowest` and `highest` in float64 [S], nan apart, and `keys` [B] or nothing.
-
-    `bad` says which cells [B, C] of the columns made their rows blank; it is [0, 0] where there are none.
-    """
-
-    values: Array
-    keys: NDArray[Any]
-    lowest: NDArray[np.float64]
-    highest: NDArray[np.float64]
-    bad: NDArray[np.bool_] = _NONE_BAD
-
-
-Batches = Generator[Batch, None, None]
-Source = TypeVar("Source", bound=SourceFile)
-OnRead = Callable[[int], object]  # told how many bytes were read
-
-
-class Block(NamedTuple):
-    """The texts of some rows' wanted cells, by column; `row` gives the row of a place, or its line."""
-
-    cells: dict[str, CellTexts]
-    row: Callable[[int], int]
-    rows: int
+_NO_KEYS, _NONE = np.empty(0, np.uint8), np.array(False)
 
 
 def read_batches(source: CsvFile, wanted: Wanted, title: str) -> Batches:
@@ -257,7 +184,7 @@ def _batch(parsed: list[Array], keys: NDArray[Any], dtype: Dtype, refused: list[
 
     Unless it was `checked`, raises pa.ArrowInvalid for what may not be the number that a text says, or that is not kept.
     """
-    numbers, bad = np.concatenate(parsed), _NONE_BAD
+    numbers, bad = np.concatenate(parsed), NONE_BAD
     lowest, highest = numbers.min(axis=1), numbers.max(axis=1)
     for row in np.flatnonzero(np.isnan(lowest)):
         lowest[row] = np.fmin.reduce(numbers[row], initial=np.inf)

@@ -11,11 +11,11 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from truefit.core.errors import TableError
+from truefit.ingest.cells import OnRead
 from truefit.ingest.column_kinds import Column, judge, sentinels, texts_for_missing, units
 from truefit.ingest.column_statistics import ColumnStatistics, Missing, frequent, most_distinct
 from truefit.ingest.containers import is_parquet
 from truefit.ingest.csv_arrow import arrow_cells
-from truefit.ingest.csv_batches import OnRead
 from truefit.ingest.csv_check import missing_column, require_usable
 from truefit.ingest.csv_file import CsvFile
 from truefit.ingest.csv_format import MISSING, FormatSettings

@@ -6,16 +6,8 @@ from functools import partial
 import pyarrow as pa
 
 from truefit.core.errors import TableError
-from truefit.ingest.csv_batches import (
-    Batch,
-    Batches,
-    Block,
-    OnRead,
-    Wanted,
-    first_that_reads,
-    text_batches,
-    typed_batches,
-)
+from truefit.ingest.cells import Batch, Batches, Block, OnRead, Wanted
+from truefit.ingest.csv_batches import first_that_reads, text_batches, typed_batches
 from truefit.ingest.csv_faults import CellTexts, Faults
 from truefit.ingest.parquet_cells import as_numbers, as_texts, is_number
 from truefit.ingest.parquet_file import ParquetFile

@@ -8,7 +8,7 @@ import numpy as np
 from truefit.ingest.column_kinds import ONE_HOT, Column, shown
 from truefit.ingest.column_statistics import least_and_greatest
 from truefit.ingest.inspection import Inspection
-from truefit.ingest.prepare import COARSE, FLOAT32_BITS
+from truefit.ingest.staging import COARSE, FLOAT32_BITS
 
 DATE_FEATURES = 7
 TRAINED = 0.8  # of the rows, by default

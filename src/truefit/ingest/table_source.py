@@ -8,8 +8,9 @@ from pydantic_core import PydanticCustomError
 
 from truefit.core.config import require_defaults
 from truefit.core.errors import TableError
+from truefit.ingest.cells import Batches, Wanted
 from truefit.ingest.containers import is_parquet
-from truefit.ingest.csv_batches import Batches, Wanted, read_batches
+from truefit.ingest.csv_batches import read_batches
 from truefit.ingest.csv_check import read_header
 from truefit.ingest.csv_faults import cell_text
 from truefit.ingest.csv_file import CsvFile

@@ -6,7 +6,7 @@ from pathlib import Path
 from truefit.core.errors import TableError
 from truefit.data.columns.base import Array
 from truefit.data.table import SPLITS, Weight
-from truefit.ingest.csv_batches import Cells
+from truefit.ingest.cells import Cells
 
 HEAVIEST = 1e15  # times the training rows' mean: what squared errors may be multiplied by
 
