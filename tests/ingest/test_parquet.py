@@ -215,6 +215,27 @@ def test_rows_are_split_by_a_column_as_in_a_csv(split: dict[str, str], cells: An
 
 
 @pytest.mark.parametrize(
+    "cells",
+    [
+        [True],
+        [DAY],
+        [DAY.date()],
+        [Decimal("1.5")],
+        ["x", "train"],
+        pa.array(["x", "train"]).dictionary_encode(),
+    ],
+)
+@pytest.mark.parametrize("split", ["column", "group", "order"])
+def test_a_null_among_other_cells_of_the_splits_column_is_an_empty_cell(cells: Any, split: str) -> None:
+    cells = pa.array(cells) if isinstance(cells, list) else cells
+    column = pa.chunked_array([pa.nulls(ROWS - len(cells), cells.type), cells])
+    start = "data.parquet: row 1, column 'k': found an empty cell, allowed: "
+    assert refusal({"x": NUMBERS, "k": column}, features=["x"], split={split: "k"}).startswith(start)
+    last = refusal({"x": NUMBERS, "k": column.take(NUMBERS[::-1])}, features=["x"], split={split: "k"})
+    assert last.startswith("data.parquet: row ")
+
+
+@pytest.mark.parametrize(
     ("cells", "found"),
     [
         ([[1]] * ROWS, "list<element: int64>"),
