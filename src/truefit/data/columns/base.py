@@ -72,7 +72,11 @@ class Column(BaseModel, extra="forbid", frozen=True, strict=True, allow_inf_nan=
     @property
     def features(self) -> list[str]:
         """The names of all features [K]."""
-        return [*self.values, f"{self.name}=(missing)"] if self.gaps else self.values
+        return [*self.values, f"{self.name}={self.apart('missing')}"] if self.gaps else self.values
+
+    def apart(self, what: str) -> str:
+        """Return what a feature is called after that is none of the column's own values."""
+        return f"({what})"
 
     def encode(self, stored: Array, out: Array) -> None:
         """Write the features of stored numbers [B, S] into `out` [B, K], which holds zeros."""
