@@ -45,7 +45,7 @@ class Column(BaseModel, extra="forbid", frozen=True, strict=True, allow_inf_nan=
 
     def text(self, value: Any) -> str:
         """Return the text that a CSV has for a value that is none, such as True, or 3.0, which may have been a 3."""
-        return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+        return text_of(value)
 
     @property
     def of_datetimes(self) -> "Column":
@@ -139,6 +139,14 @@ class Learner:
     def stored(self, parsed: Array) -> Array:
         """Return what is stored of numbers [B, S] as they were parsed, when all has been learned."""
         return parsed
+
+
+def text_of(value: Any) -> str:
+    """Return a value's text: Python's, but for a whole float, which is written as an integer up to 2^53.
+
+    pandas makes a 3.0 of a 3 where a value is missing.
+    """
+    return str(int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53 else value)
 
 
 def to_numpy(array: pa.Array) -> Array:
