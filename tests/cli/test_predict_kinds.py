@@ -111,6 +111,24 @@ def test_values_that_the_model_does_not_know_are_others_and_are_counted_by_colum
     assert done == Predicted(4, 0, 0, {}, {"region": 3, "make": 1})
 
 
+@pytest.mark.parametrize("blanks", [False, True])
+def test_a_column_that_lacks_is_missing_values_where_the_model_fills_them(blanks: bool) -> None:
+    model = model_of({"age": 1.0, "sold_at.days": 1000.0, "region=(missing)": 0.5, "smoker": 100_000.0})
+    found, done = written(model, "sold_at,smoker\n2026-01-01,yes\n,no\n", blanks=blanks)
+    assert predictions(found) == [100_035.5, 2035.5]
+    assert done == Predicted(2, 0, 0, {}, {}, ("age", "region"))
+    assert done.warnings() == ["found no column 'age', 'region', which the model fills as missing values in all 2 rows"]
+
+    found, done = written(model, "sold_at,region\nnever,west\n2026-01-01,east\n", blanks=True)
+    assert predictions(found) == [None, 100_035]
+    assert done == Predicted(2, 1, 0, {"sold_at": 1}, {"region": 1}, ("age", "smoker"))
+
+
+def test_a_column_that_lacks_is_refused_where_the_model_does_not_fill_it() -> None:
+    model = model_of({}, "age,region,y\n" + "1,north,1\n2,south,2\n" * 30, columns={"region": "category"}, missing={})
+    assert refusal(model, "age\n1\n") == ("in.csv: line 1: found no column 'region' (a feature of the model), allowed: 'age'")
+
+
 # --- what is refused
 
 
@@ -221,8 +239,8 @@ def test_an_empty_cell_is_written_in_the_csvs_own_format(form: dict[str, Any], c
         (f"{HEADER}\nx,yes,north,2026-01-01,0\n1,2\n", "line 3: found 2 cells, allowed: 5, as in the header"),
         (f'{HEADER}\nx,yes,north,2026-01-01,"a\n', "line 2, column 'y': found a quote that is not closed, "
          "allowed: a closing quote"),
-        ("age,smoker,region\n1,yes,north\n", "line 1: found no column 'sold_at' (a feature of the model), "
-         "allowed: 'age', 'smoker', 'region'"),
+        ("age;smoker;region;sold_at\n1;yes;north;\n", "line 1: found no column 'age' (a feature of the model), "
+         "allowed: 'age;smoker;region;sold_at' (is --separator ';'?)"),
     ],
 )  # fmt: skip
 def test_what_is_no_table_is_refused_also_where_bad_rows_are_left_blank(content: str, fault: str) -> None:

@@ -106,6 +106,18 @@ def test_the_served_model_gives_the_same_predictions(model: tuple[Any, ModelDesc
     assert pyarrow.parquet.read_table(TARGET)["mine"].to_pylist() == ServedModel(*model).predict(frame).tolist()
 
 
+@pytest.mark.parametrize("name", ["region", "on", "sold", "x"])
+def test_a_column_that_lacks_is_missing_values_as_by_the_served_model(model: tuple[Any, ModelDescription], name: str) -> None:
+    table = write({other: cells for other, cells in rows(50).items() if other != name})
+
+    done = predict(*model, SOURCE, TARGET)
+
+    expected = ServedModel(*model).predict(table.to_pandas()).tolist()
+    assert pyarrow.parquet.read_table(TARGET)["prediction"].to_pylist() == expected
+    assert done.warnings()[0] == f"found no column '{name}', which the model fills as missing values in all 50 rows"
+    assert done.unseen == ({"region": 12} if name != "region" else {})
+
+
 @pytest.mark.parametrize("names", [["1", "2", "30"], ["1.0", "2.00", "3e1"]])
 @pytest.mark.parametrize("words", ["01", ["false", "true"]])
 @pytest.mark.parametrize(
@@ -152,10 +164,8 @@ def test_what_cannot_be_predicted_is_refused_and_nothing_written(model: tuple[An
     assert refusal(model).startswith("in.parquet: row 2, column 'on': found 'maybe', allowed: true or false")
     write(rows(10) | {"x": pa.array([[1.0]] * 10)})
     assert refusal(model).startswith("in.parquet: column 'x': found the type list<element: double>, allowed: integers")
-    columns = rows(10)
-    del columns["region"]
-    write(columns)
-    assert refusal(model).startswith("in.parquet: found no column 'region' (a feature of the model), allowed: 'id', 'x'")
+    write({"id": [1], "__index_level_0__": [1]})
+    assert refusal(model) == "in.parquet: found no column 'region' (a feature of the model), allowed: 'id'"
     write(rows(10) | {"prediction": [1] * 10})
     assert refusal(model) == (
         "in.parquet: column 'prediction': found the name of the column to be written, allowed: another one by --column NAME"

@@ -418,6 +418,9 @@ def test_a_missing_value_or_column_that_is_not_filled_is_refused(tmp_path: Path,
     for frame, fault in frames:
         with pytest.raises(ValueError, match=f"^{fault}$"):
             model.predict(pd.DataFrame(frame))
+    filled = served("x,y\n" + "1,1\n2,2\n,3\n" * 100, missing={"features": "fill"})
+    with pytest.raises(ValueError, match=r"^found no column 'x', allowed: one that holds a number$"):
+        filled.predict(pd.DataFrame({"z": [1]}))
     twice = pd.DataFrame([["p", 1, 2]], columns=["a", "x", "x"])
     with pytest.raises(ValueError, match=r"^found 2 columns 'x', allowed: one that holds a number$"):
         model.predict(twice)

@@ -1,6 +1,6 @@
 """What `truefit predict` makes of rows, whatever file they come from: features, and counts of what is odd about them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -9,7 +9,9 @@ import numpy as np
 from truefit.core.text import one_line
 from truefit.data.columns.base import Column
 from truefit.ingest.cells import Batch, Cells, cells_of
+from truefit.ingest.csv_check import missing_column
 from truefit.ingest.csv_faults import MOST_COLUMNS
+from truefit.ingest.source import SourceFile
 from truefit.model.files import ModelDescription
 from truefit.model.serving import Array
 
@@ -18,7 +20,7 @@ class Predicted(NamedTuple):
     """What was written: the number of `rows`, and of those that have no prediction, which are `blank`.
 
     `not_finite` of these had no bad cell. By the names of columns, `bad` has the number of bad cells, and `unseen` that of
-    values that the model does not know.
+    values that the model does not know. `lacking` are the columns that the rows do not have.
     """
 
     rows: int
@@ -26,10 +28,14 @@ class Predicted(NamedTuple):
     not_finite: int
     bad: dict[str, int]
     unseen: dict[str, int]
+    lacking: tuple[str, ...] = ()
 
     def warnings(self) -> list[str]:
         """Return what a user should know of it, a line each."""
         warnings = []
+        if self.lacking:
+            names = _few([f"'{one_line(name)}'" for name in self.lacking])
+            warnings.append(f"found no column {names}, which the model fills as missing values in all {self.rows} rows")
         if self.unseen:
             warnings.append(f"found values that the model does not know, and takes for '(other)', in {_listed(self.unseen)}")
         if self.blank:
@@ -44,19 +50,33 @@ def model_cells(column: Column, reader: Column) -> Cells:
     return cells_of(column, reader, column.fill is not None, "a model trained with prepare.missing: {features: fill}")
 
 
-class Features:
-    """Makes a model's features of batches, nan in the rows that are bad, and counts cells of these and unseen values."""
+def given_columns(description: ModelDescription, source: SourceFile) -> list[Column]:
+    """Return the model's columns that the source has, as a model may fill others; raises TableError where one has to be."""
+    header = {*source.header} - {""}
+    found = [column for column in description.columns if column.name in header]
+    for column in description.columns:
+        if column.name not in header and (column.fill is None or not found):
+            raise missing_column(source, column.name, "a feature of the model")
+    return found
 
-    def __init__(self, description: ModelDescription) -> None:
+
+class Features:
+    """Makes a model's features of batches, nan in the rows that are bad, and counts cells of these and unseen values.
+
+    The batches have the columns that are `given`; of the others, each value is missing.
+    """
+
+    def __init__(self, description: ModelDescription, given: Collection[Column]) -> None:
         self.blank = 0  # rows so far
         self._encoding = description.encoding
-        self._names = [column.name for column in description.columns]
-        places = accumulate((column.stored for column in description.columns), initial=0)
+        self._names = [column.name for column in given]
+        known = {*self._names}
+        self.lacking = tuple(column.name for column in description.columns if column.name not in known)
+        places = accumulate((column.stored for column in given), initial=0)
         self._open = [
-            (number, column, at)
-            for number, (column, at) in enumerate(zip(description.columns, places, strict=False))
-            if column.takes_any
+            (number, column, at) for number, (column, at) in enumerate(zip(given, places, strict=False)) if column.takes_any
         ]
+        self._given = np.concatenate([np.full(column.stored, column.name in known) for column in description.columns])
         self._bad, self._unseen = np.zeros((2, len(self._names)), np.int64)
 
     def of(self, batches: Iterable[Batch]) -> Iterator[Array]:
@@ -64,13 +84,21 @@ class Features:
         for batch in batches:
             for number, column, at in self._open:
                 self._unseen[number] += column.unseen(batch.values[:, at : at + column.stored])
-            features = self._encoding.features(batch.values)
+            features = self._encoding.features(self._whole(batch.values))
             if len(batch.bad):
                 bad_rows = batch.bad.any(axis=1)
                 features[bad_rows] = np.nan
                 self._bad += batch.bad.sum(axis=0)
                 self.blank += int(bad_rows.sum())
             yield features
+
+    def _whole(self, values: Array) -> Array:
+        """Return the stored numbers [B, S] of all columns, by those of the columns that are given."""
+        if not self.lacking:
+            return values
+        whole = np.full((len(values), len(self._given)), np.nan, values.dtype)
+        whole[:, self._given] = values
+        return whole
 
     def bad(self) -> dict[str, int]:
         """Return the number of bad cells by the names of their columns."""
@@ -85,6 +113,9 @@ class Features:
 
 
 def _listed(counts: dict[str, int]) -> str:
-    shown = [f"'{one_line(name)}' {count}" for name, count in list(counts.items())[:MOST_COLUMNS]]
-    more = f" and {len(counts) - len(shown)} more columns" if len(counts) > len(shown) else ""
-    return ", ".join(shown) + more
+    return _few([f"'{one_line(name)}' {count}" for name, count in counts.items()])
+
+
+def _few(columns: list[str]) -> str:
+    more = f" and {len(columns) - MOST_COLUMNS} more columns" if len(columns) > MOST_COLUMNS else ""
+    return ", ".join(columns[:MOST_COLUMNS]) + more

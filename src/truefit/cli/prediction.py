@@ -12,7 +12,7 @@ import pyarrow.compute
 from pydantic import ValidationError
 from torch import nn
 
-from truefit.cli.predicted import Features, Predicted, model_cells
+from truefit.cli.predicted import Features, Predicted, given_columns, model_cells
 from truefit.cli.prediction_parquet import SUFFIX, predict_parquet
 from truefit.core.errors import TableError
 from truefit.core.files import atomic_path
@@ -21,7 +21,7 @@ from truefit.data.batches import read_ahead
 from truefit.ingest.cells import Wanted
 from truefit.ingest.containers import is_parquet
 from truefit.ingest.csv_batches import read_batches
-from truefit.ingest.csv_check import missing_column, read_header, require_usable
+from truefit.ingest.csv_check import read_header, require_usable
 from truefit.ingest.csv_file import CsvFile
 from truefit.ingest.csv_format import FormatSettings, Separator
 from truefit.ingest.csv_text import BYTES, LineBreakError, LineTexts, RowTexts
@@ -65,11 +65,8 @@ def predict(
         raise TableError(f"{target}: is the CSV to be read, allowed: another file")
     with csv:
         header = set(read_header(csv))
-        names = [column.name for column in description.columns]
-        for name in names:
-            if name not in header:
-                raise missing_column(csv, name, "a feature of the model")
-        require_usable(csv, names)
+        given = given_columns(description, csv)
+        require_usable(csv, [column.name for column in given])
         if not csv.format.header and column != COLUMN:
             raise TableError(f"--column: found '{one_line(column)}', allowed: none for a CSV without a header")
         if column.strip() in header - {""}:
@@ -125,9 +122,10 @@ def _write(
     if not csv.format.keeps_ascii:
         file = _Encoded(file, csv.format.encoding)  # type: ignore[assignment]
     count, blank, not_finite = 0, 0, None
-    cells = [model_cells(column, column) for column in description.columns]
+    given = given_columns(description, csv)
+    cells = [model_cells(column, column) for column in given]
     read = read_batches(csv, Wanted(cells, description.dtype, blanks=blanks), "predict")
-    features, empty = Features(description), '""' if csv.format.separator == " " else ""
+    features, empty = Features(description, given), '""' if csv.format.separator == " " else ""
     with closing(read) as batches, csv.content() as stream:
         text = texts(csv, stream)
         file.write(text.mark)
@@ -150,7 +148,7 @@ def _write(
         line, _ = next(islice(csv.data_rows(), index, None))
         where = f"{csv.path}: line {line}"
         raise TableError(f"{where}: found features whose prediction is {found}, allowed: a finite {found.dtype}")
-    return Predicted(count, blank, blank - features.blank, features.bad(), features.unseen())
+    return Predicted(count, blank, blank - features.blank, features.bad(), features.unseen(), features.lacking)
 
 
 class _Encoded:

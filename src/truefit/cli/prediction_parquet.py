@@ -13,7 +13,7 @@ import pyarrow.compute
 import pyarrow.parquet
 from torch import nn
 
-from truefit.cli.predicted import Features, Predicted, model_cells
+from truefit.cli.predicted import Features, Predicted, given_columns, model_cells
 from truefit.core.errors import TableError
 from truefit.core.files import atomic_path
 from truefit.core.text import one_line
@@ -21,7 +21,7 @@ from truefit.data.batches import read_ahead
 from truefit.data.columns.base import Column, Parsed
 from truefit.data.columns.date import Date
 from truefit.ingest.cells import Cells, Wanted
-from truefit.ingest.csv_check import missing_column, require_usable
+from truefit.ingest.csv_check import require_usable
 from truefit.ingest.parquet_batches import read_parquet
 from truefit.ingest.parquet_cells import value_reader
 from truefit.ingest.parquet_file import ParquetFile
@@ -47,19 +47,16 @@ def predict_parquet(
         )
     if target.exists() and target.samefile(source.path):
         raise TableError(f"{target}: is the file to be read, allowed: another one")
-    names = [column.name for column in description.columns]
-    for name in names:
-        if name not in {*source.header} - {""}:
-            raise missing_column(source, name, "a feature of the model")
-    require_usable(source, names)
+    given = given_columns(description, source)
+    require_usable(source, [each.name for each in given])
     if not column.strip():
         raise TableError(f"--column: found {one_line(column)!r}, allowed: a name")
     if column.strip() in {*source.header}:
         where = f"{source.path}: column {one_line(column)!r}"
         raise TableError(f"{where}: found the name of the column to be written, allowed: another one by --column NAME")
-    cells = [_cells(each, source) for each in description.columns]
+    cells = [_cells(each, source) for each in given]
     read = read_parquet(source, Wanted(cells, description.dtype, blanks=blanks), "predict")
-    features = Features(description)
+    features = Features(description, given)
     field = pa.field(column, pa.from_numpy_dtype(description.dtype))
     # Compared with what it was before the file gets its name.
     with atomic_path(target) as temporary, source, closing(read) as batches, temporary.open("wb") as file:
@@ -69,7 +66,8 @@ def predict_parquet(
             for batch in source.batches():
                 writer.write_batch(batch.append_column(field, _as_arrow(predicted.take(batch.num_rows))))
             predicted.finish()
-    return Predicted(predicted.count, predicted.blank, predicted.blank - features.blank, features.bad(), features.unseen())
+    not_finite = predicted.blank - features.blank
+    return Predicted(predicted.count, predicted.blank, not_finite, features.bad(), features.unseen(), features.lacking)
 
 
 class _Pieces:

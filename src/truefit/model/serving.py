@@ -48,12 +48,14 @@ class ServedModel:
     def predict(self, model_input: "pd.DataFrame", params: dict[str, Any] | None = None) -> Array:
         """Return the predictions [N], in the model's dtype and the data's units, for the rows of a table with its columns.
 
-        A column may be left out where missing values are filled. Raises ValueError, naming row and column, for a cell that
-        stage prepare would not take: what is none of the column's kind, a missing value where they are not filled, a number
-        that is not finite in the model's dtype, an integer that the dtype makes another one of, or a number that it takes
-        for 0.
+        A column may be left out where missing values are filled, but not all of them. Raises ValueError, naming row and
+        column, for a cell that stage prepare would not take: what is none of the column's kind, a missing value where they
+        are not filled, a number that is not finite in the model's dtype, an integer that the dtype makes another one of, or a
+        number that it takes for 0.
         """
         columns, dtype, index = self._description.columns, self._description.dtype, model_input.index
+        if not {*model_input.columns} & {column.name for column in columns}:
+            raise ValueError(f"found no column {columns[0].name!r}, allowed: one that holds {columns[0].allowed}")
         stored = np.concatenate([self._cells.stored(column, _cells(model_input, column)) for column in columns], axis=1)
         with np.errstate(over="ignore"):
             values = stored.astype(dtype)
