@@ -138,10 +138,10 @@ def predict_command(
         truefit predict --model results new.csv predicted.csv
 
     The model's columns are found by their names, in any order; other columns may hold anything. IN.csv is
-    read as the CSV was that the model was trained on, and missing values are filled where they were, columns that lack too. A cell that stage prepare
-    would refuse is refused here, by file, line and column, with exit status 2; OUT.csv is not written then. With
-    --errors blank, its row has no prediction, and stderr tells how many such cells each column has. It also tells how many
-    values are none that the model knows, which count as '(other)'.
+    read as the CSV was that the model was trained on, and missing values are filled where they were, and so is a column
+    that lacks. A cell that stage prepare would refuse is refused here, by file, line and column, with exit status 2; OUT.csv
+    is not written then. With --errors blank, its row has no prediction, and stderr tells how many such cells each
+    column has. It also tells how many values are none that the model knows, which count as '(other)'.
 
     Of Parquet, IN.parquet, the same comes out as OUT.parquet, in which the columns keep their types.
     """
