@@ -1,5 +1,6 @@
 """What is found in the columns of a CSV, and the settings that follow."""
 
+import random
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from truefit.core.errors import TableError
+from truefit.core.errors import TableError, TruefitError
 from truefit.ingest import csv_arrow, inspection
 from truefit.ingest.column_kinds import Column
 from truefit.ingest.column_statistics import ColumnStatistics, Missing, least_and_greatest
@@ -314,3 +315,32 @@ def test_parquet_is_inspected_by_its_own_types_and_a_folder_as_one_table(tmp_pat
         assert found.columns[3].left_out == "no kind is of its type list<element: int64>"
         assert settings(found)["prepare.exclude"] == ["tags"]
         assert settings(found)["prepare.missing.features"] == "fill"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "price\n1\n2\n3,5\n4\n",
+        '{\n  "rows": [\n    {"x": 1, "y": 2},\n    {"x": 2, "y": 3}\n  ]\n}\n',
+        "Prices of houses\nby hand\n\nx,y\n1,2\n2,3\n",
+        " # by hand\n",
+        "# by hand\n",
+        bytes(range(256)),
+    ],
+)
+def test_what_is_no_table_is_an_error_of_one_line(tmp_path: Path, content: str | bytes) -> None:
+    with pytest.raises(TableError) as caught:
+        inspected(tmp_path, content)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_text_is_inspected_or_refused(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    for _ in range(50):
+        signs = draw.choice(["xy1,\n", 'ab12.,;|\t "\n\r#%', "12,.\n-/:e+ ", "".join(map(chr, range(1, 300)))])
+        content = draw.choice(["", "x,y\n1,2\n", "# z\n"]) + "".join(draw.choices(signs, k=draw.randint(0, 60)))
+        try:
+            assert inspected(tmp_path, content).features
+        except TruefitError as error:
+            assert str(error)
