@@ -344,3 +344,20 @@ def test_any_text_is_inspected_or_refused(tmp_path: Path, seed: int) -> None:
             assert inspected(tmp_path, content).features
         except TruefitError as error:
             assert str(error)
+
+
+def test_the_index_of_pandas_is_no_feature_and_no_target_by_default(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"x": [3.0, 1.0, 2.5, 7.0], "y": [1.0, 0.5, 2.0, 3.5]}, index=pd.Index([7, 1, 4, 2], name="house"))
+    path = tmp_path / "table.parquet"
+    frame.to_parquet(path)
+    found = inspect(path)
+    assert (found.target.name, [column.name for column in found.features]) == ("y", ["x"])
+    assert found.columns[-1].left_out == "the index, by pandas"
+    assert settings(found)["prepare.exclude"] == ["house"]
+    assert inspect(path, "house").target.name == "house"
+
+
+def test_a_feature_that_is_missing_is_told_with_what_would_make_it_one(tmp_path: Path) -> None:
+    rows = "".join(f"{row}.5%,{row % 7}\n" for row in range(20))
+    with pytest.raises(TableError, match="nearly each row has another text, numbers with '%': without that text"):
+        inspected(tmp_path, f"share,y\n{rows}")
