@@ -13,12 +13,13 @@ from tqdm import tqdm
 from truefit.core.errors import TableError
 from truefit.ingest.cells import OnRead
 from truefit.ingest.column_kinds import Column, judge, sentinels, texts_for_missing, units
-from truefit.ingest.column_statistics import ColumnStatistics, Missing, frequent, most_distinct
+from truefit.ingest.column_statistics import ColumnStatistics, Missing, frequent, least_and_greatest, most_distinct
 from truefit.ingest.containers import is_parquet
 from truefit.ingest.csv_arrow import arrow_cells
 from truefit.ingest.csv_check import missing_column, require_usable
 from truefit.ingest.csv_file import CsvFile
 from truefit.ingest.csv_format import MISSING, FormatSettings
+from truefit.ingest.csv_numbers import LARGEST
 from truefit.ingest.parquet_cells import as_texts, kind_of
 from truefit.ingest.parquet_file import ParquetFile
 from truefit.ingest.part_files import ALL, part_paths
@@ -197,8 +198,14 @@ def _require_number(path: Path, column: Column, by_default: bool) -> None:
     if statistics.texts or not statistics.numbers:
         texts = ", ".join(repr(text) for text, _ in frequent(statistics.text_values, 3))
         signs = units(statistics.text_values.counts)
-        what = f"numbers with {signs}" if signs else "text"
+        what = f"numbers with {signs}" if signs else "integers beyond 2^53" if statistics.large_integers else "text"
         found = f"found {what}, such as {texts}, in {statistics.texts} rows" if texts else "found no value"
         default = " (the last, which is the target by default)" if by_default else ""
         where = f"{path}: column {column.name!r}{default}"
         raise TableError(f"{where}: {found}, allowed: numbers, or another column by --target NAME")
+    least, greatest = least_and_greatest(statistics)
+    if max(-least, greatest) > LARGEST:
+        found = f"found the numbers {least:g} to {greatest:g}"
+        raise TableError(
+            f"{path}: column {column.name!r}: {found}, allowed: up to {LARGEST:g} in size, or another column by --target NAME"
+        )
