@@ -184,8 +184,8 @@ def params_with(*changes: tuple[str, Any]) -> str:
 
 
 def written() -> dict[str, Any]:
-    values: dict[str, Any] = YAML(typ="safe", pure=True).load(Path("params.yaml").read_text())
-    return values["prepare"]
+    values: dict[str, Any] = YAML(typ="safe", pure=True).load(Path("params.yaml").read_text())["prepare"]
+    return values
 
 
 @pytest.mark.parametrize("key", ["weight", "split.group", "split.order"])
