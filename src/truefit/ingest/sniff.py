@@ -63,7 +63,7 @@ def sniff(path: Path, not_in: Sequence[str] = ()) -> Sniffed:
     why_comment = "no line at the top begins with # or %"
     if comment:
         lines = _commented(path, text, whole, form, rows, header)
-        why_comment = f"{lines} lines above the first row begin with it"
+        why_comment = f"lines above the first row that begin with it: {lines}"
         if not lines:
             form, rows, why_separator = _separated(text, whole, None, encoding)
             header, why_header = _header(rows)
