@@ -1,6 +1,7 @@
 """`truefit predict` of Parquet: the columns stay with their types, and the predictions are those for the same CSV."""
 
 import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from truefit.core.errors import TableError
 from truefit.ingest import parquet_file
 from truefit.model.files import ModelDescription, open_model
 from truefit.model.models import ModelSettings
-from truefit.model.serving import MODEL_ROWS
+from truefit.model.serving import MODEL_ROWS, ServedModel
 
 DAY = datetime.datetime(2024, 2, 27)
 KINDS = {"region": "category", "on": "boolean", "sold": {"kind": "date", "format": "%d/%m/%Y"}}
@@ -100,11 +101,39 @@ def test_predictions_are_those_for_the_same_csv(model: tuple[Any, ModelDescripti
 
 
 def test_the_served_model_gives_the_same_predictions(model: tuple[Any, ModelDescription]) -> None:
-    from truefit.model.serving import ServedModel
-
     frame = write(rows(100) | {"x": pa.array([None, *np.arange(99) / 3])}).to_pandas()
     predict(*model, SOURCE, TARGET, column="mine")
     assert pyarrow.parquet.read_table(TARGET)["mine"].to_pylist() == ServedModel(*model).predict(frame).tolist()
+
+
+@pytest.mark.parametrize("names", [["1", "2", "30"], ["1.0", "2.00", "3e1"]])
+@pytest.mark.parametrize("words", ["01", ["false", "true"]])
+@pytest.mark.parametrize(
+    "codes",
+    [
+        pa.array([1.0, 2.0, None, 30.0, 4.5]),
+        pa.array([1, 2, None, 30, 4], pa.int32()),
+        pa.array([Decimal("1.00"), Decimal("2.00"), None, Decimal("30.00"), Decimal("4.50")]),
+        pa.array([1.0, 2.0, None, 30.0, 4.5]).dictionary_encode(),
+    ],
+)
+@pytest.mark.parametrize("flags", [pa.array([0.0, 1.0, None, 1.0, 0.0], pa.float32()), pa.array([0, 1, None, 1, 0]),
+                                   pa.array([False, True, None, True, False])])  # fmt: skip
+def test_numbers_and_truth_values_are_taken_for_names_as_by_the_served_model(
+    names: list[str], words: str | list[str], codes: Any, flags: Any
+) -> None:
+    cells = [f"{names[row % 3]},{words[row % 2]},{words[row // 2 % 2]},{row}" for row in range(40)]
+    kinds = {"code": "category", "flag": "boolean", "word": "category"}
+    table = prepare(Path(), "\n".join(["code,flag,word,y", *cells]), columns=kinds, missing={"features": "fill"})
+    save_untrained(Path("model"), table, ModelSettings(name="mlp", hidden=(7,)), SCALED, seed=3)
+    trained = open_model(Path("model"))
+    write({"code": codes, "flag": flags, "word": flags})
+
+    done = predict(*trained, SOURCE, TARGET)
+
+    expected = ServedModel(*trained).predict(pyarrow.parquet.read_table(SOURCE).to_pandas())
+    assert pyarrow.parquet.read_table(TARGET)["prediction"].to_pylist() == expected.tolist()
+    assert done.unseen["code"] == 1
 
 
 def test_parquet_and_csv_are_not_mixed(model: tuple[Any, ModelDescription]) -> None:

@@ -154,8 +154,8 @@ def features(name: str, kind: str, values: list[Any], train: list[Any], dtype: s
         made[flag, -1] = not gaps
         told = [f"{name}={text}" for text in (*names, "(other)")]
     elif kind == "date":
-        fill = np.median(np.array(known, dtype).astype(float), axis=0)
-        pairs = [tuple(fill) if one is GAP else one for one in values]
+        fill = sorted(known)[(len(known) - 1) // 2]
+        pairs = [fill if one is GAP else one for one in values]
         first, times = min(day for day, _ in known), any(second > 0 for _, second in known)
         days = [EPOCH + pd.Timedelta(days=math.floor(day)) for day, _ in pairs]
         parts = [[day.year, day.month, day.day, day.weekday(), day.timetuple().tm_yday] for day in days]

@@ -149,14 +149,32 @@ def test_text_is_a_category_where_the_settings_say_so(kind: pa.DataType) -> None
     [
         (NUMBERS % 2 > 0, ["False", "True"]),
         (NUMBERS % 2, ["0", "1"]),
-        (NUMBERS % 2 / 2, ["0.0", "0.5"]),
+        (NUMBERS % 2 / 2, ["0", "0.5"]),
+        (NUMBERS % 2 * 1e300, ["0", "1e+300"]),
         ([DAY.date()] * ROWS, ["2024-02-27"]),
         ([DAY] * ROWS, ["2024-02-27 22:30:00"]),
     ],
 )
-def test_a_category_of_another_type_has_the_texts_that_pandas_writes(cells: Any, names: list[str]) -> None:
+def test_a_category_of_another_type_has_the_texts_of_its_values(cells: Any, names: list[str]) -> None:
     table = prepared({"x": cells}, columns={"x": "category"})
     assert sorted(table.columns[0].names) == names  # type: ignore[attr-defined]
+
+
+def test_codes_that_pandas_makes_floats_for_a_gap_are_those_of_a_csv_with_integers() -> None:
+    codes, flags = [None, *(NUMBERS[1:] % 12).tolist()], [*(NUMBERS[1:] % 2).tolist(), None]
+    settings: dict[str, Any] = {"columns": {"code": "category", "flag": "boolean"}, "missing": {"features": "fill"}}
+    plain = prepare(Path(), as_csv({"code": codes, "flag": flags}), **settings)
+    floats = {"code": pa.array(codes, pa.float64()), "flag": pa.array(flags, pa.float32())}
+    assert same(prepared(floats, **settings), plain)
+
+    # Its CSV has 1.0 for 1: another name, but the same stored numbers.
+    frame = pa.table({"code": floats["code"], "y": NUMBERS * 2.0}).to_pandas()
+    settings["columns"] = {"code": "category"}
+    written = prepare(Path(), frame.to_csv(index=False), **settings)
+    frame.to_parquet("data.parquet", index=False)
+    taken = write_table(PrepareSettings.model_validate({"csv": "data.parquet", "target": "y", **settings}), Path("prepared"))
+    assert taken.table.sha256 == written.sha256
+    assert written.features == [*(f"code={code}.0" for code in taken.table.columns[0].names), "code=(other)", "code=(missing)"]  # type: ignore[attr-defined]
 
 
 def test_text_that_is_numbers_is_read_as_in_a_csv() -> None:
@@ -212,6 +230,27 @@ def test_rows_are_split_by_a_column_as_in_a_csv(split: dict[str, str], cells: An
 
 
 # --- what is refused
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [True],
+        [DAY],
+        [DAY.date()],
+        [Decimal("1.5")],
+        ["x", "train"],
+        pa.array(["x", "train"]).dictionary_encode(),
+    ],
+)
+@pytest.mark.parametrize("split", ["column", "group", "order"])
+def test_a_null_among_other_cells_of_the_splits_column_is_an_empty_cell(cells: Any, split: str) -> None:
+    cells = pa.array(cells) if isinstance(cells, list) else cells
+    column = pa.chunked_array([pa.nulls(ROWS - len(cells), cells.type), cells])
+    start = "data.parquet: row 1, column 'k': found an empty cell, allowed: "
+    assert refusal({"x": NUMBERS, "k": column}, features=["x"], split={split: "k"}).startswith(start)
+    last = refusal({"x": NUMBERS, "k": column.take(NUMBERS[::-1])}, features=["x"], split={split: "k"})
+    assert last.startswith("data.parquet: row ")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """`truefit predict` of Parquet: the same columns, with their types, and one more."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +18,12 @@ from truefit.core.errors import TableError
 from truefit.core.files import atomic_path
 from truefit.core.text import one_line
 from truefit.data.batches import read_ahead
-from truefit.data.columns.base import Column
+from truefit.data.columns.base import Column, Parsed
 from truefit.data.columns.date import Date
-from truefit.ingest.cells import Wanted
+from truefit.ingest.cells import Cells, Wanted
 from truefit.ingest.csv_check import missing_column, require_usable
 from truefit.ingest.parquet_batches import read_parquet
+from truefit.ingest.parquet_cells import value_reader
 from truefit.ingest.parquet_file import ParquetFile
 from truefit.model.files import ModelDescription
 from truefit.model.serving import Array, predictions
@@ -54,7 +57,7 @@ def predict_parquet(
     if column.strip() in {*source.header}:
         where = f"{source.path}: column {one_line(column)!r}"
         raise TableError(f"{where}: found the name of the column to be written, allowed: another one by --column NAME")
-    cells = [model_cells(each, _reader(each, source)) for each in description.columns]
+    cells = [_cells(each, source) for each in description.columns]
     read = read_parquet(source, Wanted(cells, description.dtype, blanks=blanks), "predict")
     features = Features(description)
     field = pa.field(column, pa.from_numpy_dtype(description.dtype))
@@ -102,10 +105,19 @@ class _Pieces:
         deque(self._pieces, maxlen=0)
 
 
-def _reader(column: Column, source: ParquetFile) -> Column:
-    """Return what reads a column's texts: those of dates are as in ISO 8601, whatever the format was at the training."""
+def _cells(column: Column, source: ParquetFile) -> Cells:
+    """Return the cells of a model's column: dates are as in ISO 8601, whatever the format was at the training."""
     has_dates = isinstance(column, Date) and source.kind(column.name) == "date"
-    return column.model_copy(update={"format": None}) if has_dates else column
+    cells = model_cells(column, column.of_datetimes if has_dates else column)
+    value = value_reader(source.type(column.name))
+    return cells if cells.parse is None or value is None else cells._replace(parse=partial(_parse_values, column, value))
+
+
+def _parse_values(column: Column, value: Callable[[str], Any], texts: pa.Array) -> Parsed:
+    """Return what numbers and truth values say, by the texts that the column has for them, of whose names one may be 1.0."""
+    coded = texts.dictionary_encode()
+    known = [None if text is None else column.text(value(text)) for text in coded.dictionary.to_pylist()]
+    return column.parse(pa.array(known, pa.string()).take(coded.indices))
 
 
 def _as_arrow(numbers: Array) -> pa.Array:

@@ -1,6 +1,7 @@
 """What is wrong with a CSV's cells, by column: how many, the first and its place, what they look like, and the way out."""
 
 import re
+import unicodedata
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -74,7 +75,8 @@ class Faults:
             faults.count += len(places)
             faults.undecoded = faults.undecoded or bool(cells.undecoded)
             if len(faults.texts) <= MOST_TEXTS:
-                bad = pyarrow.compute.ascii_trim(cells.texts.take(pa.array(places)), characters=" \t")
+                # A null is an empty cell, of Parquet.
+                bad = pyarrow.compute.ascii_trim(cells.texts.take(pa.array(places)).fill_null(""), characters=" \t")
                 faults.texts.update(bad.unique()[: MOST_TEXTS + 1].to_pylist())
 
     def add_missing(self, name: str, cells: CellTexts, places: NDArray[Any], row: Rows, allowed: str, way_out: str) -> None:
@@ -153,7 +155,7 @@ class _ColumnFaults:
         if all(_PERCENT.fullmatch(text) for text in self.texts):
             return "percentages, which have to be written as numbers"
         units = {match.groups() for text in self.texts if (match := _UNIT.fullmatch(text)) and any(match.groups())}
-        if len(units) == 1 and all(_UNIT.fullmatch(text) for text in self.texts):
+        if len(units) == 1 and all(map(_UNIT.fullmatch, self.texts)) and all(map(_is_unit, filter(None, *units))):
             return f"numbers with the unit {''.join(units.pop())!r}, which has to go"
         for key, what, pattern in _FORMATS if source.advice.format else []:
             if all(re.fullmatch(pattern, text) for text in self.texts) and any("," in text for text in self.texts):
@@ -170,6 +172,11 @@ class _ColumnFaults:
         return (
             f"text of {many} {values}: {source.advice.kind}: {{{name}: category}}, or leave the column out by prepare.exclude"
         )
+
+
+def _is_unit(text: str) -> bool:
+    """Return whether a text may be a unit: it has a letter or a currency sign, and nothing that is not shown."""
+    return text.isprintable() and any(sign.isalpha() or unicodedata.category(sign) == "Sc" for sign in text)
 
 
 def cell_text(cell: str, most: int = 40) -> str:

@@ -1,8 +1,14 @@
-"""The cells of Arrow's columns: as numbers, or as the texts that Python and pandas write for them."""
+"""The cells of Arrow's columns: as numbers, or as the texts that the kinds of columns take for such values."""
+
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
+
+from truefit.data.columns.base import text_of
 
 ALLOWED_TYPES = "integers, floats, decimals, booleans, strings, dates and times of a date"
 
@@ -40,7 +46,7 @@ def as_numbers(column: pa.Array) -> pa.Array:
 
 
 def as_texts(column: pa.Array) -> pa.Array:
-    """Return the texts [B] of cells, null for nan: times in UTC and to the microsecond."""
+    """Return the texts [B] of cells, null for nan, as `text_of` has them: times in UTC and to the microsecond."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     kind = column.type
@@ -54,9 +60,22 @@ def as_texts(column: pa.Array) -> pa.Array:
     return (column.cast(pa.date32()) if pa.types.is_date64(kind) else column).cast(pa.string())
 
 
+def value_reader(kind: pa.DataType) -> Callable[[str], Any] | None:
+    """Return what makes the value of a text that `as_texts` gave for a number or a truth value, or None for another type."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    readers: list[tuple[Callable[[pa.DataType], bool], Callable[[str], Any]]] = [
+        (pa.types.is_boolean, lambda text: text == "True"),
+        (pa.types.is_integer, int),
+        (pa.types.is_floating, float),
+        (pa.types.is_decimal, Decimal),
+    ]
+    return next((read for check, read in readers if check(kind)), None)
+
+
 def _float_texts(column: pa.Array) -> pa.Array:
     coded = column.cast(pa.float64()).dictionary_encode()
-    texts = [None if number is None or number != number else repr(number) for number in coded.dictionary.to_pylist()]
+    texts = [None if number is None or number != number else text_of(number) for number in coded.dictionary.to_pylist()]
     return pa.array(texts, pa.string()).take(coded.indices)
 
 

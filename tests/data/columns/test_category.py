@@ -49,6 +49,13 @@ def test_a_missing_one_is_a_value_of_its_own_where_training_rows_had_gaps() -> N
     assert features(column, [None, "b", "never"]) == [[0, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0]]
 
 
+def test_features_of_others_and_of_gaps_are_told_from_names_that_are_called_so() -> None:
+    column = taught(COLUMN, ["(other)", "((other))", "(missing)", None], fills=True)
+
+    assert column.features == ["c=((other))", "c=(missing)", "c=(other)", "c=(((other)))", "c=((missing))"]
+    assert features(column, ["x", None]) == [[0, 0, 0, 1, 0], [0, 0, 0, 0, 1]]
+
+
 def test_a_missing_one_is_another_where_they_had_none() -> None:
     column = taught(COLUMN, ["a", "b"], fills=True, others=[None])
 

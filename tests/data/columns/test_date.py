@@ -134,12 +134,23 @@ def test_there_is_an_hour_where_training_rows_have_a_time() -> None:
     assert features(without, ["2026-02-01 12:00"])[0][-1] == 1.5
 
 
-def test_a_missing_one_is_the_median_day_and_second() -> None:
-    texts = ["2026-01-01 06:00", "2026-01-03 08:00", None, "2026-01-10"]
+@pytest.mark.parametrize(
+    ("texts", "middle"),
+    [
+        (["2026-01-01 06:00", "2026-01-03 08:00", None, "2026-01-10"], "2026-01-03 08:00"),
+        (["2026-01-04", "2026-01-01", None], "2026-01-01"),
+        (["2026-01-03 23:00", "2026-01-03 01:00", "2026-01-03 02:00:00.5", "2026-01-02 09:00"], "2026-01-03 01:00"),
+    ],
+)
+def test_a_missing_one_is_the_moment_in_the_middle_or_the_earlier_of_two(texts: list[Any], middle: str) -> None:
     column = taught(COLUMN, texts, fills=True)
 
-    assert column.fill == [days(2026, 1, 3), 21_600]
-    assert features(column, [None])[0] == [*features(column, ["2026-01-03 06:00"])[0][:-1], 1]
+    assert column.fill == parse(COLUMN, [middle])[0][0]
+    known = column.model_copy(update={"gaps": False})
+    assert features(known, [None]) == features(known, [middle])
+
+
+def test_dates_that_are_all_missing_teach_nothing() -> None:
     with pytest.raises(ValueError, match=r"^no value in the training rows$"):
         taught(COLUMN, [None], others=["2026-01-01"])
 

@@ -45,7 +45,7 @@ class Column(BaseModel, extra="forbid", frozen=True, strict=True, allow_inf_nan=
 
     def text(self, value: Any) -> str:
         """Return the text that a CSV has for a value that is none, such as True, or 3.0, which may have been a 3."""
-        return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+        return text_of(value)
 
     @property
     def of_datetimes(self) -> "Column":
@@ -72,7 +72,11 @@ class Column(BaseModel, extra="forbid", frozen=True, strict=True, allow_inf_nan=
     @property
     def features(self) -> list[str]:
         """The names of all features [K]."""
-        return [*self.values, f"{self.name}=(missing)"] if self.gaps else self.values
+        return [*self.values, f"{self.name}={self.apart('missing')}"] if self.gaps else self.values
+
+    def apart(self, what: str) -> str:
+        """Return what a feature is called after that is none of the column's own values."""
+        return f"({what})"
 
     def encode(self, stored: Array, out: Array) -> None:
         """Write the features of stored numbers [B, S] into `out` [B, K], which holds zeros."""
@@ -135,6 +139,14 @@ class Learner:
     def stored(self, parsed: Array) -> Array:
         """Return what is stored of numbers [B, S] as they were parsed, when all has been learned."""
         return parsed
+
+
+def text_of(value: Any) -> str:
+    """Return a value's text: Python's, but for a whole float, which is written as an integer up to 2^53.
+
+    pandas makes a 3.0 of a 3 where a value is missing.
+    """
+    return str(int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53 else value)
 
 
 def to_numpy(array: pa.Array) -> Array:

@@ -33,7 +33,14 @@ class Category(Column):
     @property
     def values(self) -> list[str]:
         """The column and a name, for each name."""
-        return [f"{self.name}={name}" for name in (*self.names, "(other)")]
+        return [f"{self.name}={name}" for name in (*self.names, self.apart("other"))]
+
+    def apart(self, what: str) -> str:
+        """Return what a feature is called after that is none of the names."""
+        called = super().apart(what)
+        while called in self.names:  # a name may be "(other)" itself: then others are "((other))"
+            called = f"({called})"
+        return called
 
     def parse(self, texts: pa.Array) -> Parsed:
         """Return the place of each text among the names, or the one behind them for another."""

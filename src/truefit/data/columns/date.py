@@ -120,6 +120,13 @@ class _Dates(Learner):
             raise ValueError("no value in the training rows")
         return super().learned() | {"first": self._first, "times": self._times}
 
+    def typical(self, known: Array) -> list[float]:
+        """Return the day and the second of the moment in the middle, or of the earlier of two such."""
+        # One of the moments: medians of days and of seconds apart may be the parts of no moment.
+        middle = (len(known) - 1) // 2
+        moment: list[float] = known[np.argpartition(known @ (DAY // 1_000_000, 1), middle)[middle]].tolist()
+        return moment
+
 
 def _moments(texts: pa.Array, form: str | None) -> pa.Array:
     """Return the microseconds since 1970 that the texts say, in UTC, and null for what is no date."""
