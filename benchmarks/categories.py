@@ -108,10 +108,11 @@ def main() -> None:
         reading = take_turns(forms, given.rounds)
     whole = {name: [sum(parts) for parts in each] for name, each in epochs.items()}
     steps = {name: [seconds for _, seconds in each] for name, each in epochs.items()}
-    figures = [figure("categories", f"{name}, CSV to the end of an epoch", "s", each) for name, each in whole.items()]
-    for what, seconds in {"CSV to the end of an epoch": whole, "an epoch": steps}.items():
+    figures = [figure("categories", f"{name}, CSV to the end of the first epoch", "s", each) for name, each in whole.items()]
+    # scikit-learn reads the CSV in each epoch, and truefit once.
+    for what, seconds, least in [("CSV to the end of the first epoch", whole, None), ("each further epoch", steps, 1)]:
         ratio = over(seconds, "scikit-learn", "truefit")
-        figures.append(figure("categories", f"{what}: time of scikit-learn over truefit's", "×", ratio, least=1))
+        figures.append(figure("categories", f"{what}: time of scikit-learn over truefit's", "×", ratio, least=least))
     ratio = over(reading, "quoted", "plain")
     figures.append(figure("categories", "prepare, quoted numbers: time over plain ones", "×", ratio, most=1.5))
     save(given.out, "categories", figures)

@@ -172,3 +172,60 @@ def test_what_cannot_be_changed_in_the_text_is_refused(text: str) -> None:
     ):
         write_params(path, [Advice(key, value, "") for key, value in advice.items()])
     assert path.read_text() == text
+
+
+def params_with(*changes: tuple[str, Any]) -> str:
+    """Write the repository's params.yaml with some values changed, and return its text."""
+    text = (ROOT / "params.yaml").read_text()
+    for key, value in changes:
+        text = changed(text, key, value)
+    Path("params.yaml").write_text(text)
+    return text
+
+
+def written() -> dict[str, Any]:
+    values: dict[str, Any] = YAML(typ="safe", pure=True).load(Path("params.yaml").read_text())["prepare"]
+    return values
+
+
+@pytest.mark.parametrize("key", ["weight", "split.group", "split.order"])
+def test_the_target_by_default_is_no_column_that_has_another_role(key: str) -> None:
+    params_with((f"prepare.{key}", "price"), *([("prepare.split.seed", 42)] if key == "split.order" else []))
+    done = inspect("cars.csv", "--write")
+    assert done.exit_code == 0, done.exception
+    assert (written()["target"], written()["exclude"]) == ("doors", ["no"])
+    assert "# the last column that is used for nothing else" in done.output
+
+
+def test_nothing_is_written_where_the_settings_do_not_go_together() -> None:
+    before = params_with(("prepare.weight", "price"))
+    done = inspect("cars.csv", "--write", "--target", "price")
+    assert isinstance(done.exception, SettingsError)
+    assert str(done.exception) == (
+        "params.yaml: prepare.weight: found 'price', allowed: a column that prepare.target does not name"
+    )
+    assert Path("params.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("key", ["prepare.weight", "prepare.split.column"])
+def test_a_role_of_a_column_that_the_file_lacks_is_told_and_nothing_written(key: str) -> None:
+    before = params_with((key, "household"))
+    told = f"{key}: found 'household', allowed: null, or a column of cars.csv, which has none of that name"
+    assert inspect("cars.csv").output.endswith(f"\nparams.yaml: {told}\n")
+    assert json.loads(inspect("cars.csv", "--json").output)["remarks"] == [told]
+    done = inspect("cars.csv", "--write")
+    assert isinstance(done.exception, SettingsError)
+    assert str(done.exception) == f"params.yaml: {told}"
+    assert Path("params.yaml").read_text() == before
+
+
+def test_of_a_folder_the_parts_of_params_yaml_are_read_and_of_a_file_none_are_named() -> None:
+    params_with(("prepare.parts", "*.csv"))
+    Path("parts").mkdir()
+    for name in ("a.csv", "b.csv"):
+        Path("parts", name).write_text(CARS)
+    Path("parts", "README.md").write_text("# Cars\n")
+    assert inspect("parts", "--write").output.startswith("parts: 240 rows, 5 columns\n")
+    assert (written()["csv"], written()["parts"]) == ("parts", "*.csv")
+    assert inspect("cars.csv", "--write").exit_code == 0
+    assert (written()["csv"], written()["parts"]) == ("cars.csv", "*")

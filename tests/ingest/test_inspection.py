@@ -1,5 +1,6 @@
 """What is found in the columns of a CSV, and the settings that follow."""
 
+import random
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from truefit.core.errors import TableError
+from truefit.core.errors import TableError, TruefitError
 from truefit.ingest import csv_arrow, inspection
 from truefit.ingest.column_kinds import Column
 from truefit.ingest.column_statistics import ColumnStatistics, Missing, least_and_greatest
@@ -89,6 +90,13 @@ def test_statistics_are_those_of_pandas(tmp_path: Path, reader: str, monkeypatch
         (["1/31/2024", "1/2/2024", "2/2/2024", "3/2/2024", "4/2/2024"], "date", {"kind": "date", "format": "%m/%d/%Y"}),
         (["31.01.24 07:05"] * 4 + ["1.2.24 23:59"], "date", {"kind": "date", "format": "%d.%m.%y %H:%M"}),
         (["31/31/2024", "1/2/2024", "2/2/2024", "2/2/2024", "1/2/2024"], "category", "category"),
+        (["31/06/2024", "1/2/2024", "2/2/2024", "2/2/2024", "1/2/2024"], "category", "category"),
+        (["2024-02-30", "2024-02-01", "2024-02-02", "2024-02-02", "2024-02-01"], "category", "category"),
+        (["0000-01-01", "2024-02-01", "2024-02-02", "2024-02-02", "2024-02-01"], "category", "category"),
+        (["2024-02-01 08:00:00.000000123"] * 2 + ["2024-02-01 08:00:00.5"] * 2, "category", "category"),
+        (["2024-02-01 08:00:00.000123", "2024-02-01", "2024-02-02", "2024-02-02"], "date", "date"),
+        ([" 1", "2\t", " 3 ", "4"], "number", None),
+        (["\xa01", "2", "2", "\xa01"], "category", "category"),
     ],
 )
 def test_a_columns_kind_follows_from_its_texts(tmp_path: Path, values: list[str], kind: str, setting: Any) -> None:
@@ -123,7 +131,15 @@ def test_a_date_that_may_be_read_in_two_ways_is_remarked(tmp_path: Path) -> None
             [f"{row}.5" if row % 20 else f"{row} km" for row in range(200)],
             "text among numbers, such as '0 km', '20 km', '40 km'",
         ),
-        ("x", ["1e200", "-3e200", "2e200", "1e300"], None),
+        ("x", ["1e150", "-1e150", "2e149", "1e100"], None),
+        ("x", ["1e200", "-3e200", "2e200", "1e300"], "numbers beyond 1e+150, which stage prepare refuses"),
+        ("x", ["1", "2", "5", "-1.1e150"], "numbers beyond 1e+150, which stage prepare refuses"),
+        (
+            "x",
+            ["9007199254740993", "1", "9007199254740993", "4"],
+            "integers beyond 2^53, such as ids; as texts they could be a category",
+        ),
+        ("x", ["9007199254740992", "1", "90071992547409920.0", "1e20"], None),
         ("price", [f"${row},000" for row in range(10, 30)], "nearly each row has another text"),
     ],
 )
@@ -237,6 +253,12 @@ def test_memory_for_distinct_values_is_bounded(tmp_path: Path) -> None:
             "column 'price': found numbers with '$', such as '$8', '$9', in 2 rows, allowed: numbers, or another",
         ),
         ("x,y\n1,\n2,NA\n", None, "found no value, allowed: numbers"),
+        (
+            "x,y\n1,9007199254740993\n2,1\n",
+            "y",
+            "column 'y': found integers beyond 2^53, such as '9007199254740993', in 1 rows",
+        ),
+        ("x,y\n1,1e151\n2,1\n", "y", "column 'y': found the numbers 1 to 1e+151, allowed: up to 1e+150 in size"),
         ("x,y\n1,2\n2,3\n", "z", "found no column 'z' (--target), allowed: 'x', 'y'"),
         ("y,x,y\n1,2,3\n", None, "line 1, column 3: found 'y' again"),
         ("x,y\n", None, "found no rows below the header"),
@@ -314,3 +336,58 @@ def test_parquet_is_inspected_by_its_own_types_and_a_folder_as_one_table(tmp_pat
         assert found.columns[3].left_out == "no kind is of its type list<element: int64>"
         assert settings(found)["prepare.exclude"] == ["tags"]
         assert settings(found)["prepare.missing.features"] == "fill"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "price\n1\n2\n3,5\n4\n",
+        '{\n  "rows": [\n    {"x": 1, "y": 2},\n    {"x": 2, "y": 3}\n  ]\n}\n',
+        "Prices of houses\nby hand\n\nx,y\n1,2\n2,3\n",
+        " # by hand\n",
+        "# by hand\n",
+        bytes(range(256)),
+    ],
+)
+def test_what_is_no_table_is_an_error_of_one_line(tmp_path: Path, content: str | bytes) -> None:
+    with pytest.raises(TableError) as caught:
+        inspected(tmp_path, content)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_text_is_inspected_or_refused(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    for _ in range(50):
+        signs = draw.choice(["xy1,\n", 'ab12.,;|\t "\n\r#%', "12,.\n-/:e+ ", "".join(map(chr, range(1, 300)))])
+        content = draw.choice(["", "x,y\n1,2\n", "# z\n"]) + "".join(draw.choices(signs, k=draw.randint(0, 60)))
+        try:
+            assert inspected(tmp_path, content).features
+        except TruefitError as error:
+            assert str(error)
+
+
+def test_the_index_of_pandas_is_no_feature_and_no_target_by_default(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"x": [3.0, 1.0, 2.5, 7.0], "y": [1.0, 0.5, 2.0, 3.5]}, index=pd.Index([7, 1, 4, 2], name="house"))
+    path = tmp_path / "table.parquet"
+    frame.to_parquet(path)
+    found = inspect(path)
+    assert (found.target.name, [column.name for column in found.features]) == ("y", ["x"])
+    assert found.columns[-1].left_out == "the index, by pandas"
+    assert settings(found)["prepare.exclude"] == ["house"]
+    assert inspect(path, "house").target.name == "house"
+
+
+def test_a_feature_that_is_missing_is_told_with_what_would_make_it_one(tmp_path: Path) -> None:
+    rows = "".join(f"{row}.5%,{row % 7}\n" for row in range(20))
+    with pytest.raises(TableError, match="nearly each row has another text, numbers with '%': without that text"):
+        inspected(tmp_path, f"share,y\n{rows}")
+
+
+def test_ids_beyond_2_53_are_told_apart(tmp_path: Path) -> None:
+    first = 2**60
+    column = column_of(tmp_path, [str(first + row) for row in range(40)])
+    assert (column.distinct, column.statistics.large_integers) == (40, 40)
+    frame = pd.DataFrame({"id": [first + row % 20 for row in range(40)], "x": np.arange(40) % 7, "y": np.arange(40) % 5})
+    frame.to_parquet(tmp_path / "ids.parquet")
+    assert inspect(tmp_path / "ids.parquet").columns[0].distinct == 20

@@ -307,9 +307,9 @@ def test_a_kind_that_cannot_be_is_refused_with_the_keys_path(columns: str, key: 
     [
         ({"columns": {"z": "date"}}, "found no column 'z' (prepare.columns), allowed: 'c', 'x', 'y'"),
         ({"columns": {"y": "date"}}, "found the column 'y', the target, in prepare.columns, "
-         "allowed: features, since the target is a number"),
+         "allowed: features alone, since the target is a number"),
         ({"columns": {"c": "category"}, "exclude": ["c"]}, "found the column 'c', no feature, in prepare.columns, "
-         "allowed: features"),
+         "allowed: features alone; take it out there, or name it in prepare.features"),
     ],
 )  # fmt: skip
 def test_a_column_with_a_kind_must_be_a_feature(settings: dict[str, Any], line: str) -> None:

@@ -127,3 +127,20 @@ def test_a_part_of_a_row_at_the_end_of_the_first_part_tells_nothing(tmp_path: Pa
 def test_what_is_no_csv_is_named(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="found a Parquet file"):
         sniff(written(tmp_path, b"PAR1\x15\x04"))
+
+
+@pytest.mark.parametrize("sign", "#%")
+def test_rows_that_begin_with_the_sign_of_comments_are_never_left_out(tmp_path: Path, sign: str) -> None:
+    rows = "".join(f"{sign}ff{row:04},{row},{2 * row}\n" for row in range(90))
+    with pytest.raises(TableError, match=f"found 90 rows that begin with '{sign}', as do the comments"):
+        sniff(written(tmp_path, f"{sign} colours\ncolour,x,y\n{rows}"))
+    assert found(tmp_path, f"{sign}colour,x,y\nred,1,2\n{rows}") == {}
+    assert found(tmp_path, f"{sign}colour,x,y\n{rows}") == {}
+    assert found(tmp_path, f"{sign} colours\ncolour,x,y\nred,1,2\n{sign} end\n") == {"comment": sign}
+    assert found(tmp_path, rows) == {"header": False}
+
+
+def test_words_of_long_texts_are_no_cells(tmp_path: Path) -> None:
+    rows = "".join(f"a long text of seven words {'xy'[row % 2]},{row},{row % 7}\n" for row in range(99))
+    assert found(tmp_path, f"t,x,y\n{rows}") == {}
+    assert found(tmp_path, f"t\tx\ty\n{rows}".replace(",", "\t")) == {"separator": "\t"}

@@ -148,4 +148,7 @@ def test_the_weight_is_a_column_of_the_csv_and_has_no_kind(tmp_path: Path) -> No
     told = refused(tmp_path, csv_of([1] * 10, header="x,v,y"))
     assert told == "/data.csv: line 1: found no column 'w' (prepare.weight), allowed: 'x', 'v', 'y'"
     told = refused(tmp_path, csv_of([1] * 10), columns={"w": "boolean"})
-    assert told == "/data.csv: line 1: found the column 'w', no feature, in prepare.columns, allowed: features"
+    assert told == (
+        "/data.csv: line 1: found the column 'w', no feature, in prepare.columns, "
+        "allowed: features alone; take it out there, or name it in prepare.features"
+    )

@@ -7,17 +7,19 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from truefit.cli.params_text import block, flow, with_value, without
-from truefit.core.config import Params
+from truefit.core.config import PARAMS, Params
 from truefit.core.errors import SettingsError
 from truefit.core.files import write_bytes
 from truefit.core.text import one_line
 from truefit.ingest.column_kinds import Column
 from truefit.ingest.column_statistics import frequent, least_and_greatest
 from truefit.ingest.inspection import Inspection
+from truefit.ingest.part_files import ALL
 from truefit.ingest.prepare import PrepareSettings
 from truefit.ingest.recommend import Advice
 from truefit.training.settings import TrainSettings
 
+ROLES = ("prepare.split.column", "prepare.split.group", "prepare.split.order", "prepare.weight")  # keys that name columns
 SHOWN = 3  # of a column's most frequent values
 LONGEST_VALUE = 20  # characters of one
 WHY_COLUMN = 42  # where the reasons begin, behind settings that are shorter
@@ -29,16 +31,17 @@ _NOTHING = object()  # stands for a key that is not there
 Changes = list[tuple[str, Any, Any]]
 
 
-def as_text(found: Inspection, advice: list[Advice]) -> str:
-    """Return the report: a line a column, then the settings as YAML with the reasons."""
+def as_text(found: Inspection, advice: list[Advice], remarks: list[str]) -> str:
+    """Return the report: a line a column, then the settings as YAML with the reasons; and `remarks` on params.yaml."""
     rows = [("column", "kind", "missing", "distinct", "values", "remarks"), *map(_cells, found.columns)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     title = f"{found.path}: {found.rows:,} rows, {len(found.columns):,} columns"
-    return "\n".join([title, "", *lines, "", "# The settings for it, and why", *_yaml(advice)])
+    more = ["", *(f"{PARAMS}: {remark}" for remark in remarks)] if remarks else []
+    return "\n".join([title, "", *lines, "", "# The settings for it, and why", *_yaml(advice), *more])
 
 
-def as_json(found: Inspection, advice: list[Advice], changes: Changes | None) -> dict[str, Any]:
+def as_json(found: Inspection, advice: list[Advice], remarks: list[str], changes: Changes | None) -> dict[str, Any]:
     """Return the same report as values that JSON has, with what was changed in params.yaml if anything was to be."""
     settings: dict[str, Any] = {}
     for key, value, _ in advice:
@@ -54,21 +57,37 @@ def as_json(found: Inspection, advice: list[Advice], changes: Changes | None) ->
         "columns": [_column(column) for column in found.columns],
         "settings": settings,
         "why": {key: why for key, _, why in advice},
+        "remarks": remarks,
         "changed": changes and change_lines(changes),
     }
 
 
 def roles(params: dict[str, Any]) -> dict[str, str]:
     """Return the columns that params.yaml uses for something else than features, and for what."""
-    keys = ("prepare.split.column", "prepare.split.group", "prepare.split.order", "prepare.weight")
-    return {name: f"it is {key}" for key in keys if isinstance(name := _get(params, key), str)}
+    return {name: f"it is {key}" for key in ROLES if isinstance(name := _get(params, key), str)}
+
+
+def parts(params: dict[str, Any]) -> str:
+    """Return the names of the parts of a folder by params.yaml."""
+    names = _get(params, "prepare.parts")
+    return names if isinstance(names, str) and names else ALL
+
+
+def absent(params: dict[str, Any], found: Inspection) -> list[str]:
+    """Return for each column that params.yaml uses, and the table lacks, a line with the way out."""
+    known = {column.name for column in found.columns} - {""}
+    named = [(key, name) for key in ROLES if isinstance(name := _get(params, key), str) and name not in known]
+    return [
+        f"{key}: found {name!r}, allowed: null, or a column of {found.path}, which has none of that name"
+        for key, name in named
+    ]
 
 
 def write_params(path: Path, advice: list[Advice]) -> Changes:
     """Put the settings into params.yaml, whose comments stay; return what changed: key, old value, new value.
 
-    Raises SettingsError for a file that is not there, or whose text cannot be changed by the key, and where a setting that
-    stays does not go with those that were written.
+    Raises SettingsError, and leaves the file, where it is not there, or its text cannot be changed by the key, or a setting
+    that stays does not go with those that are to be written.
     """
     old = Params(path).values
     text = path.read_bytes().decode()
@@ -81,12 +100,13 @@ def write_params(path: Path, advice: list[Advice]) -> Changes:
         _require_written(text, changes)
     except ValueError as error:
         raise SettingsError(f"{path}: cannot be changed as it is written ({error}); put in the settings by hand") from None
+    # Before the file is written, so that it stays as it was where what it would hold is refused.
+    new = Params(path, text.encode())
+    for section, settings in (("prepare", PrepareSettings), ("train", TrainSettings)):
+        if section in new.values:
+            new.section(section, settings)
     if changes:
         write_bytes(path, text.encode())
-    written = Params(path)
-    for section, settings in (("prepare", PrepareSettings), ("train", TrainSettings)):
-        if section in written.values:
-            written.section(section, settings)
     return changes
 
 

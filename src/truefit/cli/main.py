@@ -10,7 +10,7 @@ import click
 
 from truefit.core import errors
 from truefit.core.config import PARAMS, Params
-from truefit.core.errors import TrackingError
+from truefit.core.errors import SettingsError, TrackingError
 from truefit.core.signals import stoppable
 from truefit.core.text import one_line
 from truefit.tracking.connection import repository_root
@@ -102,13 +102,13 @@ def rerun_command(run: str | None, experiment: str | None, every: bool, toleranc
 
 
 @commands.command(name="predict")
-@click.argument("source", metavar="IN.csv", type=click.Path(path_type=Path))
-@click.argument("target", metavar="OUT.csv", type=click.Path(path_type=Path))
+@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--run", help="An MLflow run id, the beginning of one, or a run's name: the model that it trained.")
 @click.option("--experiment", help="The MLflow experiment of --run.  [default: track.experiment in params.yaml]")
 @click.option("--model", "folder", type=click.Path(path_type=Path), help="A folder with model.pt and model.json.")
 @click.option(
-    "--separator", help="What stands between the cells of IN.csv.  [default: as in the CSV that the model was trained on]"
+    "--separator", help="What stands between the cells of a CSV.  [default: as in the CSV that the model was trained on]"
 )
 @click.option(
     "--errors",
@@ -118,7 +118,7 @@ def rerun_command(run: str | None, experiment: str | None, every: bool, toleranc
     show_default=True,
     help="Whether a bad cell stops it, or leaves the prediction of its row empty.",
 )
-@click.option("--column", metavar="NAME", default="prediction", show_default=True, help="The column that OUT.csv has more.")
+@click.option("--column", metavar="NAME", default="prediction", show_default=True, help="The column that OUT has more.")
 def predict_command(
     source: Path,
     target: Path,
@@ -129,21 +129,20 @@ def predict_command(
     on_error: str,
     column: str,
 ) -> None:
-    """Write OUT.csv: the text of IN.csv as it is, and one more column with the predictions, in the data's own units.
+    """Write OUT: the text of IN as it is, and one more column with the predictions, in the data's own units.
 
+    IN is a CSV or a Parquet file, and OUT becomes one of the same kind; of Parquet, the columns keep their types.
     The model comes from a recorded run or from a folder. For example:
 
         truefit predict --run 42711d48 new.csv predicted.csv
 
         truefit predict --model results new.csv predicted.csv
 
-    The model's columns are found by their names, in any order; other columns may hold anything. IN.csv is
+    The model's columns are found by their names, in any order; other columns may hold anything. A CSV is
     read as the CSV was that the model was trained on, and missing values are filled where they were, and so is a column
-    that lacks. A cell that stage prepare would refuse is refused here, by file, line and column, with exit status 2; OUT.csv
+    that lacks. A cell that stage prepare would refuse is refused here, by file, line and column, with exit status 2; OUT
     is not written then. With --errors blank, its row has no prediction, and stderr tells how many such cells each
     column has. It also tells how many values are none that the model knows, which count as '(other)'.
-
-    Of Parquet, IN.parquet, the same comes out as OUT.parquet, in which the columns keep their types.
     """
     # Here, as in rerun.
     from truefit.cli.prediction import predict
@@ -174,18 +173,23 @@ def predict_command(
 
 @commands.command(name="inspect")
 @click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--target", metavar="NAME", help="The column to predict.  [default: the last]")
+@click.option(
+    "--target",
+    metavar="NAME",
+    help="The column to predict.  [default: the last but for params.yaml's weight and split column]",
+)
 @click.option("--write", is_flag=True, help="Put the settings into params.yaml, whose comments stay.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def inspect_command(source: Path, target: str | None, write: bool, as_json: bool) -> None:
     """Say what is in FILE, column by column, and which settings it takes.
 
-    FILE is a CSV of any size and format, which may be compressed. For example:
+    FILE is a CSV of any size and format, which may be compressed, or a Parquet file; or a folder of such parts, of which
+    prepare.parts in params.yaml may name some. For example:
 
         truefit inspect cars.csv --target price
 
     Found are its format, the kinds of its columns, missing values and what is odd; then come the sections prepare and train as
-    they should be in params.yaml, each setting with its reason. With --write they are put there.
+    they should be in params.yaml, each setting with its reason. With --write they are put there, all or none.
     """
     # Here, as in rerun.
     from truefit.cli import inspecting
@@ -194,13 +198,19 @@ def inspect_command(source: Path, target: str | None, write: bool, as_json: bool
 
     # A file that cannot be changed is told before the CSV is read.
     known = Params(PARAMS) if write or PARAMS.exists() else None
-    found = inspect(source, target, inspecting.roles(known.values) if known else {})
+    params = known.values if known else {}
+    found = inspect(source, target, inspecting.roles(params), inspecting.parts(params))
+    absent = inspecting.absent(params, found)
+    if write and absent:
+        raise SettingsError(f"{PARAMS}: {absent[0]}")
     advice = recommend(found, str(source))
     changes = inspecting.write_params(PARAMS, advice) if write else None
     if as_json:
-        click.echo(json.dumps(inspecting.as_json(found, advice, changes), indent=2, allow_nan=False, ensure_ascii=False))
+        click.echo(
+            json.dumps(inspecting.as_json(found, advice, absent, changes), indent=2, allow_nan=False, ensure_ascii=False)
+        )
         return
-    click.echo(inspecting.as_text(found, advice))
+    click.echo(inspecting.as_text(found, advice, absent))
     if changes is not None:
         click.echo(
             f"\n{PARAMS}: {len(changes)} settings changed"

@@ -57,11 +57,14 @@ def require_defaults(settings: Settings, keys: tuple[str, ...], where: str) -> N
 
 
 class Params:
-    """params.yaml, parsed once; raises SettingsError for what is no YAML, a section not known, a value no setting can have."""
+    """params.yaml, parsed once; raises SettingsError for what is no YAML, a section not known, a value no setting can have.
 
-    def __init__(self, path: Path = PARAMS) -> None:
+    Where there is `content`, it is taken for that of the file.
+    """
+
+    def __init__(self, path: Path = PARAMS, content: bytes | None = None) -> None:
         self.path = path
-        self.values = _read(path)
+        self.values = _read(path, content)
 
     def section(self, name: str, model: type[SettingsT]) -> SettingsT:
         """Return a section as a checked `model`; raises SettingsError, naming key, what was found and what is allowed."""
@@ -79,12 +82,12 @@ class Params:
             raise SettingsError(f"{self.path}: {_explain(name, first, model)}{more}") from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, content_bytes: bytes | None) -> dict[str, Any]:
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = _Constructor
     try:
         # A byte that is not UTF-8 becomes a surrogate, which the reader refuses as it does control characters.
-        text = path.read_bytes().decode(errors="surrogateescape")
+        text = (path.read_bytes() if content_bytes is None else content_bytes).decode(errors="surrogateescape")
         content = yaml.load(text)
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from None

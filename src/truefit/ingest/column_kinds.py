@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from truefit.ingest.column_statistics import ColumnStatistics, frequent, least_and_greatest
+from truefit.ingest.csv_numbers import LARGEST
 from truefit.ingest.sniff import MORE_MISSING
 
 MOSTLY = 0.9  # the share of numbers from which on a column is one of numbers …
@@ -15,6 +16,7 @@ NEARLY_TARGET = 0.999  # correlation
 SKEWED = 2.0
 ONE_HOT = 100  # values of a category that are told apart
 FEW = 5  # texts that make a category however few the rows are
+LARGE_INTEGERS = "integers beyond 2^53, such as ids; as texts they could be a category"
 SENTINEL_SHARE, SENTINEL_TIMES = 0.01, 3
 
 _WORDS = ({"true", "false"}, {"yes", "no"})  # of which one alone tells a boolean
@@ -110,6 +112,10 @@ def judge(column: Column, target: Column, named: int, role: str | None) -> None:
         column.left_out = f"the name of {named} columns"
     elif not present:
         column.kind, column.left_out = "empty", "no value"
+    elif statistics.large_integers:
+        column.left_out = LARGE_INTEGERS
+    elif not statistics.texts and _size(statistics) > LARGEST:
+        column.left_out = f"numbers beyond {LARGEST:g}, which stage prepare refuses"
     elif column.distinct == 1 and not statistics.missing:
         column.left_out = "constant"
     elif statistics.consecutive and statistics.rows > 2:
@@ -124,6 +130,11 @@ def judge(column: Column, target: Column, named: int, role: str | None) -> None:
         column.remarks.append("an id by its name: exclude it if it is one")
     if column.kind == "number":
         _remark_numbers(column, column is target)
+
+
+def _size(statistics: ColumnStatistics) -> float:
+    least, greatest = least_and_greatest(statistics)
+    return max(-least, greatest)
 
 
 def _remark_numbers(column: Column, is_target: bool) -> None:

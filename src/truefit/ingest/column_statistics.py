@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
+from truefit.data.table import EXACT
 from truefit.ingest.csv_format import FormatSettings
 from truefit.ingest.dates import DATES
 
@@ -110,6 +111,7 @@ class ColumnStatistics:
         self.lowest, self.highest = dict[float, int](), dict[float, int]()  # two values each, from the end on, and how often
         self.moments = Moments()
         self.dates = list(DATES)  # the kinds of date that all texts are
+        self.large_integers = 0  # beyond 2^53: they count as texts, since as numbers they would be rounded
         self.integers = True
         self.consecutive = True  # each number is 1 more than the one before it
         self.needs_float64 = False
@@ -131,23 +133,32 @@ class ColumnStatistics:
         if self._form.decimal == "." and not self._form.thousands:
             with suppress(pa.ArrowInvalid):
                 numbers: Numbers = np.from_dlpack(cells.cast(pa.float64()))  # type: ignore[assignment]
-                if np.isfinite(numbers).all():
+                if (np.abs(numbers) < EXACT).all():  # of a larger one, the text tells whether it was rounded
                     return self._without_missing(numbers)
         return self._parsed(cells)
 
     def _parsed(self, cells: pa.Array) -> Numbers:
         """Count the cells that are no numbers, and return the rest, by way of the distinct texts."""
-        encoded = pyarrow.compute.utf8_trim_whitespace(cells).dictionary_encode()
+        encoded = pyarrow.compute.ascii_trim(cells, characters=" \t").dictionary_encode()
         codes, texts = np.from_dlpack(encoded.indices), encoded.dictionary
         counts = np.bincount(codes, minlength=len(texts))
         missing = _flags(pyarrow.compute.is_in(texts, value_set=self._missing.values))
         self.missing += int(counts[missing].sum())
         numbers = numbers_of(texts, self._form)
         numbers[missing] = np.nan
+        rounded = [
+            place for place in np.flatnonzero(np.abs(numbers) > EXACT - 1).tolist() if self._rounds(texts[place].as_py())
+        ]
+        numbers[rounded] = np.nan
+        self.large_integers += int(counts[rounded].sum())
         other = np.isnan(numbers) & ~missing
         if other.any():
             self._add_texts(texts.filter(pa.array(other)), counts[other])
         return self._without_missing(numbers[codes])
+
+    def _rounds(self, text: str) -> bool:
+        integer = re.fullmatch("[+-]?0*([0-9]+)", self._form.plain(text))
+        return integer is not None and int(integer[1]) > EXACT
 
     def _without_missing(self, numbers: Numbers) -> Numbers:
         if len(self._missing.numbers):

@@ -1,7 +1,7 @@
 """A table met for the first time: a CSV's format, the rows counted, and what each column is."""
 
 from collections import Counter
-from collections.abc import Generator, Iterable
+from collections.abc import Collection, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count, islice
@@ -13,12 +13,13 @@ from tqdm import tqdm
 from truefit.core.errors import TableError
 from truefit.ingest.cells import OnRead
 from truefit.ingest.column_kinds import Column, judge, sentinels, texts_for_missing, units
-from truefit.ingest.column_statistics import ColumnStatistics, Missing, frequent, most_distinct
+from truefit.ingest.column_statistics import ColumnStatistics, Missing, frequent, least_and_greatest, most_distinct
 from truefit.ingest.containers import is_parquet
 from truefit.ingest.csv_arrow import arrow_cells
 from truefit.ingest.csv_check import missing_column, require_usable
 from truefit.ingest.csv_file import CsvFile
 from truefit.ingest.csv_format import MISSING, FormatSettings
+from truefit.ingest.csv_numbers import LARGEST
 from truefit.ingest.parquet_cells import as_texts, kind_of
 from truefit.ingest.parquet_file import ParquetFile
 from truefit.ingest.part_files import ALL, part_paths
@@ -37,10 +38,12 @@ Batches = Generator[list[pa.Array], None, None]
 class Inspection:
     """What was found in a table; `why` has the reasons by the keys of `prepare.format`, and of `missing` and `target`.
 
-    `roles` are the columns that are in use for something else than features, and for what.
+    `parts` are the names of those that were read of a folder. `roles` are the columns that are in use for something else
+    than features, and for what.
     """
 
     path: Path
+    parts: str
     form: FormatSettings
     missing: list[str]
     why: dict[str, str]
@@ -55,20 +58,23 @@ class Inspection:
         return [column for column in self.columns if column is not self.target and column.left_out is None]
 
 
-def inspect(path: Path, target: str | None = None, roles: dict[str, str] | None = None) -> Inspection:
-    """Return what is found in a table, whose target is the last column with a name by default.
+def inspect(path: Path, target: str | None = None, roles: dict[str, str] | None = None, names: str = ALL) -> Inspection:
+    """Return what is found in a table, whose target is the last column with a name, and without another role, by default.
 
-    `roles` says of columns by their names what else they are used for than as features.
+    `roles` says of columns by their names what else they are used for than as features. Of a folder, the parts with such
+    `names` are read.
 
     Memory is bounded. Raises TableError for a file that is no table, and for a target that is not there or no number.
     """
+    names = names if path.is_dir() else ALL
     missing, not_in, why_missing = list(MISSING), list[str](), ""
     for passes in count(1):
-        first = part_paths(path, ALL)[0]
+        first = part_paths(path, names)[0]
         form, why = (FormatSettings(), _PARQUET) if is_parquet(first) else sniff(first, not_in)
-        with TableSource(path, ALL, form) as source:
+        with TableSource(path, names, form) as source:
             header = source.first.header
-            chosen = _target(source.first, target)
+            used_otherwise = _index(source.first) | (roles or {})
+            chosen = _target(source.first, target, used_otherwise)
             try:
                 statistics = _count(source, missing, chosen)
             except UnicodeError:
@@ -84,12 +90,13 @@ def inspect(path: Path, target: str | None = None, roles: dict[str, str] | None 
     place, named = header.index(chosen), Counter(header)
     _require_number(path, columns[place], target is None)
     for column in columns:
-        role = (roles or {}).get(column.name) or _unusable(source.first, column.name)
+        role = used_otherwise.get(column.name) or _unusable(source.first, column.name)
         judge(column, columns[place], named[column.name], role)
-    why = why | {"missing": why_missing or "as by default", "target": "the last column" if target is None else "as asked for"}
-    found = Inspection(path, form, missing, why, statistics[place].rows, columns, columns[place], roles or {})
+    why |= {"missing": why_missing or "as by default", "target": _why_target(target, used_otherwise)}
+    found = Inspection(path, names, form, missing, why, statistics[place].rows, columns, columns[place], roles or {})
     if not found.features:
-        reasons = "; ".join(f"{column.name!r}: {column.left_out}" for column in columns if column.left_out)
+        left_out = [column for column in columns if column.left_out]
+        reasons = "; ".join(f"{column.name!r}: {', '.join([column.left_out or '', *column.remarks])}" for column in left_out)
         raise TableError(f"{path}: found no column for a feature ({reasons}), allowed: at least one")
     return found
 
@@ -101,15 +108,33 @@ def _unusable(source: Part, name: str) -> str | None:
     return f"no kind is of its type {source.type(name)}"
 
 
-def _target(source: Part, target: str | None) -> str:
+def _index(source: Part) -> dict[str, str]:
+    """Return the columns that pandas wrote as its index, as roles."""
+    return dict.fromkeys(source.index, "the index, by pandas") if isinstance(source, ParquetFile) else {}
+
+
+def _why_target(target: str | None, used_otherwise: dict[str, str]) -> str:
+    if target is not None:
+        return "as asked for"
+    return "the last column that is used for nothing else" if used_otherwise else "the last column"
+
+
+def _target(source: Part, target: str | None, used_otherwise: Collection[str]) -> str:
     if target is not None and target not in {*source.header} - {""}:
         raise missing_column(source, target, "--target")
     names = [name for name in source.header if name]
     if len(names) < 2:
         found = f"found {len(names) or 'no'} column with a name" + source.other_separator(source.header)
         raise TableError(f"{source.header_place}: {found}, allowed: a target and at least one feature")
-    require_usable(source, {target or names[-1]})
-    return target or names[-1]
+    free = [name for name in names if name not in used_otherwise]
+    if target is None and not free:
+        shown = ", ".join(map(repr, names))
+        raise TableError(
+            f"{source.header_place}: found no column for the target but {shown}, which are used for something else"
+        )
+    chosen = free[-1] if target is None else target
+    require_usable(source, {chosen})
+    return chosen
 
 
 def _count(source: TableSource, missing: list[str], target: str) -> list[ColumnStatistics]:
@@ -173,8 +198,14 @@ def _require_number(path: Path, column: Column, by_default: bool) -> None:
     if statistics.texts or not statistics.numbers:
         texts = ", ".join(repr(text) for text, _ in frequent(statistics.text_values, 3))
         signs = units(statistics.text_values.counts)
-        what = f"numbers with {signs}" if signs else "text"
+        what = f"numbers with {signs}" if signs else "integers beyond 2^53" if statistics.large_integers else "text"
         found = f"found {what}, such as {texts}, in {statistics.texts} rows" if texts else "found no value"
         default = " (the last, which is the target by default)" if by_default else ""
         where = f"{path}: column {column.name!r}{default}"
         raise TableError(f"{where}: {found}, allowed: numbers, or another column by --target NAME")
+    least, greatest = least_and_greatest(statistics)
+    if max(-least, greatest) > LARGEST:
+        found = f"found the numbers {least:g} to {greatest:g}"
+        raise TableError(
+            f"{path}: column {column.name!r}: {found}, allowed: up to {LARGEST:g} in size, or another column by --target NAME"
+        )

@@ -38,6 +38,7 @@ class ParquetFile(SourceFile):
             self.rows: int = file.metadata.num_rows
         names = self.schema.names
         self.header = ["" if _ROW_NAMES.fullmatch(name) else name.strip() for name in names]
+        self.index = _index(self.schema)
         self._places = {name: place for place, name in reversed([*enumerate(self.header)])}
         self._names = dict(zip(reversed(self.header), reversed(names), strict=True))
 
@@ -119,6 +120,16 @@ class ParquetFile(SourceFile):
             reason = str(error).splitlines()[0]
             allowed = "a whole Parquet file, without a password"
             raise TableError(f"{self.path}: found Parquet that cannot be read ({reason}), allowed: {allowed}") from None
+
+
+def _index(schema: pa.Schema) -> list[str]:
+    """Return the names of the columns that pandas wrote as its index; none where the file does not say it so."""
+    try:
+        columns = (schema.pandas_metadata or {})["index_columns"]
+    except (ValueError, LookupError, TypeError):
+        return []
+    # Another index is that of a range, which is no column.
+    return [name.strip() for name in columns if isinstance(name, str)] if isinstance(columns, list) else []
 
 
 def _plain(form: FormatSettings) -> list[str]:

@@ -165,8 +165,9 @@ def choose_columns(source: SourceFile, header: list[str], settings: PrepareSetti
     features = settings.features or [name for name in candidates if name != target]
     for name in settings.columns:
         if name not in features:
-            found = "the target" if name == target else "no feature"
-            allowed = "features" if name != target else "features, since the target is a number"
+            found, allowed = "no feature", "features alone; take it out there, or name it in prepare.features"
+            if name == target:
+                found, allowed = "the target", "features alone, since the target is a number"
             raise TableError(f"{where}: found the column {name!r}, {found}, in prepare.columns, allowed: {allowed}")
     if target in features:
         raise TableError(

@@ -33,6 +33,7 @@ def recommend(found: Inspection, csv: str) -> list[Advice]:
 
 def _prepare(found: Inspection, csv: str) -> Iterator[Advice]:
     yield Advice("prepare.csv", csv, f"{found.rows} rows of {len(found.columns)} columns")
+    yield Advice("prepare.parts", found.parts, "those that were read" if found.path.is_dir() else "it is no folder")
     for key, value in found.form.model_dump().items():
         if key != "missing":
             yield Advice(f"prepare.format.{key}", value, found.why[key])

@@ -7,16 +7,18 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import NamedTuple, get_args
 
+from truefit.core.errors import TableError
 from truefit.ingest.csv_file import COMMENTS, CsvFile
 from truefit.ingest.csv_format import MISSING, FormatSettings, Separator
 from truefit.ingest.csv_lines import RowLines
 
 HEAD_BYTES = 1 << 20  # by which a format is found …
 HEAD_ROWS = 1000  # … or by so many rows, where these are fewer bytes
+BLANKS = " \t"  # around a cell, which are no part of it
 WITHIN_CELLS = 0.7  # of its score is left to the separator " ", since blanks are found in cells as well
 # Texts for a missing value: those that are taken for one in any column, and those that are where the rest are numbers.
 MORE_MISSING = ("-", "--", "---", ".", "*", "#N/A", "#NA", "n/a", "na", "None", "none", "NONE", "Null", "missing", "unknown")
@@ -32,6 +34,9 @@ _WORDS = re.compile(r"\s*[^\W\d][^,;|\t]*")  # … or else words, which tell les
 # Decimal and thousands signs, the likelier first.
 _SIGNS = ((".", None), (",", None), (".", ","), (",", "."), (".", " "), (",", " "), (".", "'"), (",", "'"))
 _YEARS = re.compile(r"(?:1[89]|20)\d\d")
+
+_LINE_BREAK = re.compile(r"\r\n|\n|\r")  # what ends a line for the readers, of all that Unicode has
+LONGEST_SHOWN = 60  # characters of a row in an error
 
 Rows = list[list[str]]
 
@@ -52,21 +57,17 @@ def sniff(path: Path, not_in: Sequence[str] = ()) -> Sniffed:
     encoding, why_encoding = _encoding(content, whole, not_in)
     decoder = codecs.getincrementaldecoder("utf-8-sig" if encoding == "utf-8" else encoding)(errors="replace")
     text = decoder.decode(content, final=whole)
-    comment = next((sign for sign in COMMENTS if text.lstrip().startswith(sign)), None)
+    comment = next((sign for sign in COMMENTS if text.lstrip("\r\n").startswith(sign)), None)
     form, rows, why_separator = _separated(text, whole, comment, encoding)
     header, why_header = _header(rows)
     why_comment = "no line at the top begins with # or %"
     if comment:
-        comments = [line for line in text.splitlines()[:HEAD_ROWS] if line.startswith(comment)]
-        named = _separated(comments[0], True, None, encoding, [form.separator])[1]
-        why_comment = f"{len(comments)} of the first lines begin with it"
-        if not header and len(comments) == 1 and len(named[0]) == len(rows[0]):
-            form, header, why_header = (
-                form.model_copy(update={"comment": None}),
-                True,
-                "the first line has a name for each cell",
-            )
-            why_comment = f"the only line that begins with {comment} is the header"
+        lines = _commented(path, text, whole, form, rows, header)
+        why_comment = f"lines above the first row that begin with it: {lines}"
+        if not lines:
+            form, rows, why_separator = _separated(text, whole, None, encoding)
+            header, why_header = _header(rows)
+            why_comment = f"rows of the table begin with {comment}"
     decimal, thousands, why_signs = _signs(form, rows[1:] if header else rows)
     found = {"decimal": decimal, "thousands": thousands, "header": header}
     form = FormatSettings.model_validate(form.model_dump() | found)
@@ -100,20 +101,43 @@ def _encoding(content: bytes, whole: bool, not_in: Sequence[str]) -> tuple[str, 
     return _ENCODINGS[-1], "there are bytes that are neither utf-8 nor cp1252"
 
 
+def _commented(path: Path, text: str, whole: bool, form: FormatSettings, rows: Rows, header: bool) -> int:
+    """Return how many lines above the first row are comments, or 0 where the first is the header, and there are none.
+
+    Raises TableError for comments above rows that begin with the same sign: those would be left out with them.
+    """
+    sign, width = form.comment or "", len(rows[0])
+    lines = [line for line in _LINE_BREAK.split(text)[: None if whole else -1] if line]
+    above = [*takewhile(lambda line: line.startswith(sign), lines)]
+    below = [line for line in lines[len(above) :] if line.startswith(sign)]
+    plain = form.model_copy(update={"comment": None})
+    is_row = [len(row) == width > 1 for row in _rows("\n".join(below), True, plain)]
+    named = len(above) == 1 and [len(row) for row in _rows(above[0], True, plain)] == [width]
+    if any(is_row) and not named:
+        found = f"found {sum(is_row)} rows that begin with {sign!r}, as do the comments above the first row"
+        row = below[is_row.index(True)][:LONGEST_SHOWN]
+        raise TableError(f"{path}: {found}, such as {row!r}, allowed: comments that begin with something else, or none")
+    is_header = named and (any(is_row) or not header)
+    return 0 if is_header or len(above) == len(lines) else len(above)
+
+
 def _separated(
     text: str, whole: bool, comment: str | None, encoding: str, among: Sequence[Separator] = get_args(Separator)
 ) -> tuple[FormatSettings, Rows, str]:
     """Return the format and its rows of the likeliest separator: most rows of the same length, most cells of a known look."""
     best = 0.0
     form = FormatSettings(encoding=encoding, comment=comment, separator=among[0], decimal=".")
-    rows, why = _rows(text, whole, form), "found one column"
+    rows, why = _alike(_rows(text, whole, form)), "found one column"
+    sound = False  # whether all rows are of the same length by one of them
     for separator in among:
         candidate = form.model_copy(update={"separator": separator})
         found = _rows(text, whole, candidate)
-        if not found:
+        # Texts may all have as many words, unlike the header.
+        if not found or (separator == " " and sound and len(found[0]) != len(_alike(found)[0])):
             continue
-        (length, count), *_ = Counter(map(len, found)).most_common(1)
-        alike = [row for row in found if len(row) == length]
+        alike = _alike(found)
+        length, count = len(alike[0]), len(alike)
+        sound = sound or count == len(found) > 1 < length
         known = sum(map(_likely, chain.from_iterable(alike))) / (count * length)
         # Powers, since a file is refused for a single row of another length, and a wrong separator makes many odd cells.
         score = (1 - 1 / length) * (count / len(found)) ** 8 * (known**3 + 0.001)
@@ -122,6 +146,12 @@ def _separated(
             best, form, rows = score, candidate, alike
             why = f"{length} cells in {count} of the first {len(found)} rows"
     return form, rows or [[""]], why
+
+
+def _alike(rows: Rows) -> Rows:
+    """Return the rows of the length that most have."""
+    length = Counter(map(len, rows)).most_common(1)
+    return [row for row in rows if len(row) == length[0][0]]
 
 
 def _likely(cell: str) -> float:
@@ -146,7 +176,9 @@ def _signs(form: FormatSettings, rows: Rows) -> tuple[str, str | None, str]:
     """Return the decimal and the thousands sign that make the most columns numbers, then the most cells of others."""
     best = -1, -1
     found: tuple[str, str | None, str] = ".", None, "the numbers of the first rows are plain"
-    columns = [[cell.strip() for cell in column if cell.strip() not in MISSING] for column in zip(*rows, strict=True)]
+    columns = [
+        [cell.strip(BLANKS) for cell in column if cell.strip(BLANKS) not in MISSING] for column in zip(*rows, strict=True)
+    ]
     for decimal, thousands in _SIGNS:
         if decimal == form.separator:
             continue
@@ -164,14 +196,14 @@ def _signs(form: FormatSettings, rows: Rows) -> tuple[str, str | None, str]:
 
 def _header(rows: Rows) -> tuple[bool, str]:
     """Say whether the first row holds names, which it does not where it looks as the rows below in every column."""
-    first, below = [cell.strip() for cell in rows[0]], rows[1:]
+    first, below = [cell.strip(BLANKS) for cell in rows[0]], rows[1:]
     number = re.compile("|".join(f"(?:{_number(*signs)})" for signs in _SIGNS))
     named = [cell for cell in first if cell]
     if named and all(number.fullmatch(cell) for cell in named):
         return False, "the first row is numbers alone"
     above_numbers, new = list[str](), ""  # cells of the first row; new to their column of text
     for cell, column in zip(first, zip(*below, strict=True), strict=False):
-        values = [value.strip() for value in column if value.strip() not in MISSING]
+        values = [value.strip(BLANKS) for value in column if value.strip(BLANKS) not in MISSING]
         if cell in MISSING:
             continue
         if values and all(number.fullmatch(value) for value in values):

@@ -26,6 +26,7 @@ from truefit.ingest.table_source import TableSource
 from truefit.ingest.weights import WeightSums, weight_cells
 
 READ_BYTES = 1 << 24  # of the rows that are in memory at a time
+MOMENT_BYTES = 1 << 22  # of features at a time: with more, the passes over them miss the cache
 # A median is exact for so many training rows; of more, evenly spaced ones are looked at. Less for very many columns.
 MEDIAN_ROWS, MEDIAN_NUMBERS = 1 << 20, 1 << 24
 
@@ -159,7 +160,7 @@ def write_splits(
     encoding = Encoding(columns)
     names = len(encoding.names)
     moments, width = Moments(names + 1), staged.places[-1]
-    most = max(1, READ_BYTES // ((names + 1) * np.dtype(staged.dtype).itemsize))
+    most = max(1, MOMENT_BYTES // ((names + 1) * np.dtype(staged.dtype).itemsize))
     with ExitStack() as stack:
         paths = {name: stack.enter_context(atomic_path(folder / f"{name}.npy")) for name in sizes}
         writers = {name: stack.enter_context(ArrayWriter(paths[name], sizes[name], width, staged.dtype)) for name in sizes}
