@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from truefit.core.config import Params
 from truefit.core.errors import SettingsError
 
-profile = fuzz(examples=100)
+profile = fuzz(examples=60)
 
 Place = tuple[str, ...]
 

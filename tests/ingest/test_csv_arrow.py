@@ -60,7 +60,7 @@ def test_of_all_short_texts_those_that_are_sound_are_read_alike() -> None:
     separator=st.sampled_from([",", ";", " "]),
     cuts=st.lists(st.integers(0, 40), max_size=4),
 )
-@fuzz(examples=500)
+@fuzz(examples=250)
 def test_of_any_text_that_is_sound_pyarrow_reads_the_cells_of_python(
     pieces: list[str], separator: str, cuts: list[int]
 ) -> None:

@@ -30,7 +30,7 @@ from truefit.core.errors import TableError
 from truefit.data.table import SPLITS
 from truefit.ingest import csv_arrow, csv_batches
 
-profile = fuzz(examples=300)
+profile = fuzz(examples=150)
 
 # Numbers in unusual clothes, and what only looks like one; written into cells.
 ODD_NUMBERS = [

@@ -336,6 +336,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(case=cases())
-@fuzz(examples=100)
+@fuzz(examples=50)
 def test_a_csv_of_all_kinds_is_read_as_pandas_and_python_read_it_or_its_faults_are_named(case: Case, folder: Path) -> None:
     check(case, folder)
