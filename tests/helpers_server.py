@@ -1,5 +1,7 @@
 """A real tracking server that can be killed and started again, and a training that is watched while it runs."""
 
+import http.client
+import json
 import os
 import signal
 import socket
@@ -8,8 +10,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from mlflow.entities import Run
 from workspace import Workspace
 
 TRAIN = ("python", "src/train.py", "data/prepared", "results")
@@ -73,3 +80,38 @@ def wait_for_epochs(workspace: Workspace, process: subprocess.Popen[str], epochs
 def complaints(printed: str) -> list[str]:
     """Return the lines on stderr but for those of progress, which a training shows where the machine is slow."""
     return [line for line in printed.splitlines() if not line.startswith("epoch ")]
+
+
+@contextmanager
+def serving_model(workspace: Workspace, run: Run) -> Iterator[Callable[[Any], tuple[int, Any]]]:
+    """Give the function that asks the documents' `mlflow models serve` of the run's model; it is stopped at the end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    model = f"runs:/{run.info.run_id}/model"
+    command = ["mlflow", "models", "serve", "--env-manager", "local", "--port", str(port), "-m", model]
+    with (workspace.path / f"{port}.log").open("wb") as log:
+        server = subprocess.Popen(
+            command, cwd=workspace.path, env=workspace.environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        yield partial(_answer, server, port)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def _answer(server: subprocess.Popen[bytes], port: int, content: Any) -> tuple[int, Any]:
+    """Return the status and the answer, once the server takes connections."""
+    for _ in range(600):
+        assert server.poll() is None
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.1)
+    else:
+        raise AssertionError(f"nobody answers at port {port}")
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request("POST", "/invocations", json.dumps(content), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())

@@ -1,17 +1,11 @@
 """The MLflow model of a run: loaded or served, it gives the numbers that `truefit predict` gives, from its own files alone."""
 
 import csv
-import http.client
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from functools import partial
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +18,7 @@ import pyarrow.csv
 import pytest
 import torch
 from helpers_data import numbered_csv, prepare
+from helpers_server import serving_model
 from helpers_stages import Stages
 from helpers_torture import TORTURE
 from helpers_training import SCALED, save_untrained
@@ -96,55 +91,7 @@ def servers(runs: tuple[Workspace, dict[Dtype, Run]]) -> Iterator[dict[Dtype, Ca
     """For each run, the function that asks a server of its model."""
     workspace, by_dtype = runs
     with ExitStack() as stack:
-        started = {dtype: stack.enter_context(serving(workspace, run)) for dtype, run in by_dtype.items()}
-        for server, port in started.values():
-            wait_for(server, port)
-        yield {dtype: partial(ask, port) for dtype, (_, port) in started.items()}
-
-
-@contextmanager
-def serving(workspace: Workspace, run: Run) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Give the documents' `mlflow models serve` and its port; it is stopped at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
-    command = [
-        "mlflow",
-        "models",
-        "serve",
-        "--env-manager",
-        "local",
-        "--port",
-        str(port),
-        "-m",
-        f"runs:/{run.info.run_id}/model",
-    ]
-    with (workspace.path / f"{port}.log").open("wb") as log:
-        server = subprocess.Popen(
-            command, cwd=workspace.path, env=workspace.environment, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        yield server, port
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
-
-
-def wait_for(server: subprocess.Popen[bytes], port: int) -> None:
-    for _ in range(600):
-        assert server.poll() is None
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    pytest.fail(f"nobody answers at port {port}")
-
-
-def ask(port: int, content: Any) -> tuple[int, Any]:
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
-        connection.request("POST", "/invocations", json.dumps(content), {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read())
+        yield {dtype: stack.enter_context(serving_model(workspace, run)) for dtype, run in by_dtype.items()}
 
 
 @shared

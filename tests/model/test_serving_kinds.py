@@ -1,19 +1,11 @@
 """A model of columns of all kinds with gaps: loaded by MLflow, or served, it gives the numbers of `truefit predict`."""
 
 import csv
-import http.client
 import json
-import os
-import signal
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers_data import prepare
+from helpers_server import serving_model
 from helpers_stages import Stages
 from helpers_training import save_untrained
 from mlflow.entities import Run
@@ -137,39 +130,8 @@ def expected(run: tuple[Workspace, Run], stages: Stages) -> Array:
 @pytest.fixture(scope="module")
 def ask(run: tuple[Workspace, Run]) -> Iterator[Callable[[Any], tuple[int, Any]]]:
     """The function that asks a server of the run's model."""
-    workspace, of = run
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
-    model = f"runs:/{of.info.run_id}/model"
-    command = ["mlflow", "models", "serve", "--env-manager", "local", "--port", str(port), "-m", model]
-    with (workspace.path / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            command, cwd=workspace.path, env=workspace.environment, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        wait_for(server, port)
-        yield partial(answer_of, port)
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
-
-
-def wait_for(server: subprocess.Popen[bytes], port: int) -> None:
-    for _ in range(600):
-        assert server.poll() is None
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    pytest.fail(f"nobody answers at port {port}")
-
-
-def answer_of(port: int, content: Any) -> tuple[int, Any]:
-    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
-        connection.request("POST", "/invocations", json.dumps(content), {"Content-Type": "application/json"})
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read())
+    with serving_model(*run) as ask:
+        yield ask
 
 
 # --- loaded and served

@@ -108,6 +108,9 @@ class CsvFile(SourceFile):
         index = self.header.index(name)
         return ((line, row[index]) for line, row in self.data_rows())
 
+    def require_types(self, used: Collection[str]) -> None:
+        """Do nothing: a CSV's columns have no types."""
+
     def other_separator(self, row: list[str]) -> str:
         """Return a remark when the first line looks like a comment, or the row like cells that something else separates."""
         first = (self.header or row)[0][:1]

@@ -3,6 +3,7 @@
 import operator
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +31,7 @@ class Advice(NamedTuple):
 FORMAT, ADVICE = FormatSettings(), Advice()
 
 
-class SourceFile:
+class SourceFile(ABC):
     """A file with the columns `header`; as a context, it raises TableError at the end when the file has changed.
 
     With `hashed`, `sha256` is the digest of the file as the last whole pass read it.
@@ -73,6 +74,7 @@ class SourceFile:
         """Return the kind that a column is by the file, which prepare.columns may change."""
         return "number"
 
+    @abstractmethod
     def require_types(self, used: Collection[str]) -> None:
         """Raise TableError for the first column among those `used` whose type none of the kinds can be."""
 
@@ -84,9 +86,9 @@ class SourceFile:
         """Return the places, in `unit`, of rows that are counted from 0."""
         return {row: row + 1 for row in rows}
 
+    @abstractmethod
     def cells(self, name: str) -> Iterator[tuple[int, str]]:
         """Give a column's cells as texts, each with its place; those that are null may be left out."""
-        raise NotImplementedError
 
     def numbers(self, name: str) -> Iterator[tuple[str, str, float]]:
         """Give the places, with the file, the texts and the numbers of a column of numbers, but for missing values."""

@@ -3,6 +3,7 @@
 Legend for shapes: B rows, S stored numbers a cell, K features it becomes. A stored nan is a missing value.
 """
 
+from abc import abstractmethod
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -57,17 +58,17 @@ class Column(BaseModel, extra="forbid", frozen=True, strict=True, allow_inf_nan=
         return Learner(self, fills)
 
     def unseen(self, stored: Array) -> int:
-        """Return how many of the stored numbers [B, S] are values that count as others."""
-        raise NotImplementedError
+        """Return how many of the stored numbers [B, S] are values that count as others, of which most kinds have none."""
+        return 0
 
+    @abstractmethod
     def example(self, mean: float, std: float) -> list[Any]:
         """Return three cells as an example, of which none need be in a row, by the first feature's mean and deviation."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def values(self) -> list[str]:
         """The names of the features that tell the value."""
-        raise NotImplementedError
 
     @property
     def features(self) -> list[str]:
@@ -87,9 +88,9 @@ class Column(BaseModel, extra="forbid", frozen=True, strict=True, allow_inf_nan=
             stored = np.where(missing, np.array(self.fill, stored.dtype), stored)
         self.encode_values(stored, out)
 
+    @abstractmethod
     def encode_values(self, stored: Array, out: Array) -> None:
         """Write what tells the values of stored numbers [B, S], of which none is missing, to the left in `out` [B, K]."""
-        raise NotImplementedError
 
 
 class Learner:
