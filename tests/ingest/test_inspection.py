@@ -156,6 +156,11 @@ def test_a_column_that_tells_nothing_is_left_out_with_the_reason(
         ("step", ["1", "2", "3", "4"], "each number is 1 more than the one before: exclude it if it is a row number"),
         ("houseId", ["7", "1", "3", "4"], "an id by its name: exclude it if it is one"),
         ("x", ["1"] * 30 + ["9"], "skewed, skewness 5.3"),
+        (
+            "x",
+            [f"202401{day:02}" for day in (9, 3, 17, 11, 5, 23, 30)],
+            "dates written without separators? {kind: date, format: '%Y%m%d'} at prepare.columns reads them",
+        ),
         ("x", ["10%", "20%", "15%"], "numbers with '%': without that text it would be a number"),
         ("x", ["22,000 km", "45,000", "3 km", "3 km"], "numbers with 'km': without that text it would be a number"),
         ("x", ["5", "a", "b", "5"], "2 cells are numbers, 2 text"),
@@ -288,7 +293,7 @@ def test_settings_follow_from_what_was_found(tmp_path: Path) -> None:
 
 def test_few_rows_are_given_a_line(tmp_path: Path) -> None:
     found = settings(inspected(tmp_path, "x,y\n1,2\n3,3\n"))
-    assert (found["train.model.name"], found["train.model.hidden"], found["train.optimizer.name"]) == ("linear", [], "sgd")
+    assert (found["train.model.name"], found["train.model.hidden"], found["train.optimizer.name"]) == ("linear", [], "adam")
     assert (found["prepare.missing.features"], found["prepare.missing.target"]) == ("refuse", "refuse")
 
 

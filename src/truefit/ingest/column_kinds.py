@@ -6,6 +6,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
+from truefit.data.columns.date import Date
 from truefit.ingest.column_statistics import ColumnStatistics, frequent, least_and_greatest
 from truefit.ingest.csv_numbers import LARGEST
 from truefit.ingest.sniff import MORE_MISSING
@@ -145,8 +148,18 @@ def _remark_numbers(column: Column, is_target: bool) -> None:
         )
     if abs(moments.skewness) > SKEWED:
         column.remarks.append(f"skewed, skewness {moments.skewness:.1f}")
+    if not is_target and column.statistics.integers and _are_days(column.statistics.number_values.counts):
+        column.remarks.append("dates written without separators? {kind: date, format: '%Y%m%d'} at prepare.columns reads them")
     if is_target and moments.skewness > SKEWED and least_and_greatest(column.statistics)[0] > 0:
         column.remarks.append("train.scale.target: log is worth a try")
+
+
+def _are_days(numbers: Collection[float]) -> bool:
+    """Say whether numbers, of which there are several, are days written as 20240131."""
+    texts = [f"{number:.0f}" for number in numbers]
+    if len(texts) <= FEW or any(len(text) != 8 or not "1900" <= text[:4] < "2100" for text in texts):
+        return False
+    return not Date(name="", format="%Y%m%d").parse(pa.array(texts, pa.string()))[1].any()
 
 
 def units(texts: Collection[str]) -> str:
