@@ -22,8 +22,9 @@ from truefit.core.files import sha256
 from truefit.data.columns.number import Number
 from truefit.data.table import Table
 from truefit.tracking import names
-from truefit.tracking.git import git
+from truefit.tracking.git import git, root_commit
 from truefit.tracking.journal import Values
+from truefit.tracking.record import record_digest
 
 PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "mlflow", "dvc")
 ENVIRONMENT = ("python", *PACKAGES, "platform", "cpu_capability", "threads", "device", "device_name")
@@ -88,6 +89,7 @@ def read_origin(
         names.CODE_TAG: code_digest(read_code()),  # of the folder that this module was imported from
         names.COMMIT_TAG: workspace.commit,
         names.SOURCE_COMMIT_TAG: workspace.commit,
+        names.ROOT_TAG: root_commit(),
         names.DIRTY_TAG: str(workspace.dirty).lower(),
         **environment,
     }
@@ -95,6 +97,7 @@ def read_origin(
         artifacts[names.RECORDED_PATCH] = workspace.patch
     if workspace.omitted:
         tags[names.OMITTED_TAG] = ", ".join(workspace.omitted)[:5000]
+    tags[names.RECORD_TAG] = record_digest(artifacts)
     return Origin(flatten({**params.values, "train": train}), tags, table, artifacts)
 
 
