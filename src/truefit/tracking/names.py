@@ -3,7 +3,9 @@
 # Tags of a training: what it started from.
 ENGINE_TAG = "engine"
 COMMIT_TAG, DIRTY_TAG = "git.commit", "git.dirty"
-OMITTED_TAG = "git.omitted"  # uncommitted files that are not in the record, each with the reason
+OMITTED_TAG = "git.omitted"  # uncommitted files that are not in the record, with the reasons
+INCOMPLETE_TAG = "git.incomplete"  # those of them that a rerun needs
+SUBMODULES_TAG = "git.submodules"  # the commit of each submodule that is checked out, by its path from the root, as JSON
 ROOT_TAG = "git.root"  # the first commit of the repository, by which its runs are told from others'
 REMOTE_TAG = "git.remote"  # the address of the repository's remote, without credentials
 BASE_TAG = "git.base"  # the newest commit of its history that the remote has; the recorded bundle builds on it
