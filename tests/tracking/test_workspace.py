@@ -190,6 +190,8 @@ CONTENTS: dict[str, str | bytes] = {
     "azure.ini": "connection = AccountKey=" + "Ab1/" * 21 + "Ab==",
     "url.cfg": "uri = postgresql://me:" + "hunter2@db.example.org/mlflow",
     "query.py": "get('https://example.org/?a=1&token=" + "0a1b2c3d4e5f')",
+    "wandb.py": "wandb.login(key='" + "0123456789abcdef" * 2 + "01234567')",
+    "aws.cfg": "aws_secret_access_key = " + "wJalrXUtnFEMI/K7MDENG/bPxRfiCYzEXAMPLEKE",
     "header.py": "headers = {'Authorization': 'Basic " + "bWU6aHVudGVyMg=='}",
     "plain.yaml": "db:\n  password: " + "hunter2",
     "quoted.py": "connect(user='me', password='" + "hunter2')",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from truefit.core.errors import TruefitError
 from truefit.core.redaction import redacted
+from truefit.core.text import one_line
 from truefit.tracking.connection import repository_root
 from truefit.tracking.git import git
 from truefit.tracking.secrets import find_secret, may_hold_secrets
@@ -57,11 +58,11 @@ def _remote(root: Path) -> tuple[str, str] | None:
     """Return the remote's name, and its address without credentials: that of origin, or else of the first that there is."""
     listed = git("config", "-z", "--get-regexp", r"^remote\..*\.url$", cwd=root, check=False).stdout
     pairs = [entry.partition("\n")[::2] for entry in os.fsdecode(listed).split("\0")[:-1]]
-    addresses = {key.removeprefix("remote.").removesuffix(".url"): redacted(address) for key, address in reversed(pairs)}
+    addresses = {key.removeprefix("remote.").removesuffix(".url"): address for key, address in reversed(pairs)}
     if not addresses:
         return None
     name = "origin" if "origin" in addresses else list(addresses)[-1]
-    return name, addresses[name]
+    return name, one_line(redacted(addresses[name]), 1000)
 
 
 def _newest(commits: Sequence[str], root: Path) -> str | None:
@@ -83,7 +84,7 @@ def _unfit(beyond: Sequence[str], limit: int, root: Path) -> str | None:
         named[digest] = path
         # DVC's settings that are in git are there for others; what looks like a password in them is found below.
         if path and may_hold_secrets(path) and not path.endswith(".dvc/config"):
-            return f"secrets may be in their {path}"
+            return f"secrets may be in their {one_line(path, 200)}"
     if size > limit:
         return f"their contents are {size / 1e6:.1f} MB"
     return _secret(named, root)
@@ -96,8 +97,8 @@ def _secret(named: dict[str, str], root: Path) -> str | None:
     for path in named.values():
         end = contents.index(b"\n", start)
         size = int(contents[start:end].split()[2])
-        if what := find_secret(path, contents[end + 1 : end + 1 + size]):
-            return f"{what} may be in their {path or 'messages'}"
+        if what := find_secret(path or "message.md", contents[end + 1 : end + 1 + size]):
+            return f"{what} may be in their {one_line(path, 200) or 'messages'}"
         start = end + size + 2
     return None
 

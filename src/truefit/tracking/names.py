@@ -5,7 +5,6 @@ ENGINE_TAG = "engine"
 COMMIT_TAG, DIRTY_TAG = "git.commit", "git.dirty"
 OMITTED_TAG = "git.omitted"  # uncommitted files that are not in the record, with the reasons
 INCOMPLETE_TAG = "git.incomplete"  # those of them that a rerun needs
-SUBMODULES_TAG = "git.submodules"  # the commit of each submodule that is checked out, by its path from the root, as JSON
 ROOT_TAG = "git.root"  # the first commit of the repository, by which its runs are told from others'
 REMOTE_TAG = "git.remote"  # the address of the repository's remote, without credentials
 BASE_TAG = "git.base"  # the newest commit of its history that the remote has; the recorded bundle builds on it
@@ -47,6 +46,7 @@ RECORDED_FILES = ("params.yaml", "dvc.yaml", "dvc.lock")  # of the project, as t
 RECORDED_PARAMS, RECORDED_PIPELINE, RECORDED_LOCK = (f"{RECORD}/{name}" for name in RECORDED_FILES)
 RECORDED_PATCH, RECORDED_ENVIRONMENT = f"{RECORD}/diff.patch", f"{RECORD}/environment.json"
 RECORDED_BUNDLE = f"{RECORD}/commits.bundle"  # those that the remote does not have
+RECORDED_SUBMODULES = f"{RECORD}/submodules.json"  # the commit of each that is checked out, by its path from the root
 STATES = ("best", "final")  # best.pt and final.pt
 MODEL_DESCRIPTION = f"{STATE_DICT}/model.json"
 

@@ -77,6 +77,8 @@ def read_origin(
     artifacts[names.RECORDED_ENVIRONMENT] = json.dumps(environment, indent=2).encode()
     if workspace.dirty:
         artifacts[names.RECORDED_PATCH] = workspace.patch
+    if workspace.submodules:
+        artifacts[names.RECORDED_SUBMODULES] = json.dumps(workspace.submodules, indent=2).encode()
     commits = read_commits(workspace.commit, largest)
     if commits.bundle:
         artifacts[names.RECORDED_BUNDLE] = commits.bundle
@@ -116,7 +118,6 @@ def _workspace_tags(workspace: Workspace, withheld: list[LeftOut]) -> dict[str, 
         names.DIRTY_TAG: str(workspace.dirty).lower(),
         names.OMITTED_TAG: summary(left_out),
         names.INCOMPLETE_TAG: summary(file for file in left_out if file.needed),
-        names.SUBMODULES_TAG: json.dumps(workspace.submodules) if workspace.submodules else "",
     }
     return {tag: value for tag, value in tags.items() if value}
 

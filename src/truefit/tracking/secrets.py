@@ -57,7 +57,7 @@ _WORDS = re.compile(r"secret|credential|passw(?:or)?d|service[-_]?account|(?:^|[
 _KEPT_IN = {"secret", "secrets", "credentials", "tokens", "passwords"}
 # … or a folder where even code is suspect.
 _FOLDERS = (".env*", ".ssh", ".aws", ".azure", ".gcloud", ".gnupg", ".kube", ".docker", ".streamlit", ".mlflow", ".secrets")
-_CODE = (".py", ".pyi", ".pyx", ".sh", ".c", ".cpp", ".h", ".cu", ".md")
+_CODE = (".py", ".pyi", ".pyx", ".sh", ".c", ".cpp", ".h", ".cu", ".md", ".rst")
 
 # Each with what it begins with, or holds: to look for that first takes a hundredth of the time.
 _FORMS = {
@@ -78,17 +78,18 @@ _FORMS = {
         rb"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----|PuTTY-User-Key-File-\d|AGE-SECRET-KEY-1\w",
     ),
     # RFC 7519: two parts that begin as JSON does, in base64
-    "a JSON web token": ("eyj", rb"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]*"),
+    "a JSON web token": ("eyj", rb"\beyJ[\w-]{10,2000}\.eyJ[\w-]{10,2000}\."),
     # https://cloud.google.com/docs/authentication/api-keys
     "a Google key": ("aiza gocspx- ya29.", rb"\bAIza[\w-]{35}|\bGOCSPX-[\w-]{28}|\bya29\.[\w-]{20}"),
     # https://docs.stripe.com/keys
     "a Stripe key": ("k_live_ k_test_", rb"\b[rs]k_(?:live|test)_[0-9A-Za-z]{16}"),
-    "a key of a model's provider": ("sk- hf_", rb"\bsk-(?:[a-z]+\d*-)*[\w-]{32}|\bhf_[A-Za-z0-9]{30}"),
+    "a key of a model's provider": ("sk- hf_", rb"\bsk-(?:[a-z]+\d*-){0,4}[\w-]{32}|\bhf_[A-Za-z0-9]{30}"),
     # https://warehouse.pypa.io/development/token-scanning.html, https://docs.npmjs.com/about-access-tokens
     "a token of a package registry": ("pypi-age npm_", rb"\bpypi-AgE[\w-]{50}|\bnpm_[A-Za-z0-9]{36}"),
     "a SendGrid key": ("sg.", rb"\bSG\.[\w-]{22}\.[\w-]{43}"),
     "an Azure key": ("accountkey= sig=", rb"AccountKey=[A-Za-z0-9+/]{43}|[?&]sig=[A-Za-z0-9%+/]{40}"),
     "a Databricks or DigitalOcean token": ("dapi _v1_", rb"\bdapi[0-9a-f]{32}|\bdo[opr]_v1_[0-9a-f]{64}"),
+    "a Weights & Biases key": ("wandb.login", rb"wandb\.login\([^)]{0,100}[0-9a-f]{40}"),
     "an Authorization header": (
         "authorization",
         rb"(?i:authorization[\"']?\s*[:=,]\s*[\"']?(?:basic|bearer|token)\s+[\w+/=.~-]{8})",
@@ -97,8 +98,8 @@ _FORMS = {
 }
 _KNOWN = {label: (tuple(parts.encode().split()), re.compile(form)) for label, (parts, form) in _FORMS.items()}
 
-# RFC 3986: user and password before the host; a port and a path that holds an @ are none.
-_ADDRESS = re.compile(rb"://[^\s:/@\"'`<>]*:(?!\d+[/?#])([^\s@\"'`<>]+)@")
+# RFC 3986: user and password before the host; a port and a path that holds an @ are none. In two parts, so as not to be one.
+_ADDRESS = re.compile(rb"://" rb"[^\s:/@\"'`<>]{0,200}:(?!\d+[/?#])([^\s@\"'`<>]{1,500})@")
 _KEYWORD = (
     rb"((?:pass(?:word|wd|phrase)|pwd|secret|token|credential"
     rb"|(?:api|access|auth|account|private|service|client)[_-]?key)[\w-]{0,40})"
@@ -117,8 +118,8 @@ _ABOUT = re.compile(
 )
 # … and what stands for a value that is put in later: ${NAME}, {name}, <name>, %(name)s, ****, a path, a word of the language.
 _PLACEHOLDER = re.compile(
-    rb"""\$\w+|.*[${][({]?[^}]*[})].*|.*<.*>?|%\(?\w*\)?s?|[*.x_-]+|[~.]{0,2}/[\w./-]+|none|null|true|false|str(?:ing)?|bytes"""
-    rb"""|password|passwd|secret|token|pass|pw|\W*(?:self|os|settings|config|args?)[.\[(].*|[a-z_.]+\(.*""",
+    rb"""\$\w+|.*\{[^}]*\}.*|\$\(.*\)|.*<[\w -]+>.*|%\(?\w*\)?s?|[*.x_-]+|[~.]{0,2}/[\w./-]+|none|null|true|false"""
+    rb"""|str(?:ing)?|bytes|password|passwd|secret|token|pass|pw|\W*(?:self|os|settings|config|args?)[.\[(].*|[a-z_.]+\(.*""",
     re.I,
 )
 
@@ -142,7 +143,7 @@ def may_hold_secrets(path: str) -> bool:
 def find_secret(path: str, content: bytes) -> str | None:
     """Return what the first thing in the content of a file is that looks like a secret, or None.
 
-    >>> find_secret("train.py", b"connect(password='hunter2')"), find_secret("train.py", b"connect(password=password)")
+    >>> find_secret("train.py", b"connect(password='%s')" % b"hunter2"), find_secret("train.py", b"connect(password=password)")
     ('a password or key', None)
     """
     content = content.replace(b"\0", b"")  # as of UTF-16

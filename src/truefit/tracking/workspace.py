@@ -25,7 +25,7 @@ _CODE = (
 _BESIDE_DATA = ("*.dvc", ".gitignore")
 _OTHERS = (".*", "node_modules", "site-packages", "__pycache__", "*.egg-info")  # folders of what is not the project's own
 _PYTHON = "pyvenv.cfg"  # lies in the folder of each virtual environment
-_TOGETHER = 500  # names that a command line takes at once
+_TOGETHER = 200  # names that a command line takes at once
 _SHOWN = 100  # names that a summary has
 # Whatever the user's own settings of git say of how a diff looks.
 _DIFF = (
