@@ -97,7 +97,7 @@ def test_without_a_remote_there_is_no_bundle(base: str) -> None:
     [
         ("conf/.env", "neutral\n", "secrets may be in their conf/.env"),
         ("code.py", "password = '" + "hunter2'\n", "a password or key may be in their code.py"),
-        ("large.py", "a = 1  \n" * 20_000, "their contents are 0.2 MB"),
+        ("large.py", "a = 1  \n" * 20_000, "their files have 0.2 MB, allowed: 0.1 (track.largest_file_mb)"),
     ],
 )
 def test_commits_that_must_not_be_recorded_are_not(base: str, remote: Path, name: str, content: str, reason: str) -> None:

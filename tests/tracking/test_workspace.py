@@ -311,7 +311,8 @@ def test_files_too_large_alone_or_together_are_named_and_not_stored(repository: 
     assert len(workspace.patch) < 2 * LIMIT
     assert set(left_out(workspace, needed=True)) == set(left_out(workspace))
     assert summary(workspace.left_out) == (
-        "part2.py, part3.py, part4.py, part5.py (too large together); deleted.py, new with a space.py, shrunk.py (too large)"
+        "part2.py, part3.py, part4.py, part5.py (together larger than track.largest_file_mb); "
+        "deleted.py, new with a space.py, shrunk.py (larger than track.largest_file_mb)"
     )
 
 

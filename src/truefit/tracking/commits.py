@@ -86,7 +86,7 @@ def _unfit(beyond: Sequence[str], limit: int, root: Path) -> str | None:
         if path and may_hold_secrets(path) and not path.endswith(".dvc/config"):
             return f"secrets may be in their {one_line(path, 200)}"
     if size > limit:
-        return f"their contents are {size / 1e6:.1f} MB"
+        return f"their files have {size / 1e6:.1f} MB, allowed: {limit / 1e6:g} (track.largest_file_mb)"
     return _secret(named, root)
 
 

@@ -119,7 +119,8 @@ class _Rules:
         for size, change in sorted(zip(sizes(candidates, self.top), candidates, strict=True), key=lambda pair: pair[0]):
             total += size
             if total > self._limit:
-                yield LeftOut(change.name, "too large" if size > self._limit else "too large together", True)
+                beyond = "larger" if size > self._limit else "together larger"
+                yield LeftOut(change.name, f"{beyond} than track.largest_file_mb", True)
 
     def _reason(self, change: Change, own: bool) -> str | None:
         if change.submodule:
