@@ -100,18 +100,17 @@ _KNOWN = {label: (tuple(parts.encode().split()), re.compile(form)) for label, (p
 
 # RFC 3986: user and password before the host; a port and a path that holds an @ are none. In two parts, so as not to be one.
 _ADDRESS = re.compile(rb"://" rb"[^\s:/@\"'`<>]{0,200}:(?!\d+[/?#])([^\s@\"'`<>]{1,500})@")
-_KEYWORD = (
-    rb"((?:pass(?:word|wd|phrase)|pwd|secret|token|credential"
-    rb"|(?:api|access|auth|account|private|service|client)[_-]?key)[\w-]{0,40})"
+# Of a text in lower case, in which it is found at once.
+_KEYWORD = re.compile(
+    rb"(?:pass(?:word|wd|phrase)|pwd|secret|token|credential"
+    rb"|(?:api|access|auth|account|private|service|client)[_-]?key)[\w-]{0,40}"
 )
-_PARTS = (b"pass", b"pwd", b"secret", b"token", b"credential", b"key")
-# A name, perhaps in brackets or with an annotation, and what is assigned to it.
+# What is assigned to such a name, perhaps in brackets or with an annotation.
 _QUOTED = re.compile(
-    _KEYWORD + rb"""["'\]]{0,3}\s{0,4}(?::[\w.\[\]| ]{1,40})?(?::=|=>|[:=])\s{0,4}[a-z@]{0,2}(["'`])([^"'`\s]{4,500})\2""",
-    re.I,
+    rb"""["'\]]{0,3}\s{0,4}(?::[\w.\[\]| ]{1,40})?(?::=|=>|[:=])\s{0,4}[A-Za-z@]{0,2}(["'`])([^"'`\s]{4,500})\1"""
 )
-_PLAIN = re.compile(_KEYWORD + rb"""["']?[ \t]{0,4}[:=](?!=)[ \t]{0,4}([^\s"'`,;#&]{4,500})""", re.I)
-_QUERY = re.compile(rb"[?&]" + _KEYWORD + rb"=([^\s\"'`&#<>]{4,500})", re.I)
+_PLAIN = re.compile(rb"""["']?[ \t]{0,4}[:=](?!=)[ \t]{0,4}([^\s"'`,;#&]{4,500})""")
+_QUERY = re.compile(rb"[?&][\w-]*$")  # before such a name
 # What such a name ends with where it is not the secret that it names, …
 _ABOUT = re.compile(
     rb"(?:file|path|dir|folder|name|url|uri|type|tag|env|var|header|field|length|size|count|limit|pattern)s?$", re.I
@@ -153,23 +152,26 @@ def find_secret(path: str, content: bytes) -> str | None:
             return label
     if any(not _PLACEHOLDER.fullmatch(found[1]) for found in _ADDRESS.finditer(content)):
         return "an address with a password"
-    if any(part in lower for part in _PARTS) and any(_is_secret(*found) for found in _assignments(path, content)):
+    if any(_is_secret(name, value) for name, value in _assignments(path, content, lower)):
         return "a password or key"
     return None
 
 
-def _assignments(path: str, content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Give names that speak of secrets, with what is assigned to them; in code that is a text in quotes."""
-    yield from ((found[1], found[3]) for found in _QUOTED.finditer(content))
-    yield from ((found[1], found[2]) for found in _QUERY.finditer(content))
-    if PurePosixPath(path).suffix not in _CODE or path.endswith(".sh"):
-        yield from ((found[1], found[2]) for found in _PLAIN.finditer(content))
+def _assignments(path: str, content: bytes, lower: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Give names that speak of secrets, with what is assigned to them; in code that is a text in quotes, or in an address."""
+    code = PurePosixPath(path).suffix in _CODE and not path.endswith(".sh")
+    for name in _KEYWORD.finditer(lower):
+        quoted, plain = _QUOTED.match(content, name.end()), _PLAIN.match(content, name.end())
+        if quoted:
+            yield name[0], quoted[2]
+        elif plain and (not code or _QUERY.search(content[max(0, name.start() - 40) : name.start()])):
+            yield name[0], plain[1]
 
 
 def _is_secret(name: bytes, value: bytes) -> bool:
     if _ABOUT.search(name) or _PLACEHOLDER.fullmatch(value):
         return False
-    if name.lower().startswith((b"pass", b"pwd")):
+    if name.startswith((b"pass", b"pwd")):
         return True
     mixed = re.search(rb"\d", value) and re.search(rb"[A-Za-z]", value)
     return len(value) >= 8 and bool(mixed or _entropy(value) >= 3.5)
