@@ -279,10 +279,14 @@ def test_another_seed_in_the_record_is_inconclusive(workspace: Workspace, store:
     assert judged(store, copy, workspace).reason == reason
 
 
-def test_files_too_large_for_the_record_are_named(workspace: Workspace, store: Store, recorded: Run) -> None:
-    copy = copy_run(workspace, recorded, tags={"git.omitted": "src/weights.bin, notes.txt"})
-    report = judged(store, copy, workspace)
-    assert report.reason == "uncommitted files were too large for its record: src/weights.bin, notes.txt"
+@pytest.mark.parametrize(
+    "tags", [{"git.incomplete": "src/weights.bin"}, {"git.omitted": "src/weights.bin", "record.sha256": None}]
+)
+def test_files_that_the_record_lacks_are_named(
+    workspace: Workspace, store: Store, recorded: Run, tags: dict[str, str | None]
+) -> None:
+    report = judged(store, copy_run(workspace, recorded, tags=tags), workspace)
+    assert report.reason == "uncommitted files are not in its record: src/weights.bin"
 
 
 @long

@@ -1,4 +1,4 @@
-"""What is recorded of the workspace and the environment, and that recording leaves no trace."""
+"""What a run records of the code, the environment and the repository, and what is said at the start of what it lacks."""
 
 import os
 import subprocess
@@ -8,124 +8,28 @@ import pytest
 import torch
 
 from truefit.core.code import code_digest, read_code
-from truefit.core.errors import TruefitError
-from truefit.tracking.provenance import ENVIRONMENT, read_environment, read_workspace
+from truefit.core.config import Params
+from truefit.data.columns.number import Number
+from truefit.data.table import CsvSource, Split, Table
+from truefit.tracking.provenance import ENVIRONMENT, read_environment, read_origin
+from truefit.tracking.record import record_digest
 
-LARGEST = 1000
+ROWS: dict[Split, int] = {"train": 8, "validation": 1, "test": 1}
+TABLE = Table(
+    csv=CsvSource(path="a.csv", sha256="0" * 64),
+    columns=[Number(name="a")],
+    target="c",
+    dtype="float32",
+    rows=ROWS,
+    mean=[0, 0],
+    std=[1, 1],
+    sha256=dict.fromkeys(ROWS, ""),
+)
 
 
 def git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout
-
-
-@pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with one commit, in which the test runs."""
-    monkeypatch.chdir(tmp_path)
-    for who in ("AUTHOR", "COMMITTER"):
-        monkeypatch.setenv(f"GIT_{who}_NAME", "t")
-        monkeypatch.setenv(f"GIT_{who}_EMAIL", "t@example.org")
-    git("init", "--quiet")
-    Path("code.py").write_text("a = 1\n")
-    Path(".gitignore").write_text("ignored\n")
-    git("add", "--all")
-    git("commit", "--quiet", "--message", "one")
-    return tmp_path
-
-
-def test_clean_workspace_has_its_commit_and_no_patch(repository: Path) -> None:
-    workspace = read_workspace(LARGEST)
-    assert workspace.commit == git("rev-parse", "HEAD").strip()
-    assert (workspace.dirty, workspace.patch) == (False, b"")
-
-
-def test_patch_brings_a_clean_checkout_to_the_same_files(repository: Path, tmp_path: Path) -> None:
-    Path("code.py").write_text("a = 2\n")
-    Path("staged.py").write_text("b = 1\n")
-    git("add", "staged.py")
-    Path("new").mkdir()
-    Path("new/data.bin").write_bytes(bytes(range(256)))
-    Path("ignored").write_text("not recorded\n")
-    workspace = read_workspace(LARGEST)
-    assert workspace.dirty
-    git("clone", "--quiet", ".", "other")
-    patch = Path("other/p.patch")
-    patch.write_bytes(workspace.patch)
-    git("-C", "other", "apply", "p.patch")
-    for name in ("code.py", "staged.py", "new/data.bin"):
-        assert Path("other", name).read_bytes() == Path(name).read_bytes()
-    assert not Path("other/ignored").exists()
-
-
-def test_data_that_git_does_not_know_is_not_copied_into_the_patch(repository: Path) -> None:
-    Path("data").mkdir()
-    Path("data/own.csv").write_text("x,y\n1,2\n")
-    Path("code.py").write_text("a = 2\n")
-    patch = read_workspace(LARGEST).patch
-    assert b"+a = 2" in patch
-    assert b"own.csv" not in patch
-
-
-def test_data_of_a_project_in_a_subfolder_is_not_copied_either(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("project/data").mkdir(parents=True)
-    Path("project/data/own.csv").write_text("x,y\n1,2\n")
-    Path("project/new.py").write_text("b = 1\n")
-    monkeypatch.chdir("project")
-    patch = read_workspace(LARGEST).patch
-    assert b"project/new.py" in patch
-    assert b"own.csv" not in patch
-
-
-def test_files_too_large_are_named_and_not_stored(repository: Path) -> None:
-    large = bytes(LARGEST + 1)
-    Path("shrunk.bin").write_bytes(large)
-    Path("deleted.bin").write_bytes(large)
-    git("add", "--all")
-    git("commit", "--quiet", "--message", "two")
-    Path("shrunk.bin").write_bytes(b"")
-    Path("deleted.bin").unlink()
-    Path("new with a space.bin").write_bytes(large)
-    Path("just.bin").write_bytes(large[1:])
-    workspace = read_workspace(LARGEST)
-    assert workspace.dirty
-    assert sorted(workspace.omitted) == ["deleted.bin", "new with a space.bin", "shrunk.bin"]
-    assert b"just.bin" in workspace.patch
-    assert not any(name.encode() in workspace.patch for name in workspace.omitted)
-    Path("just.bin").unlink()
-    assert read_workspace(LARGEST).dirty
-
-
-def test_change_in_the_second_of_the_commit_is_recorded(repository: Path) -> None:
-    git("config", "core.trustctime", "false")  # or the second's end would tell
-    second = Path(".git/index").stat().st_mtime_ns // 10**9 * 10**9 - 60 * 10**9
-    os.utime("code.py", ns=(second, second))
-    git("add", "--renormalize", "code.py")
-    git("update-index", "--refresh")
-    os.utime(".git/index", ns=(second, second))
-    Path("code.py").write_text("a = 2\n")
-    os.utime("code.py", ns=(second, second))
-    assert b"+a = 2" in read_workspace(LARGEST).patch
-
-
-def test_files_where_secrets_are_kept_are_not_recorded(repository: Path) -> None:
-    Path(".dvc").mkdir()
-    Path(".dvc/config").write_text("['remote \"r\"']\n    url = https://user:secret@example.org\n")
-    Path("sub").mkdir()
-    Path("sub/.env").write_text("TOKEN=secret\n")
-    workspace = read_workspace(LARGEST)
-    assert (workspace.dirty, workspace.patch, workspace.omitted) == (False, b"", ())
-
-
-def test_patch_is_the_same_whatever_the_users_settings_of_git_say(repository: Path, tmp_path: Path) -> None:
-    Path("code.py").write_text("a = 2\n")
-    Path(".gitattributes").write_text("*.py diff=shout\n")
-    plain = read_workspace(LARGEST)
-    for name, value in [
-        *(("diff.noprefix", "true"), ("diff.mnemonicPrefix", "true"), ("diff.relative", "true"), ("color.ui", "always")),
-        *(("diff.shout.textconv", "tr a-z A-Z <"), ("diff.external", "false")),
-    ]:
-        git("config", name, value)
-    assert read_workspace(LARGEST) == plain
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def test_code_is_told_apart_by_content_and_by_name(tmp_path: Path) -> None:
@@ -135,55 +39,10 @@ def test_code_is_told_apart_by_content_and_by_name(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no code\n")
     code = read_code(tmp_path)
     assert list(code) == ["a.py", "sub/b.py"]
-    (tmp_path / "a.py").rename(tmp_path / "c.py")
+    (tmp_path / "a.py").write_bytes(b"a = 1\r\n")
+    assert code_digest(read_code(tmp_path)) == code_digest(code)  # as git may check it out elsewhere: fault 17
+    (tmp_path / "a.py").rename(tmp_path / os.fsdecode(b"\xff.py"))
     assert code_digest(read_code(tmp_path)) != code_digest(code)
-
-
-def test_a_repository_inside_the_repository_is_named_and_not_stored(repository: Path) -> None:
-    git("init", "--quiet", "sub")
-    Path("sub/file").write_text("content\n")
-    assert read_workspace(1_000_000).omitted == ("sub/",)
-
-
-def test_changes_below_and_beside_a_subfolder_are_recorded(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("code.py").write_text("a = 2\n")
-    Path("sub").mkdir()
-    Path("beside.py").write_text("b = 1\n")
-    monkeypatch.chdir("sub")
-    patch = read_workspace(LARGEST).patch
-    assert b"+a = 2" in patch
-    assert b"beside.py" in patch
-
-
-def test_reading_leaves_index_and_working_tree_as_they_were(repository: Path) -> None:
-    Path("new.py").write_text("b = 1\n")
-    before = (git("status", "--porcelain"), Path(".git/index").read_bytes())
-    read_workspace(LARGEST)
-    assert (git("status", "--porcelain"), Path(".git/index").read_bytes()) == before
-
-
-def test_folder_without_a_repository_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    with pytest.raises(TruefitError) as caught:
-        read_workspace(LARGEST)
-    assert str(caught.value) == (
-        "git rev-parse: fatal: not a git repository (or any of the parent directories): .git; "
-        "every run records its commit: `git init` and commit"
-    )
-
-
-def test_repository_without_a_commit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    git("init", "--quiet")
-    with pytest.raises(TruefitError, match=r"^git rev-parse: fatal: Needed a single revision; every run records"):
-        read_workspace(LARGEST)
-
-
-def test_missing_git_is_refused(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(repository))
-    with pytest.raises(TruefitError, match=r"^git: not found; every run records the commit that it ran on$"):
-        read_workspace(LARGEST)
 
 
 def test_environment_names_all_that_may_change_the_bits() -> None:
@@ -193,3 +52,47 @@ def test_environment_names_all_that_may_change_the_bits() -> None:
     assert environment["threads"] == str(torch.get_num_threads())
     assert environment["device"] == "cpu"
     assert set(environment) == set(ENVIRONMENT) >= {"python", "numpy", "mlflow", "dvc", "pandas", "platform", "device_name"}
+
+
+def test_origin_has_one_digest_over_its_record_and_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Faults 14 and 19: what is left out is said before the training begins, and no secret is in what is recorded."""
+    token = "ghp_" + "a1B2" * 9
+    monkeypatch.chdir(tmp_path)
+    git("init", "--quiet")
+    git("remote", "add", "origin", "https://me:" + "hunter2@example.org/a.git")
+    for name in ("params.yaml", "dvc.yaml", "code.py"):
+        Path(name).write_text("generate: {rows: 9}\n")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "one")
+    Path("code.py").write_text("a: 2\n")
+    Path("dvc.yaml").write_text(f"cmd: curl -H {token}\n")
+    Path("rows.csv").write_text("1,2\n")
+    origin = read_origin(Params(), {}, "numpy", TABLE, torch.device("cpu"), 1_000_000)
+    record = {f"record/{name}" for name in ("environment.json", "params.yaml", "diff.patch", "commits.bundle")}
+    assert set(origin.artifacts) == record
+    assert not any(token.encode() in content for content in origin.artifacts.values())
+    head = git("rev-parse", "HEAD")
+    expected = {
+        "git.commit": head,
+        "git.root": head,
+        "git.dirty": "true",
+        "git.remote": "https://example.org/a.git",
+        "git.incomplete": "dvc.yaml (a GitHub token may be in it)",
+        "git.omitted": "dvc.yaml (a GitHub token may be in it); rows.csv (neither code nor configuration)",
+        "record.sha256": record_digest(origin.artifacts),
+    }
+    assert {name: value for name, value in origin.tags.items() if name.startswith(("git.", "record."))} == expected
+    missing = "dvc.yaml (a GitHub token may be in it)"
+    assert capfd.readouterr().err == (
+        f"warning: not in the run's record: {missing}; without that `truefit rerun` cannot judge it\n"
+    )
+    Path("code.py").write_text(f"key = '{token}'\n")
+    git("commit", "--quiet", "--all", "--message", "two")
+    origin = read_origin(Params(), {}, "numpy", TABLE, torch.device("cpu"), 1_000_000)
+    assert origin.tags["git.unbundled"] == "a GitHub token may be in their code.py"
+    assert "record/commits.bundle" not in origin.artifacts
+    assert "warning: commits that https://example.org/a.git lacks are not in the run's record: a GitHub token" in (
+        capfd.readouterr().err
+    )

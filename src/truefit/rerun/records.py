@@ -123,8 +123,10 @@ def unfit(run: "MlflowRun") -> str | None:
             return f"it has no tag {tag}, which every training sets"
     if names.CHANGED_TAG in tags:
         return f"these files changed while it ran: {tags[names.CHANGED_TAG]}"
-    if names.OMITTED_TAG in tags:
-        return f"uncommitted files were too large for its record: {tags[names.OMITTED_TAG]}"
+    # A record without a digest is of the time when only files that were too large were left out.
+    lacking = names.INCOMPLETE_TAG if names.RECORD_TAG in tags else names.OMITTED_TAG
+    if lacking in tags:
+        return f"uncommitted files are not in its record: {tags[lacking]}"
     return None
 
 

@@ -43,6 +43,14 @@ def git(
     return done
 
 
+def root_commit(cwd: Path | None = None) -> str:
+    """Return the first commit in the history of the one checked out, which all clones of a repository have in common.
+
+    Of several, as after two histories were merged, the last that git names. Raises TruefitError where there is no commit.
+    """
+    return git("rev-list", "--max-parents=0", "HEAD", cwd=cwd).stdout.decode().split()[-1]
+
+
 def complaint(done: "subprocess.CompletedProcess[bytes]") -> str:
     """Return the first line of what git wrote to its stderr."""
     return (done.stderr.decode(errors="replace").strip() or "failed").splitlines()[0]

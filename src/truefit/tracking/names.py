@@ -3,7 +3,13 @@
 # Tags of a training: what it started from.
 ENGINE_TAG = "engine"
 COMMIT_TAG, DIRTY_TAG = "git.commit", "git.dirty"
-OMITTED_TAG = "git.omitted"  # uncommitted files that were too large for the record
+OMITTED_TAG = "git.omitted"  # uncommitted files that are not in the record, with the reasons
+INCOMPLETE_TAG = "git.incomplete"  # those of them that a rerun needs
+ROOT_TAG = "git.root"  # the first commit of the repository, by which its runs are told from others'
+REMOTE_TAG = "git.remote"  # the address of the repository's remote, without credentials
+BASE_TAG = "git.base"  # the newest commit of its history that the remote has; the recorded bundle builds on it
+UNBUNDLED_TAG = "git.unbundled"  # why commits that the remote does not have are not in the record
+RECORD_TAG = "record.sha256"  # over all that lies in record/
 CODE_TAG, CSV_TAG, TABLE_TAG = "code.sha256", "csv.sha256", "table.sha256"
 EXPERIMENT_TAG, BASELINE_TAG, GRID_TAG = "dvc.exp", "dvc.baseline", "dvc.grid"
 
@@ -39,6 +45,8 @@ RECORD, STATE_DICT, FIGURES, MODEL, RERUN = "record", "state_dict", "figures", "
 RECORDED_FILES = ("params.yaml", "dvc.yaml", "dvc.lock")  # of the project, as they are
 RECORDED_PARAMS, RECORDED_PIPELINE, RECORDED_LOCK = (f"{RECORD}/{name}" for name in RECORDED_FILES)
 RECORDED_PATCH, RECORDED_ENVIRONMENT = f"{RECORD}/diff.patch", f"{RECORD}/environment.json"
+RECORDED_BUNDLE = f"{RECORD}/commits.bundle"  # those that the remote does not have
+RECORDED_SUBMODULES = f"{RECORD}/submodules.json"  # the commit of each that is checked out, by its path from the root
 STATES = ("best", "final")  # best.pt and final.pt
 MODEL_DESCRIPTION = f"{STATE_DICT}/model.json"
 

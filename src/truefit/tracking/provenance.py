@@ -1,13 +1,9 @@
-"""Where a result comes from: params, data, the commit, what was changed since, the code, and the environment.
-
-Neither the working tree nor the index changes.
-"""
+"""Where a result comes from: params, data, the commit, what was changed since, the code, and the environment."""
 
 import json
 import os
 import platform
-import shutil
-import tempfile
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,18 +18,15 @@ from truefit.core.files import sha256
 from truefit.data.columns.number import Number
 from truefit.data.table import Table
 from truefit.tracking import names
-from truefit.tracking.git import git
+from truefit.tracking.commits import Commits, read_commits
+from truefit.tracking.git import root_commit
 from truefit.tracking.journal import Values
+from truefit.tracking.record import record_digest
+from truefit.tracking.secrets import find_secret
+from truefit.tracking.workspace import LeftOut, Workspace, read_workspace, summary
 
 PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "mlflow", "dvc")
 ENVIRONMENT = ("python", *PACKAGES, "platform", "cpu_capability", "threads", "device", "device_name")
-# Everything below the repository's root, but for where secrets may be: DVC keeps the addresses of its remotes here.
-_RECORDED = (":/", ":(top,exclude,glob)**/.dvc/config*", ":(top,exclude,glob)**/.env*")
-# Whatever the user's own settings of git say of how a diff looks.
-_DIFF = (
-    *("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--no-relative", "--src-prefix=a/", "--dst-prefix=b/"),
-    "--submodule=short",
-)
 
 
 @dataclass(frozen=True)
@@ -76,26 +69,72 @@ def read_origin(
 ) -> Origin:
     """Return what a run starts from, in the folder of params.yaml; `train` holds the settings of that section as checked.
 
-    Uncommitted files of more than `largest` bytes are named only. Raises TruefitError where there is no commit.
+    Uncommitted files are recorded up to `largest` bytes, each and together; so are commits that the remote does not have.
+    Raises TruefitError where there is no commit.
     """
-    workspace, environment = read_workspace(largest), read_environment(device)
-    artifacts = {f"{names.RECORD}/{name}": Path(name).read_bytes() for name in names.RECORDED_FILES if Path(name).exists()}
+    environment, workspace = read_environment(device), read_workspace(largest)
+    artifacts, withheld = _recorded_files()
     artifacts[names.RECORDED_ENVIRONMENT] = json.dumps(environment, indent=2).encode()
+    if workspace.dirty:
+        artifacts[names.RECORDED_PATCH] = workspace.patch
+    if workspace.submodules:
+        artifacts[names.RECORDED_SUBMODULES] = json.dumps(workspace.submodules, indent=2).encode()
+    commits = read_commits(workspace.commit, largest)
+    if commits.bundle:
+        artifacts[names.RECORDED_BUNDLE] = commits.bundle
+    git_tags = {**_workspace_tags(workspace, withheld), **_commits_tags(commits)}
+    _warn(git_tags)
     tags = {
         names.ENGINE_TAG: engine,
         names.CSV_TAG: table.csv.sha256,
         names.TABLE_TAG: table.digest,
         names.CODE_TAG: code_digest(read_code()),  # of the folder that this module was imported from
-        names.COMMIT_TAG: workspace.commit,
-        names.SOURCE_COMMIT_TAG: workspace.commit,
-        names.DIRTY_TAG: str(workspace.dirty).lower(),
+        names.RECORD_TAG: record_digest(artifacts),
+        **git_tags,
         **environment,
     }
-    if workspace.dirty:
-        artifacts[names.RECORDED_PATCH] = workspace.patch
-    if workspace.omitted:
-        tags[names.OMITTED_TAG] = ", ".join(workspace.omitted)[:5000]
     return Origin(flatten({**params.values, "train": train}), tags, table, artifacts)
+
+
+def _recorded_files() -> tuple[dict[str, bytes], list[LeftOut]]:
+    """Return the project's own files that each run has as they are, but for those that seem to hold a secret."""
+    artifacts, withheld = {}, []
+    for name in filter(os.path.exists, names.RECORDED_FILES):
+        content = Path(name).read_bytes()
+        if what := find_secret(name, content):
+            withheld.append(LeftOut(name, f"{what} may be in it", needed=True))
+        else:
+            artifacts[f"{names.RECORD}/{name}"] = content
+    return artifacts, withheld
+
+
+def _workspace_tags(workspace: Workspace, withheld: list[LeftOut]) -> dict[str, str]:
+    known = {file.name for file in withheld}
+    left_out = withheld + [file for file in workspace.left_out if file.name not in known]
+    tags = {
+        names.COMMIT_TAG: workspace.commit,
+        names.SOURCE_COMMIT_TAG: workspace.commit,
+        names.ROOT_TAG: root_commit(),
+        names.DIRTY_TAG: str(workspace.dirty).lower(),
+        names.OMITTED_TAG: summary(left_out),
+        names.INCOMPLETE_TAG: summary(file for file in left_out if file.needed),
+    }
+    return {tag: value for tag, value in tags.items() if value}
+
+
+def _commits_tags(commits: Commits) -> dict[str, str]:
+    tags = {names.REMOTE_TAG: commits.remote, names.BASE_TAG: commits.base, names.UNBUNDLED_TAG: commits.unbundled}
+    return {tag: value for tag, value in tags.items() if value}
+
+
+def _warn(tags: Mapping[str, str]) -> None:
+    """Say at the start what will be missing, while it can still be committed, cleaned or pushed."""
+    if missing := tags.get(names.INCOMPLETE_TAG):
+        print(f"warning: not in the run's record: {missing}; without that `truefit rerun` cannot judge it", file=sys.stderr)
+    if missing := tags.get(names.UNBUNDLED_TAG):
+        where = tags[names.REMOTE_TAG]
+        text = f"warning: commits that {where} lacks are not in the run's record: {missing}; `git push` shows them to others"
+        print(text, file=sys.stderr)
 
 
 def code_in_use() -> dict[str, str]:
@@ -106,69 +145,6 @@ def code_in_use() -> dict[str, str]:
 def changed_since(before: Mapping[str, str]) -> list[str]:
     """Return the files whose digests are no longer those of `code_in_use` before."""
     return sorted({name for name, _ in before.items() ^ code_in_use().items()})
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """The commit checked out, and a patch with all that differs from it; `omitted` names the files too large for that."""
-
-    commit: str
-    patch: bytes
-    omitted: tuple[str, ...] = ()
-
-    @property
-    def dirty(self) -> bool:
-        """Whether anything differs from the commit."""
-        return bool(self.patch or self.omitted)
-
-
-def read_workspace(largest: int) -> Workspace:
-    """Return the state of the git repository that the current folder is in, with files of up to `largest` bytes.
-
-    Raises TruefitError where there is no repository or no commit in it.
-    """
-    advice = "; every run records its commit: `git init` and commit"
-    commit = git("rev-parse", "--verify", "HEAD", advice=advice).stdout.decode().strip()
-    top = _path("--show-toplevel")
-    with tempfile.TemporaryDirectory() as folder:
-        # A copy of the index, so that files which git does not know yet can be added to it without a trace. Not those of
-        # the project's data/: a patch would grow with them, and the run has the digest of the CSV that it read.
-        index = Path(folder, "index")
-        # With its time: by that git knows which files, of the same size and second, it must read to see whether they changed.
-        shutil.copy2(_path("--path-format=absolute", "--git-path", "index"), index)
-        omitted = _add_new_files(top, index, largest)
-        omitted += [name for name, size in _changed(top, index) if size > largest]
-        places = [*_RECORDED, *(f":(top,exclude,literal){name}" for name in omitted)]
-        patch = git(*_DIFF, "--binary", "--unified=3", "HEAD", "--", *places, index=index).stdout
-    return Workspace(commit, patch, tuple(omitted))
-
-
-def _path(*asked: str) -> Path:
-    return Path(os.fsdecode(git("rev-parse", *asked).stdout).rstrip("\n"))
-
-
-def _add_new_files(top: Path, index: Path, largest: int) -> list[str]:
-    """Add to the index the files that git does not know, but for those over `largest` bytes, which it returns."""
-    listed = git("ls-files", "--others", "--exclude-standard", "--full-name", "-z", *_RECORDED, ":(exclude)data", index=index)
-    names = [os.fsdecode(name) for name in listed.stdout.split(b"\0")[:-1]]
-    # A repository of its own inside this one, whose name ends so, counts as too large.
-    large = [name for name in names if name.endswith("/") or os.lstat(top / name).st_size > largest]
-    small = b"".join(os.fsencode(name) + b"\0" for name in names if name not in set(large))
-    adding = ("add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul")
-    git("-C", str(top), "--literal-pathspecs", *adding, index=index, given=small)
-    return large
-
-
-def _changed(top: Path, index: Path) -> list[tuple[str, int]]:
-    """Return the files that differ from the commit, each with its bytes, before or after: whichever are more."""
-    raw = git(*_DIFF, "--raw", "-z", "--no-renames", "--no-abbrev", "HEAD", "--", *_RECORDED, index=index)
-    fields = os.fsdecode(raw.stdout).split("\0")[:-1]
-    names, former = fields[1::2], [entry.split()[2] for entry in fields[::2]]
-    asked = "".join(f"{blob}\n" for blob in former).encode()
-    sizes = git("cat-file", "--batch-check=%(objectsize)", given=asked).stdout.decode().splitlines()
-    before = [int(size) if size.isdigit() else 0 for size in sizes]  # a new file is `missing` there
-    after = [os.lstat(top / name).st_size if os.path.lexists(top / name) else 0 for name in names]
-    return list(zip(names, map(max, before, after), strict=True))
 
 
 def read_environment(device: torch.device) -> dict[str, str]:

@@ -23,7 +23,7 @@ class TrackSettings(Settings):
 
     @property
     def largest_file(self) -> int:
-        """The bytes of the largest uncommitted file that the record holds."""
+        """The bytes of uncommitted files that the record holds, each and together, and of commits that are not pushed."""
         return int(self.largest_file_mb * 1_000_000)
 
 
