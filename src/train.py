@@ -72,6 +72,7 @@ def main() -> None:
     last = outcome.epochs[-1]
     print(f"epoch {last.epoch}: train loss {last.train_loss:.6g}, validation loss {last.validation_loss:.6g}")
     print(run)
+    run.end()
 
 
 def parse() -> argparse.Namespace:

@@ -11,13 +11,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Run
 from workspace import Workspace
+
+from truefit.tracking.journal import Journal
+from truefit.tracking.records import Metrics
 
 TRAIN = ("python", "src/train.py", "data/prepared", "results")
 
@@ -70,11 +73,17 @@ class Server:
 def wait_for_epochs(workspace: Workspace, process: subprocess.Popen[str], epochs: int) -> None:
     """Wait until the journal has so many epochs."""
     while process.poll() is None:
-        journals = [path.read_text() for path in workspace.path.glob(".truefit/runs/*/journal.jsonl")]
-        if max((journal.count('"metrics"') for journal in journals), default=0) >= epochs:
+        if max((recorded_epochs(path) for path in workspace.path.glob(".truefit/runs/*.sqlite")), default=0) >= epochs:
             return
         time.sleep(0.02)
     raise AssertionError("it ended before")
+
+
+def recorded_epochs(journal: Path) -> int:
+    """Return how many epochs a journal has; 0 also where it is gone."""
+    with suppress(OSError):
+        return sum(isinstance(record, Metrics) for record, _ in Journal(journal).read())
+    return 0
 
 
 def complaints(printed: str) -> list[str]:

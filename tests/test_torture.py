@@ -10,10 +10,12 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers_server import recorded_epochs
 from helpers_stages import Stages
 from helpers_torture import SEED, TORTURE
 from mlflow.entities import Run
@@ -126,8 +128,8 @@ def configure(workspace: Workspace, name: str, settings: dict[str, Any], **other
 def until_begun(workspace: Workspace, process: subprocess.Popen[str], metrics: bool = False) -> None:
     """Wait until the training has its run and so begins its steps, or has metrics of an epoch, or has ended."""
     while process.poll() is None:
-        journals = [path.read_text() for path in workspace.path.glob(".truefit/runs/*/journal.jsonl")]
-        if any('"metrics"' in journal for journal in journals) if metrics else journals:
+        journals = [*workspace.path.glob(".truefit/runs/*.sqlite")]
+        if any(map(recorded_epochs, journals)) if metrics else journals:
             return
         time.sleep(0.01)
 
@@ -193,6 +195,44 @@ def test_killed_training_ends_with_the_bits_of_one_that_was_not(prepared: Worksp
         check_run(workspace, run, reference)
     # What began after such an end is a training of its own.
     assert len(runs) == 1 + KILLS[name] - resumed
+    assert not list((workspace.path / ".truefit/checkpoints").iterdir())
+    assert not list((workspace.path / ".truefit/runs").iterdir())
+
+
+@pytest.mark.xdist_group("torture")
+def test_training_killed_between_its_last_epoch_and_the_end_of_its_stage_is_one_run(
+    prepared: Workspace, stages: Stages
+) -> None:
+    """Fault 7."""
+    print(f"seed {SEED}")
+    generator, workspace = random.Random(f"{SEED} end"), prepared
+    settings = {"engine": "numpy", "batch_size": 50, "epochs": 4}
+
+    def train_until_killed(name: str, seconds: float | None) -> float:
+        """Train, and kill it so many seconds after its last epoch; return the seconds that it had, or took, after it."""
+        configure(workspace, name, settings, checkpoint={"epochs": 3, "seconds": None})
+        process = start(workspace, *SCRIPT)
+        while process.poll() is None and not any(map(has_ended, workspace.path.glob(".truefit/runs/*.sqlite"))):
+            time.sleep(0.002)
+        begun = time.monotonic()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        kill(process)
+        return time.monotonic() - begun
+
+    def has_ended(journal: Path) -> bool:
+        return recorded_epochs(journal) == settings["epochs"]
+
+    duration = train_until_killed("undisturbed", None)
+    expected = results(workspace)
+    (reference,) = workspace.runs("undisturbed")
+    for number in range(50 if TORTURE else 2):
+        name = f"end {number}"
+        train_until_killed(name, generator.uniform(0, duration))
+        train(workspace, stages) if any((workspace.path / ".truefit/runs").iterdir()) else None
+        assert results(workspace) == expected
+        (run,) = workspace.runs(name)
+        check_run(workspace, run, reference)
     assert not list((workspace.path / ".truefit/checkpoints").iterdir())
     assert not list((workspace.path / ".truefit/runs").iterdir())
 

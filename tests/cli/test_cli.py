@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from workspace import ROOT
 
 from truefit.cli.main import commands, main
-from truefit.tracking.journal import Header, Journal
+from truefit.tracking.journal import Journal
+from truefit.tracking.records import Header
 
 COMMAND = [sys.executable, "-c", "from truefit.cli.main import main; main()"]
 
@@ -42,7 +43,8 @@ def test_interrupted_sync_exits_as_an_interrupted_stage_and_keeps_the_run(tmp_pa
         server.settimeout(60)
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"
         header = Header(key="0" * 32, store=uri, experiment="e", name="n", start_time=5, tags={})
-        Journal.create(tmp_path / ".truefit/runs", header, [], {})
+        (tmp_path / ".truefit/runs").mkdir(parents=True)
+        Journal.create(tmp_path / ".truefit/runs", header, [], {}).close()
         process = subprocess.Popen(
             [*COMMAND, "sync"], env=environment(tmp_path, uri), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -51,7 +53,7 @@ def test_interrupted_sync_exits_as_an_interrupted_stage_and_keeps_the_run(tmp_pa
             process.send_signal(signal.SIGINT)
             _, complaint = process.communicate(timeout=60)
     assert (process.returncode, complaint) == (130, "\nerror: stopped by SIGINT\n")  # below the ^C of a terminal
-    assert (tmp_path / ".truefit/runs" / header.key / "journal.jsonl").exists()
+    assert (tmp_path / ".truefit/runs" / f"{header.key}.sqlite").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
 """A real tracking server that goes away and comes back: nothing is lost, nothing comes twice, and `truefit sync` sends it."""
 
+import http.client
+import http.server
 import random
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -12,9 +16,13 @@ from helpers_rerun import rerun
 from helpers_server import TRAIN, Server, complaints, wait_for_epochs
 from helpers_stages import Stages
 from helpers_torture import SEED, TORTURE
+from helpers_tracking import complete
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from workspace import Workspace
+
+from truefit.tracking import sending
+from truefit.tracking.run import TrackSettings
 
 EPOCHS = 24
 
@@ -168,6 +176,61 @@ def test_sync_beside_a_training_neither_doubles_nor_loses(workspace: Workspace, 
     assert (complaints(process.communicate()[1]), process.returncode) == ([], 0)
     assert waiting(workspace) == 0
     check_whole(workspace, server, "beside")
+
+
+class Proxy(http.server.BaseHTTPRequestHandler):
+    """Hands requests on to a server, and its answers back, those to an upload later."""
+
+    to: str
+    seconds: float  # that an upload takes longer
+
+    def _hand_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        connection = http.client.HTTPConnection(self.to, timeout=60)
+        with closing(connection), suppress(OSError):
+            connection.request(self.command, self.path, body, dict(self.headers))
+            answer = connection.getresponse()
+            content = answer.read()
+            time.sleep(self.seconds if self.command == "PUT" else 0)
+            self.send_response(answer.status)
+            self.send_header("Content-Type", answer.headers["Content-Type"])
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _hand_on  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
+
+
+@pytest.mark.parametrize(("rate", "takes"), [(100_000, True), (10_000_000, False)])
+def test_upload_is_waited_for_as_long_as_its_size_allows(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rate: int,
+    takes: bool,
+) -> None:
+    """Fault 12."""
+    server.start()
+    monkeypatch.setattr(Proxy, "to", server.uri.removeprefix("http://"), raising=False)
+    monkeypatch.setattr(Proxy, "seconds", 5, raising=False)
+    monkeypatch.setattr(sending, "PATIENCE", 1)
+    monkeypatch.setattr(sending, "SLOWEST", rate)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{proxy.server_port}")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+        run = complete(TrackSettings(experiment="slow"), f"slow {takes}", artifacts={"record/a": bytes(1_000_000)})
+        proxy.shutdown()
+    (found,) = MlflowClient(server.uri).search_runs(
+        [MlflowClient(server.uri).get_experiment_by_name("slow").experiment_id], f"attributes.run_name = '{run.name}'"
+    )
+    complaint = capsys.readouterr().err
+    assert (found.info.status, "`truefit sync` sends it" in complaint) == (("FINISHED", False) if takes else ("RUNNING", True))
 
 
 @pytest.mark.skipif(not TORTURE, reason="a minute long: `make torture`")

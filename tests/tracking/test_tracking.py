@@ -1,6 +1,5 @@
 """The MLflow store: where it is, what a run holds, how it ends, how it goes on, and what is refused."""
 
-import hashlib
 import json
 import os
 import random
@@ -9,116 +8,38 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers_torture import TORTURE
-from mlflow import MlflowClient
-from mlflow.entities import Run as MlflowRun
+from helpers_tracking import (
+    TABLE,
+    TRAINING,
+    client,
+    complete,
+    digest_of,
+    evaluated,
+    fetch,
+    origin,
+    refuse,
+    start,
+    stored,
+    waiting,
+)
 from workspace import ROOT
 
 from truefit.core.errors import StoppedError, TrackingError, TruefitError
-from truefit.data.columns.number import Number
-from truefit.data.table import CsvSource, Table
 from truefit.model import serving
 from truefit.tracking.journal import Journal, pending
 from truefit.tracking.names import DIGEST_TAG
 from truefit.tracking.provenance import Origin
+from truefit.tracking.records import Sent
 from truefit.tracking.run import Run, TrackSettings
-from truefit.tracking.sending import Sender
+from truefit.tracking.sending import Sender, Uploader
 from truefit.tracking.store import Store
 
-TABLE = Table(
-    csv=CsvSource(path="data/own.csv", sha256="0123456789abcdef" * 4),
-    columns=[Number(name="a"), Number(name="b")],
-    target="c",
-    dtype="float32",
-    rows={"train": 8, "validation": 1, "test": 1},
-    mean=[0, 0, 0],
-    std=[1, 1, 1],
-    sha256={"train": "", "validation": "", "test": ""},
-)
-# A training as short as can be, in a process of its own.
-TRAINING = """
-from truefit.data.columns.number import Number
-from truefit.data.table import CsvSource, Table
-from truefit.tracking.provenance import Origin
-from truefit.tracking.run import TrackSettings
-from truefit.tracking.store import Store
-split = {"train": 8, "validation": 1, "test": 1}
-table = Table(csv=CsvSource(path="a.csv", sha256="0" * 64), columns=[Number(name="a")], target="c", dtype="float32",
-              rows=split, mean=[0, 0], std=[1, 1], sha256={name: "" for name in split})
-with Store().training_run(TrackSettings(), "name", "f" * 64, lambda: Origin({"a": 1}, {}, table, {})) as run:
-    run.log_metrics({"loss": 0.5}, 1)
-"""
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose store is opened once, since creating one takes seconds."""
-    return tmp_path_factory.mktemp("root")
-
-
-@pytest.fixture(autouse=True)
-def environment(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MLFLOW_TRACKING_URI", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("DVC_ROOT", str(root))
-
-
-@pytest.fixture
-def track(request: pytest.FixtureRequest) -> TrackSettings:
-    """An experiment for each test."""
-    return TrackSettings(experiment=request.node.name)
-
-
-def origin(
-    params: Mapping[str, Any] | None = None,
-    tags: Mapping[str, str] | None = None,
-    artifacts: Mapping[str, bytes] | None = None,
-) -> Origin:
-    return Origin(params or {}, tags or {}, TABLE, artifacts or {})
-
-
-def digest_of(track: TrackSettings, word: str) -> str:
-    """Return a fingerprint or digest, another for each test and word."""
-    return hashlib.sha256(f"{track.experiment}: {word}".encode()).hexdigest()
-
-
-def complete(track: TrackSettings, word: str, **given: Mapping[str, Any]) -> Run:
-    """Run a training that logs nothing to its end, with the digest of `word` for its model."""
-    with Store().training_run(track, word, digest_of(track, word), lambda: origin(**given)) as run:
-        run.set_tags({DIGEST_TAG: digest_of(track, word)})
-    return run
-
-
-def evaluated(track: TrackSettings, word: str) -> str | None:
-    """Run an evaluation that logs nothing, of the model of `word`, and return the id of the run that it completed."""
-    with Store().evaluation_run(track, digest_of(track, word)) as run:
-        pass
-    return run.run_id
-
-
-def client(root: Path) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
-
-
-def fetch(root: Path, run: Run) -> MlflowRun:
-    assert run.run_id is not None
-    return client(root).get_run(run.run_id)
-
-
-def stored(root: Path, experiment: str) -> list[MlflowRun]:
-    """Return the experiment's runs, the latest first."""
-    found = client(root).get_experiment_by_name(experiment)
-    return [] if found is None else list(client(root).search_runs([found.experiment_id]))
-
-
-def waiting(root: Path, track: TrackSettings) -> list[Journal]:
-    """Return the experiment's journals, the oldest first."""
-    return [journal for journal in pending(root / ".truefit/runs") if journal.header.experiment == track.experiment]
+pytestmark = pytest.mark.usefixtures("environment")
 
 
 def test_store_and_artifacts_lie_in_the_main_repositorys_root(
@@ -139,6 +60,7 @@ def test_run_ends_finished_with_all_its_metrics(root: Path, track: TrackSettings
     for key, first in [("loss", 1.0), ("other", 0.0)]:
         history = client(root).get_metric_history(found.info.run_id, key)
         assert [(metric.step, metric.value) for metric in history] == [(step, first / step) for step in range(1, 1501)]
+    run.end()
     assert waiting(root, track) == []
 
 
@@ -259,6 +181,7 @@ def test_training_goes_on_with_the_run_of_its_fingerprint(root: Path, track: Tra
     killed = fetch(root, first)
     with Store().training_run(track, "name", digest_of(track, "f"), no_origin) as second:
         run_metrics(second, [1, 2, 3])
+    second.end()
     found = fetch(root, second)
     assert [run.info.run_id for run in stored(root, track.experiment)] == [killed.info.run_id]
     assert (found.info.status, found.info.start_time) == ("FINISHED", killed.info.start_time)
@@ -305,13 +228,15 @@ def test_training_of_another_fingerprint_or_after_one_that_is_over_is_a_run_of_i
 ) -> None:
     with pytest.raises(KeyboardInterrupt), Store().training_run(track, "stopped", digest_of(track, "f"), origin):
         raise KeyboardInterrupt
-    with Store().training_run(track, "other", digest_of(track, "g"), origin):
+    with Store().training_run(track, "other", digest_of(track, "g"), origin) as run:
         pass
+    run.end()
     with pytest.raises(TruefitError), Store().training_run(track, "failed", digest_of(track, "h"), origin):
         raise TruefitError("which would come again")
     for _ in range(2):
-        with Store().training_run(track, "done", digest_of(track, "h"), origin):
+        with Store().training_run(track, "done", digest_of(track, "h"), origin) as run:
             pass
+        run.end()
     names = sorted(run.info.run_name for run in stored(root, track.experiment))
     assert names == ["done", "done", "failed", "other", "stopped"]
 
@@ -350,7 +275,7 @@ def test_sending_everything_again_adds_nothing(root: Path, track: TrackSettings)
     assert [metric.step for metric in history] == list(range(1, 1201))
     (journal,) = waiting(root, track)
     for _ in range(2):
-        (journal.folder / "sent.json").unlink()
+        journal.acknowledge(Sent())
         assert Store().sender.send(journal).run_id == run.run_id
     assert len(stored(root, track.experiment)) == 1
     assert fetch(root, run).to_dictionary() == before.to_dictionary()
@@ -398,6 +323,97 @@ def test_evaluation_prefers_the_run_of_its_own_rerun(track: TrackSettings, monke
     assert evaluated(track, "model") == mine.run_id
     monkeypatch.delenv("MLFLOW_RUN_CONTEXT")
     assert evaluated(track, "model") == plain.run_id
+
+
+def test_evaluations_of_two_clones_that_train_the_same_join_the_run_of_their_own(
+    track: TrackSettings, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 2."""
+    complete(TrackSettings(experiment="another, so that there is a store"), "name")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
+    trained = []
+    for clone in ("one", "two"):
+        monkeypatch.setenv("DVC_ROOT", str(tmp_path / clone))
+        trained.append(complete(track, "model").run_id)
+    joined = []
+    for clone in ("one", "two"):
+        monkeypatch.setenv("DVC_ROOT", str(tmp_path / clone))
+        joined.append(evaluated(track, "model"))
+    assert joined == trained
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "one that pulled the model"))
+    assert evaluated(track, "model") == trained[-1]
+
+
+def test_evaluation_of_a_training_whose_run_is_gone_joins_no_other(root: Path, track: TrackSettings) -> None:
+    """Fault 2."""
+    other, mine = complete(track, "model"), complete(track, "model")
+    client(root).delete_run(str(mine.run_id))
+    assert evaluated(track, "model") not in (other.run_id, mine.run_id)
+
+
+@pytest.mark.parametrize("planted", [b"\x80\x04\x95", b'[{"key": "../../x"}]', b"{}"])
+def test_a_planted_list_of_trainings_is_not_used_and_named(
+    root: Path, track: TrackSettings, planted: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = complete(track, "model")
+    path = root / ".truefit/trained" / digest_of(track, "model")
+    path.write_bytes(planted)
+    assert evaluated(track, "model") == run.run_id
+    assert capsys.readouterr().err.startswith(f"warning: {path}: damaged: ")
+
+
+# --- a stage that is killed after its run had ended (fault 7)
+
+
+def train_again(track: TrackSettings, steps: list[int]) -> Run:
+    with Store().training_run(track, "model", digest_of(track, "f"), origin) as run:
+        run_metrics(run, steps)
+        run.log_artifacts({"state_dict/final.pt": b"state"})
+        run.set_tags({DIGEST_TAG: digest_of(track, "model")})
+    return run
+
+
+@pytest.mark.parametrize("moment", ["before a part is sent", "when all was sent"])
+def test_training_whose_stage_did_not_end_is_the_same_run_when_it_is_executed_again(
+    root: Path, track: TrackSettings, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Fault 7."""
+    (root / ".truefit/checkpoints" / digest_of(track, "f")).mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        if moment == "before a part is sent":
+            patch.setattr(Sender, "send", refuse)
+            patch.setattr(Uploader, "finish", interrupt)
+        with suppress(KeyboardInterrupt):
+            train_again(track, [1, 2])
+    list(Store().sync())
+    assert [run.info.status for run in stored(root, track.experiment)] == ["FINISHED"]
+    again = train_again(track, [1, 2])
+    again.end()
+    (found,) = stored(root, track.experiment)
+    assert (found.info.run_id, found.info.status) == (again.run_id, "FINISHED")
+    assert "failure" not in found.data.tags
+    assert [metric.step for metric in client(root).get_metric_history(found.info.run_id, "loss")] == [1, 2]
+    assert waiting(root, track) == []
+    assert evaluated(track, "model") == again.run_id
+    train_again(track, [1, 2]).end()
+    assert len(stored(root, track.experiment)) == 2
+
+
+def interrupt(_: Uploader) -> None:
+    raise KeyboardInterrupt
+
+
+def test_run_that_is_ended_while_the_store_is_away_is_sent_later_and_not_gone_on_with(
+    root: Path, track: TrackSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Sender, "send", refuse)
+        train_again(track, [1]).end()
+    train_again(track, [1]).end()
+    assert len(waiting(root, track)) == 1
+    list(Store().sync())
+    assert waiting(root, track) == []
+    assert [run.info.status for run in stored(root, track.experiment)] == ["FINISHED", "FINISHED"]
 
 
 def test_secrets_in_the_address_of_the_git_remote_are_not_recorded(
@@ -461,10 +477,6 @@ def test_evaluation_sends_the_training_that_waits_and_joins_it(
     assert [journal.header.name for journal in waiting(root, track)] == ["another model"]
 
 
-def refuse(self: Sender, journal: Journal) -> None:
-    raise TrackingError("away")
-
-
 @pytest.mark.filterwarnings("ignore")  # mlflow's own, of its types and of pandas
 def test_a_model_recorded_before_an_interruption_and_again_after_it_can_be_sent(
     root: Path, track: TrackSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -484,6 +496,7 @@ def test_a_model_recorded_before_an_interruption_and_again_after_it_can_be_sent(
             raise StoppedError(signal.SIGTERM, "before the end")
         with Store().training_run(track, "name", digest_of(track, "f"), origin) as run:
             record(run)
+        run.end()
     (journal,) = waiting(root, track)
     sent = Store().sender.send(journal)
     assert sent.run_id is not None
@@ -502,9 +515,9 @@ def test_server_that_is_away_is_a_warning_without_its_password(
     (journal,) = waiting(tmp_path, track)
     warned = capsys.readouterr().err
     assert warned.startswith("warning: MLflow store http://127.0.0.1:9: ")
-    assert warned.endswith(f"; {journal.folder} keeps run 'name': `truefit sync` sends it\n")
+    assert warned.endswith(f"; {journal.path} keeps run 'name': `truefit sync` sends it\n")
     assert warned.count("\n") == 1
-    assert str(run) == f"MLflow run 'name', which waits in {journal.folder}"
+    assert str(run) == f"MLflow run 'name', which waits in {journal.path}"
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or b"secret" not in path.read_bytes()
     assert "secret" not in warned
@@ -521,7 +534,7 @@ def test_journal_for_another_store_is_refused(track: TrackSettings, tmp_path: Pa
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         ((journal, result),) = Store().sync()
         assert str(result) == "is for the store http://127.0.0.1:9; see MLFLOW_TRACKING_URI"
-        assert journal.folder.exists()
+        assert journal.path.exists()
     assert not (tmp_path / "mlflow.db").exists()
 
 
@@ -597,13 +610,7 @@ def test_store_that_fails_as_well_does_not_hide_the_reason(
         (tmp_path / "mlflow.db").write_bytes(b"no database any more" * 1000)
         raise TruefitError("the reason")
     (journal,) = waiting(tmp_path, track)
-    assert capsys.readouterr().err.endswith(f"; {journal.folder} keeps run 'name': `truefit sync` sends it\n")
-
-
-def start(root: Path) -> "subprocess.Popen[str]":
-    """Start a training in a process of its own, on the store in `root`."""
-    environment = {"DVC_ROOT": str(root), "PYTHONPATH": str(ROOT / "src"), "PATH": "/usr/bin:/bin"}
-    return subprocess.Popen([sys.executable, "-c", TRAINING], env=environment, stderr=subprocess.PIPE, text=True)
+    assert capsys.readouterr().err.endswith(f"; {journal.path} keeps run 'name': `truefit sync` sends it\n")
 
 
 def test_four_processes_may_open_a_fresh_store_at_once(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ def commands() -> None:
 
 
 @commands.command()
-def sync() -> None:
+@click.option("--forget", metavar="RUN", help="Give up the run of this MLflow id, key or name: what waits of it is not sent.")
+def sync(forget: str | None) -> None:
     """Send runs that MLflow does not have yet, or not whole, to the store that they are for.
 
     They wait in .truefit/runs/, and a stage that could not send one says so. For example, for those of a server:
@@ -37,14 +38,22 @@ def sync() -> None:
         MLFLOW_TRACKING_URI=http://127.0.0.1:5000 truefit sync
 
     Without the variable, those of this repository's own store are sent. The exit status is 0 when none is left, else 2.
+    What waits for a store that is gone, or for a run that is not to come back, is given up with --forget.
     """
+    store = Store()
+    if forget is not None:
+        given_up = store.forget(forget)
+        click.echo(f"{given_up.header.name}: given up, with all that {given_up.path.name} held")
+        return
     unsent = 0
-    for journal, result in Store().sync():
+    for journal, result in store.sync():
         if isinstance(result, Exception):
             unsent += 1
             click.echo(f"{journal.header.name}: {result}", err=True)
         else:
             click.echo(f"{journal.header.name}: sent to MLflow run {result.run_id}")
+            if result.skipped:
+                click.echo(f"{journal.header.name}: refused by the store, and left out: {', '.join(result.skipped)}", err=True)
     if unsent:
         raise TrackingError(f"{unsent} runs could not be sent; they are kept")
 

@@ -29,6 +29,7 @@ _ALLOWED = {
     "tuple_type": "a valid list",
     "too_short": "at least {min_length} item",
     "string_too_short": "at least {min_length} character",
+    "string_too_long": "at most {max_length} characters",
     "value_error": "{error}",
 }
 _UNKNOWN_KEY = ("extra_forbidden", "invalid_key")  # pydantic's types, the latter for a key that is no text

@@ -116,7 +116,9 @@ class _Attempt:
             store.experiment(self._experiment)
             print(f"running {self._run.info.run_name!r} again in {worktree.project}", file=sys.stderr)
             done = worktree.dvc(["repro", "--no-run-cache", "--force", "evaluate"], self._environment())
-            if done.returncode == 0 and any((worktree.project / ".truefit/runs").glob("*/journal.jsonl")):
+            waiting = [*(worktree.project / ".truefit/runs").glob("*.sqlite")]
+            waiting += (worktree.project / ".truefit/runs").glob("*/journal.jsonl")  # of code that is older
+            if done.returncode == 0 and waiting:
                 raise TrackingError(
                     f"MLflow store {store.redacted_uri}: did not take the whole run; try again when it answers"
                 )

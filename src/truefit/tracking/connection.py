@@ -13,8 +13,8 @@ from filelock import FileLock
 from truefit.core.errors import StoreAwayError, TrackingError
 from truefit.core.files import atomic_path
 from truefit.core.redaction import redacted
-from truefit.tracking.journal import now
 from truefit.tracking.names import EXCESS_MSE, TEST_PREFIX, VALIDATION_LOSS
+from truefit.tracking.records import now
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,255 +1,307 @@
-"""The journal of a run: a folder on this machine's disk with all that is to reach MLflow.
+"""The journal of a run: a SQLite file on this machine's disk with all that is to reach MLflow, and how far it has come.
 
 A run appears with its whole origin or not at all. What was written survives the death of the process, and of the machine but
-for the last second; a line torn by a kill is dropped.
+for the last second. A file that is no journal, or one of another format, is set aside and stops nothing else.
 """
 
+import errno
 import hashlib
-import os
+import re
 import shutil
+import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import IO, Annotated, Literal, Self, TypeVar
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
-from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import ValidationError
 
 from truefit.core.errors import TrackingError
-from truefit.core.files import naming, sha256, write_bytes, write_json
+from truefit.core.files import atomic_path
+from truefit.tracking.records import RECORD, Artifact, Header, Record, Sent, Status, Values
 
+FORMAT = 2  # of the tables; 1 was a folder with a file of JSON lines
 SYNC_SECONDS = 1.0  # that records may wait for the disk; the operating system has them at once
 BUSY_SECONDS = 10.0  # that another process which sends the same journal is waited for
+LARGEST = 2**26  # bytes of a record
+PART = 2**24  # bytes of an artifact that are written and read at once
 
-JOURNAL = "journal.jsonl"
-DATASET_FIELDS = {"name", "digest", "source_type", "source", "schema", "profile"}
+TABLES = (
+    "CREATE TABLE part (record INTEGER NOT NULL, bytes BLOB NOT NULL)",
+    "CREATE TABLE record (number INTEGER PRIMARY KEY, json TEXT NOT NULL)",
+    "CREATE TABLE run (header TEXT NOT NULL, sent TEXT NOT NULL)",
+)
+# SQLite's errors where the disk is at fault, or who may use it, and not what is in the file.
+_OF_THE_DISK = {
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM),
+    sqlite3.SQLITE_READONLY,
+}
 
 T = TypeVar("T")
 
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Natural = Annotated[int, Field(ge=0, lt=2**63)]  # as much as a database takes
 
-
-def _check_place(name: str) -> str:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or len(path.parts) < 2 or str(path) != name or not name.isprintable():
-        raise ValueError("not a relative path with a folder and no ..")
-    return name
-
-
-class _Line(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
-    """Checked as it is read, since anyone may have planted it."""
-
-
-class Header(_Line):
-    """A journal's first line: which run it is, and in which store, None for the repository's own; times in milliseconds.
-
-    A training has the `fingerprint` of what decides its result. An evaluation `completes` the run whose model has that digest.
-    """
-
-    format: Literal[1] = 1
-    key: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
-    store: str | None
-    experiment: str
-    name: str
-    start_time: Natural
-    tags: dict[str, str]
-    fingerprint: Digest | None = None
-    completes: Digest | None = None
-
-
-class Metrics(_Line):
-    """Metrics at a step; `time` is in milliseconds."""
-
-    kind: Literal["metrics"] = "metrics"
-    step: Natural
-    time: Natural
-    values: dict[str, float]
-
-
-class Values(_Line):
-    """Params, tags or the fields of the dataset."""
-
-    kind: Literal["params", "tags", "dataset"]
-    values: dict[str, str]
-
-    @model_validator(mode="after")
-    def _dataset_is_whole(self) -> Self:
-        if self.kind == "dataset" and set(self.values) != DATASET_FIELDS:
-            raise ValueError(f"a dataset has the fields {', '.join(sorted(DATASET_FIELDS))}")
-        return self
-
-
-class Artifact(_Line):
-    """A file beside the journal, under artifacts/, and the digest of its bytes."""
-
-    kind: Literal["artifact"] = "artifact"
-    name: Annotated[str, AfterValidator(_check_place)]
-    sha256: Digest
-
-
-class Status(_Line):
-    """How the run goes, or has ended; when `final`, no record will follow."""
-
-    kind: Literal["status"] = "status"
-    status: Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
-    time: Natural
-    final: bool
-
-
-Record = Metrics | Values | Artifact | Status
-_RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
-
-
-class Sent(_Line):
-    """How far a journal has reached the store: the run there, whether another journal made it, the bytes acknowledged."""
-
-    run_id: str | None = None
-    name: str = ""
-    is_anothers_run: bool = False
-    offset: Natural = 0
-
-
-def now() -> int:
-    """Return the time as MLflow counts it, in milliseconds."""
-    return time.time_ns() // 1_000_000
+class DamagedError(TrackingError):
+    """What is in the place of a journal is none, or one of another format."""
 
 
 class Journal:
-    """A run's journal in `folder`; raises TrackingError, naming file and line, where it is not one."""
+    """A run's journal at `path`; raises DamagedError, naming the file, where it is not one."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._path = folder / JOURNAL
-        self._file: IO[bytes] | None = None
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._writer: sqlite3.Connection | None = None
+        self._held = ExitStack()
         self._synced = time.monotonic()
-        with self._path.open("rb") as file:
-            line = file.readline()
-        self.header = self._checked(Header.model_validate_json, line, 0)
-        self._begin = len(line)
-        if self.header.key != folder.name:
-            raise TrackingError(f"{self._path}: line 1: found the key {self.header.key}, allowed: the folder's name")
+        with self._open() as database:
+            (found,) = database.execute("PRAGMA user_version").fetchone()
+            if found != FORMAT:
+                raise self._damaged(f"found the format {found}, allowed: {FORMAT}")
+            # A view or a trigger, which SQLite would execute, is none of ours.
+            tables = database.execute("SELECT sql FROM sqlite_master ORDER BY name").fetchmany(len(TABLES) + 1)
+            if tables != [(table,) for table in TABLES]:
+                raise self._damaged("its tables are not those of a journal")
+            rows = database.execute("SELECT header FROM run").fetchmany(2)
+        if len(rows) != 1:
+            raise self._damaged(f"found {len(rows)} headers, allowed: 1")
+        self.header = self._checked(Header.model_validate_json, rows[0][0], "header")
+        if self.header.key != path.stem:
+            raise self._damaged(f"header: found the key {self.header.key}, allowed: the file's name")
 
     @classmethod
     def create(cls, runs: Path, header: Header, origin: list[Values], artifacts: Mapping[str, bytes]) -> "Journal":
-        """Begin a journal below `runs` with all that the run starts from, in one step."""
-        folder = runs / header.key
-        lines = [header, *origin, *(_write_artifact(folder, name, content) for name, content in artifacts.items())]
-        write_bytes(folder / JOURNAL, b"".join(map(_line, lines)))
-        return cls(folder)
+        """Begin a journal below `runs` with all that the run starts from, in one step, and `hold` it."""
+        path, held = runs / f"{header.key}.sqlite", ExitStack()
+        held.enter_context(_locked(path, "written", 0))
+        # No journal of SQLite's, since the file appears only when it is whole and on the disk.
+        with atomic_path(path) as file, _errors(file), closing(sqlite3.connect(file)) as database:
+            for statement in ("PRAGMA synchronous = OFF", "PRAGMA journal_mode = OFF", f"PRAGMA user_version = {FORMAT}"):
+                database.execute(statement)
+            with database:
+                for table in TABLES:
+                    database.execute(table)
+                database.execute("INSERT INTO run VALUES (?, ?)", (header.model_dump_json(), Sent().model_dump_json()))
+                for record in origin:
+                    _insert(database, record)
+                for name, content in artifacts.items():
+                    _insert_artifact(database, name, content)
+            database.execute("PRAGMA journal_mode = WAL")
+        journal = cls(path)
+        journal._held = held
+        return journal
+
+    def hold(self, seconds: float = BUSY_SECONDS) -> None:
+        """Be the one that writes, until `close`; raises TrackingError where another process is, and for so many seconds."""
+        self._held.enter_context(_locked(self.path, "written", seconds))
 
     def append(self, record: Record) -> None:
-        """Write a record: to the operating system at once, to the disk within about SYNC_SECONDS or at `close`."""
-        with naming(self._path):
-            if self._file is None:
-                # A line torn by a kill would spoil the next one.
-                os.truncate(self._path, self._path.read_bytes().rfind(b"\n") + 1)
-                self._file = self._path.open("ab")
-            self._file.write(_line(record))
-            self._file.flush()
-            if time.monotonic() - self._synced > SYNC_SECONDS:
-                os.fsync(self._file.fileno())
+        """Write a record: to the operating system at once, to the disk within about SYNC_SECONDS, a status at once."""
+        with _errors(self.path):
+            _insert(self._appending(), record)
+            if isinstance(record, Status) or time.monotonic() - self._synced > SYNC_SECONDS:
+                self._appending().execute("PRAGMA wal_checkpoint").fetchall()
                 self._synced = time.monotonic()
 
     def append_artifact(self, name: str, content: bytes) -> None:
-        """Write an artifact's file, and its record."""
-        self.append(_write_artifact(self.folder, name, content))
+        """Write an artifact, the whole of it or nothing."""
+        with _errors(self.path), self._appending() as database:
+            database.execute("BEGIN IMMEDIATE")
+            _insert_artifact(database, name, content)
 
     def close(self) -> None:
-        """Flush what was written to the disk."""
-        if self._file is not None:
-            with naming(self._path), self._file:
-                os.fsync(self._file.fileno())
-            self._file = None
+        """Bring what was written to the disk, and let others write."""
+        with self._held:
+            if self._writer is not None:
+                with _errors(self.path), closing(self._writer):
+                    self._writer.execute("PRAGMA wal_checkpoint").fetchall()
+                self._writer = None
 
-    def read(self, offset: int = 0) -> Iterator[tuple[Record, int]]:
-        """Give the records behind `offset` bytes, each with the offset behind it; raises TrackingError for what is none."""
-        position = max(offset, self._begin)
-        with self._path.open("rb") as file:
-            file.seek(position)
-            for line in file:
-                if not line.endswith(b"\n"):  # not yet whole
+    def finish(self) -> None:
+        """Make the status that ended the run a final one; the journal goes at once where the store has all of it already."""
+        self.hold()
+        with closing(self):
+            # One that another process sends in this moment is removed when all of it was sent.
+            with suppress(TrackingError), self.sending(seconds=0) as sent:
+                if next(self.read(sent.number), None) is None:
+                    self.remove()
                     return
-                record = self._checked(_RECORD.validate_json, line, position)
-                position += len(line)
-                yield record, position
+            if (ended := self.status) and not ended.final:
+                self.append(ended.model_copy(update={"final": True}))
 
-    def artifact(self, record: Artifact) -> Path:
-        """Return the file of an artifact; raises TrackingError when it is not what was written, or is gone."""
-        path = self.folder / "artifacts" / record.name
-        if not path.is_file() or sha256(path) != record.sha256:
-            raise TrackingError(f"{path}: its digest is not the one in {JOURNAL}; remove {self.folder} to give the run up")
-        return path
-
-    @property
-    def final(self) -> bool:
-        """Whether the run has ended for good."""
-        return any(isinstance(record, Status) and record.final for record, _ in self.read())
+    def read(self, after: int = 0) -> Iterator[tuple[Record, int]]:
+        """Give the records behind the number `after`, each with its own; raises DamagedError for what is none."""
+        following = "SELECT number, json FROM record WHERE number > ? ORDER BY number LIMIT 1"
+        with self._open() as database:
+            # One at a time: all could be of any size, and while a query goes on no checkpoint is whole.
+            while row := database.execute(following, (after,)).fetchone():
+                after, text = row
+                yield self._checked(RECORD.validate_json, text, f"record {after}"), after
 
     @contextmanager
-    def sending(self) -> Iterator[Sent]:
-        """Hold the journal for sending, and give how far it was sent; raises TrackingError where another process holds it."""
-        # Beside the folder, which goes when all was sent. Its file goes each time: filelock begins anew where it waited for
-        # one that is gone.
-        lock = self.folder.with_name(f".{self.folder.name}.lock")
+    def artifact(self, record: Artifact, number: int) -> Iterator[Path]:
+        """Give the file of an artifact, whose record has the number, until the block ends; to be called while `sending`.
+
+        Raises DamagedError when it is not what was written.
+        """
+        folder = _beside(self.path, "artifact")
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+        folder.mkdir()
+        file, digest = folder / PurePosixPath(record.name).name, hashlib.sha256()
         try:
-            held = FileLock(lock, BUSY_SECONDS).acquire()
-        except Timeout:
-            raise TrackingError(f"{self.folder}: being sent by another process") from None
-        with held:
-            try:
-                yield self.sent()
-            finally:
-                lock.unlink()
+            with self._open() as database, file.open("wb") as writing:
+                parts = "SELECT CAST(bytes AS BLOB) FROM part WHERE record = ? ORDER BY rowid"
+                for (part,) in database.execute(parts, (number,)):
+                    digest.update(part)
+                    writing.write(part)
+            if digest.hexdigest() != record.sha256:
+                raise self._damaged(f"record {number}: the digest of {record.name} is not that of its bytes")
+            yield file
+        finally:
+            shutil.rmtree(folder)
+
+    @property
+    def status(self) -> Status | None:
+        """How the run goes, or has ended, as far as it is recorded."""
+        found = None
+        for record, _ in self.read():
+            found = record if isinstance(record, Status) else found
+        return found
+
+    @contextmanager
+    def sending(self, seconds: float | None = None) -> Iterator[Sent]:
+        """Hold the journal for sending, and give how far it was sent.
+
+        Raises TrackingError where another process holds it, and for so many seconds or BUSY_SECONDS.
+        """
+        # While it is open here, no other opening is the last that closes it, which makes SQLite tidy up each time.
+        with _locked(self.path, "sent", BUSY_SECONDS if seconds is None else seconds), self._open():
+            yield self.sent()
 
     def sent(self) -> Sent:
         """Return how far the journal has reached the store; raises FileNotFoundError where it was sent to the end."""
-        with self._path.open("rb") as file:
-            try:
-                sent = Sent.model_validate_json((self.folder / "sent.json").read_bytes())
-            except (FileNotFoundError, ValidationError):
-                return Sent()  # sending everything again changes nothing
-            file.seek(max(sent.offset - 1, 0))
-            ends_a_line = file.read(1) == b"\n"
-        return sent if ends_a_line or sent.offset == 0 else Sent()
+        with self._open() as database:
+            (text,) = database.execute("SELECT sent FROM run").fetchone()
+        return self._checked(Sent.model_validate_json, text, "sent")
 
-    def save_sent(self, sent: Sent) -> None:
-        """Keep how far the journal has reached the store."""
-        # Not further than the disk has it: after a power failure the offset would be that of other records.
-        with self._path.open("rb") as file:
-            os.fsync(file.fileno())
-        write_json(self.folder / "sent.json", sent.model_dump())
+    def acknowledge(self, sent: Sent) -> None:
+        """Keep how far the journal has reached the store; this is not on the disk before the records that it is about."""
+        with self._open() as database:
+            database.execute("UPDATE run SET sent = ?", (sent.model_dump_json(),))
 
     def remove(self) -> None:
-        """Remove the folder, at once for every reader; to be called while `sending`."""
-        gone = self.folder.with_name(f".{self.folder.name}.tmp")
-        self.folder.rename(gone)
-        shutil.rmtree(gone)
+        """Remove the journal, at once for every reader; to be called while `sending`."""
+        _remove(self.path)
 
-    def _checked(self, validate: Callable[[bytes], T], line: bytes, position: int) -> T:
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        with _errors(self.path), closing(_connect(self.path)) as database:
+            yield database
+
+    def _appending(self) -> sqlite3.Connection:
+        if self._writer is None:
+            self._writer = _connect(self.path)
+        return self._writer
+
+    def _damaged(self, fault: str) -> DamagedError:
+        return DamagedError(f"{self.path}: damaged: {fault}")
+
+    def _checked(self, validate: Callable[[str], T], text: str, place: str) -> T:
         try:
-            return validate(line)
+            return validate(text)
         except ValidationError as error:
-            number = self._path.read_bytes()[:position].count(b"\n") + 1
-            fault = f"line {number}: damaged: {error.errors(include_url=False)[0]['msg']}"
-            raise TrackingError(f"{self._path}: {fault}; remove {self.folder} to give the run up") from None
+            raise self._damaged(f"{place}: {error.errors(include_url=False)[0]['msg']}") from None
 
 
 def pending(runs: Path) -> list[Journal]:
-    """Return the journals below `runs`, the oldest first, a training before its evaluation of the same millisecond."""
+    """Return the journals below `runs`, the oldest first, a training before its evaluation of the same millisecond.
+
+    What is none is set aside, and what killed processes left of journals that are gone is removed.
+    """
     journals = []
-    for path in runs.glob(f"[0-9a-f]*/{JOURNAL}"):
-        with suppress(FileNotFoundError):  # sent and removed by another process in this moment
-            journals.append(Journal(path.parent))
+    for path in runs.iterdir():
+        key = re.match(r"\.?([0-9a-f]{32})(?!\.damaged)", path.name)
+        journal = runs / f"{key[1]}.sqlite" if key else path
+        with suppress(FileNotFoundError), setting_aside(path):  # one that is gone was sent to the end in this moment
+            if path.name == journal.stem:
+                raise DamagedError(f"{path}: the journal of an earlier truefit, which alone can send it")
+            if key and path == journal:
+                journals.append(Journal(path))
+            elif key and not journal.exists():
+                with suppress(TrackingError), _locked(journal, "written", 0), _locked(journal, "sent", 0):
+                    _remove(journal)
     return sorted(journals, key=lambda journal: (journal.header.start_time, journal.header.completes is not None))
 
 
-def _write_artifact(folder: Path, name: str, content: bytes) -> Artifact:
-    record = Artifact(name=name, sha256=hashlib.sha256(content).hexdigest())
-    write_bytes(folder / "artifacts" / name, content)
-    return record
+@contextmanager
+def setting_aside(path: Path) -> Iterator[None]:
+    """Rename the journal, with a warning on stderr, if the block finds that it is damaged and no living process writes it."""
+    try:
+        yield
+    except DamagedError as error:
+        aside = path.with_suffix(".damaged")
+        with suppress(TrackingError), _locked(path.with_suffix(".sqlite"), "written", 0):
+            for ending in ("-wal", ""):
+                with suppress(FileNotFoundError):
+                    path.with_name(path.name + ending).rename(f"{aside}{ending}")
+            print(f"warning: {error}; it is set aside as {aside.name}", file=sys.stderr)
 
 
-def _line(record: BaseModel) -> bytes:
-    return record.model_dump_json().encode() + b"\n"
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open a database that is there, whoever has put it there."""
+    database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", BUSY_SECONDS, isolation_level=None, uri=True)
+    database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST)
+    database.execute("PRAGMA trusted_schema = OFF")
+    # In the mode WAL: what is written survives the process at once, and the machine from the next checkpoint on.
+    database.execute("PRAGMA synchronous = NORMAL")
+    return database
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into an OSError, or a DamagedError where the file's content is at fault."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if not path.exists():
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path)) from None
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        if code in _OF_THE_DISK:
+            raise OSError(errno.ENOSPC if code == sqlite3.SQLITE_FULL else errno.EIO, str(error), str(path)) from error
+        raise DamagedError(f"{path}: damaged: {error}") from None
+
+
+@contextmanager
+def _locked(path: Path, doing: str, seconds: float) -> Iterator[None]:
+    """Lock the journal for one process at a time that has it `doing`; the lock is a file beside it."""
+    lock = _beside(path, doing)
+    try:
+        held = FileLock(lock, seconds).acquire()
+    except Timeout:
+        raise TrackingError(f"{path}: being {doing} by another process") from None
+    with held:
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # filelock begins anew where it waited for one that is gone
+
+
+def _insert(database: sqlite3.Connection, record: Record) -> int | None:
+    return database.execute("INSERT INTO record (json) VALUES (?)", (record.model_dump_json(),)).lastrowid
+
+
+def _insert_artifact(database: sqlite3.Connection, name: str, content: bytes) -> None:
+    number = _insert(database, Artifact(name=name, sha256=hashlib.sha256(content).hexdigest()))
+    parts = (content[begin : begin + PART] for begin in range(0, len(content), PART))
+    database.executemany("INSERT INTO part VALUES (?, ?)", ((number, part) for part in parts))
+
+
+def _beside(path: Path, what: str) -> Path:
+    return path.with_name(f".{path.stem}.{what}")
+
+
+def _remove(path: Path) -> None:
+    for file in (path, *path.parent.glob(f"{path.name}-*"), *path.parent.glob(f".{path.name}.tmp*")):
+        file.unlink(missing_ok=True)
+    shutil.rmtree(_beside(path, "artifact"), ignore_errors=True)

@@ -20,6 +20,9 @@ COMPILE_SECONDS_TAG = "compile_seconds"
 FAILURE_TAG = "failure"
 EVALUATED_CODE_TAG = "evaluated.code.sha256"
 
+SKIPPED_TAG = "truefit.skipped"  # what the store refused, such as a value that is too long
+OMITTED_COLUMNS_TAG = "dataset.columns.omitted"  # how many columns do not fit into what MLflow takes of a dataset
+
 # Tags by which a run is found, or told from others.
 KEY_TAG = "truefit.run"  # of its journal
 RERUN_TAG, RERUN_KEY_TAG = "rerun.of", "rerun.key"

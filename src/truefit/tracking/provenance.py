@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from truefit.data.table import Table
 from truefit.tracking import names
 from truefit.tracking.commits import Commits, read_commits
 from truefit.tracking.git import root_commit
-from truefit.tracking.journal import Values
 from truefit.tracking.record import record_digest
+from truefit.tracking.records import Values
 from truefit.tracking.secrets import find_secret
 from truefit.tracking.workspace import LeftOut, Workspace, read_workspace, summary
 
 PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "mlflow", "dvc")
 ENVIRONMENT = ("python", *PACKAGES, "platform", "cpu_capability", "threads", "device", "device_name")
+LARGEST_SCHEMA = 1_000_000  # characters of a dataset's columns; MLflow takes 1,048,575 with what is around them
 
 
 @dataclass(frozen=True)
@@ -43,15 +45,17 @@ class Origin:
         params = {key: param_text(value) for key, value in self.params.items()}
         kinds = [*self.table.columns, Number(name=self.table.target)]
         columns = [{"type": kind.mlflow_type, "name": kind.name, "required": kind.fill is None} for kind in kinds]
+        listed = sum(size <= LARGEST_SCHEMA for size in accumulate(len(json.dumps(column)) + 2 for column in columns))
         dataset = {
             "name": Path(self.table.csv.path).name,
             "digest": self.table.csv.sha256[:36],  # as much as MLflow takes
             "source_type": "local",
             "source": json.dumps({"uri": self.table.csv.path}),
-            "schema": json.dumps({"mlflow_colspec": columns}),
+            "schema": json.dumps({"mlflow_colspec": columns[:listed]}),
             "profile": json.dumps({"num_rows": sum(self.table.rows.values()), **self.table.rows}),
         }
-        tags = Values(kind="tags", values=dict(self.tags))
+        omitted = {names.OMITTED_COLUMNS_TAG: str(len(columns) - listed)} if listed < len(columns) else {}
+        tags = Values(kind="tags", values={**self.tags, **omitted})
         return [Values(kind="params", values=params), Values(kind="dataset", values=dataset), tags]
 
 

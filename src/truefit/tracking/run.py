@@ -2,22 +2,26 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from types import ModuleType
 
 from pydantic import Field
 
 from truefit.core.config import Settings
 from truefit.data.table import Table
-from truefit.tracking.journal import Journal, Metrics, Values, now
+from truefit.tracking.journal import Journal
 from truefit.tracking.mlflow_model import pack_model
-from truefit.tracking.names import MODELS_TAG
+from truefit.tracking.names import DIGEST_TAG, MODELS_TAG
+from truefit.tracking.records import LONGEST_NAME, Metrics, Values, now
+
+LONGEST_EXPERIMENT = 256  # characters of its name: as many as a database below MLflow may take
 
 
 class TrackSettings(Settings):
     """Section `track`: where in MLflow the runs go, and what they are called."""
 
-    experiment: str = Field("truefit", min_length=1)
-    run_name: str | None = Field(None, min_length=1)
+    experiment: str = Field("truefit", min_length=1, max_length=LONGEST_EXPERIMENT)
+    run_name: str | None = Field(None, min_length=1, max_length=LONGEST_NAME)
     largest_file_mb: float = Field(10.0, ge=0)
     log_model: bool = True
 
@@ -35,6 +39,7 @@ class Run:
         self._recorded = max((record.step for record, _ in journal.read() if isinstance(record, Metrics)), default=-1)
         self.name = journal.header.name
         self.run_id: str | None = None
+        self.digest: str | None = None  # of the model that it ends with
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics at a step, but for a step that an interrupted execution has recorded already."""
@@ -44,6 +49,7 @@ class Run:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags; a tag that is there already is replaced."""
         self._journal.append(Values(kind="tags", values=dict(tags)))
+        self.digest = tags.get(DIGEST_TAG, self.digest)
 
     def log_artifacts(self, artifacts: Mapping[str, bytes]) -> None:
         """Record contents by their paths among the run's artifacts."""
@@ -61,5 +67,10 @@ class Run:
         self.log_artifacts(files)
         self.set_tags({MODELS_TAG: json.dumps([listed])})
 
+    def end(self) -> None:
+        """End a FINISHED run for good: the last act of its stage, which goes on with the same run if it is killed before."""
+        with suppress(FileNotFoundError):  # another command may have found that its checkpoint is gone, and ended it
+            self._journal.finish()
+
     def __str__(self) -> str:
-        return f"MLflow run {self.name!r}, {self.run_id or f'which waits in {self._journal.folder}'}"
+        return f"MLflow run {self.name!r}, {self.run_id or f'which waits in {self._journal.path}'}"

@@ -1,19 +1,30 @@
 """Journals sent to the store, each record once, also where an attempt was cut off.
 
-Sending again adds nothing: a run is found by its key, and the same metric of the same time and step counts once.
+Sending again adds nothing: a run is found by its key, and the same metric of the same time and step counts once. So what the
+store has lost is sent again from the beginning.
 """
 
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from truefit.core.errors import TrackingError
 from truefit.core.redaction import redacted
 from truefit.tracking.connection import Connection
-from truefit.tracking.journal import Artifact, Header, Journal, Metrics, Record, Sent, Status, Values, pending
-from truefit.tracking.names import DATASET_TAG, DIGEST_TAG, EXPERIMENT_TAG, FAILURE_TAG, KEY_TAG, RERUN_KEY_TAG
+from truefit.tracking.journal import Journal, pending, setting_aside
+from truefit.tracking.names import (
+    DATASET_TAG,
+    DIGEST_TAG,
+    EXPERIMENT_TAG,
+    FAILURE_TAG,
+    KEY_TAG,
+    RERUN_KEY_TAG,
+    SKIPPED_TAG,
+)
+from truefit.tracking.records import Artifact, Header, Metrics, Record, Sent, Status, Values
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,6 +36,10 @@ METRICS_A_BATCH = 1000
 FLUSH_SECONDS = 5.0  # that records may wait, to be sent together with those that follow
 LONGEST_PAUSE = 60.0  # a store that fails is tried again after 1, 2, 4 … seconds, and at the end of the stage
 PATIENCE = 60.0  # seconds without an answer, at the end of the stage, after which it is given up
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"  # of MLflow: seconds for a connection, for taking a block of bytes, and for an answer
+SLOWEST = 1_000_000  # bytes a second with which a server may pass on an artifact, before it answers …
+LONGEST_ANSWER = 600  # … within so many seconds at most
+CANDIDATES = 100  # runs of the same model among which an evaluation looks for its own
 
 
 class Sender:
@@ -33,16 +48,8 @@ class Sender:
     def __init__(self, connection: Connection, runs: Path) -> None:
         self.connection = connection
         self.answered = 0
+        self.uploads = False  # while an artifact is under way, which may take long
         self._runs = runs
-
-    def sync(self) -> Iterator[tuple[Journal, Sent | Exception]]:
-        """Send what the journals hold; give each with its run in the store, or with what kept it from being sent."""
-        for journal in pending(self._runs):
-            try:
-                yield journal, self.send(journal)
-            except (TrackingError, OSError) as error:
-                if journal.folder.exists():  # where it is gone, another process has sent it to the end
-                    yield journal, error
 
     def send(self, journal: Journal) -> Sent:
         """Send what the store does not have yet, and return the run there; a run that has ended for good is removed.
@@ -53,57 +60,113 @@ class Sender:
         if header.store != self.connection.address:
             raise TrackingError(f"is for the store {header.store or 'of this repository'}; see MLFLOW_TRACKING_URI")
         if header.completes and journal.sent().run_id is None:
-            self._send_trainings(header.completes, header.start_time)
+            self._send_trainings(header)
         return self._send(journal)
 
-    def _send_trainings(self, digest: str, latest: int) -> None:
-        """Send those trainings, begun up to the time `latest`, that ended with a model of the digest."""
+    def _send_trainings(self, header: Header) -> None:
+        """Send those trainings that the evaluation with this header may be of."""
         for journal in pending(self._runs):
-            with suppress(FileNotFoundError):  # another process may have sent it to the end in this moment
-                header = journal.header
-                earlier = header.store == self.connection.address and header.start_time <= latest
-                values = (record.values for record, _ in journal.read() if isinstance(record, Values))
-                if earlier and header.fingerprint and journal.final and any(v.get(DIGEST_TAG) == digest for v in values):
+            with suppress(FileNotFoundError), setting_aside(journal.path):  # it may be sent to the end in this moment
+                if _may_complete(header, journal):
                     self._send(journal)
 
     def _send(self, journal: Journal) -> Sent:
-        over = False
-        with journal.sending() as before, self.connection.errors():
+        with journal.sending() as sent, self.connection.errors():
             client = self.connection.connect()
-            sent = before if before.run_id else self._find_or_create(client, journal.header)
-            try:
-                for batch, offset in _batches(journal.read(sent.offset)):
-                    _log(client, journal, sent, batch)
-                    self.answered += 1
-                    sent = sent.model_copy(update={"offset": offset})
-                    over = isinstance(batch, Status) and batch.final
-            finally:
-                if over:
-                    journal.remove()
-                elif sent != before:
-                    journal.save_sent(sent)
+            if sent.run_id is None or not _is_there(client, sent.run_id):
+                sent = self._find_or_create(client, journal.header)
+            for batch, number in _batches(journal.read(sent.number)):
+                skipped = self._deliver(client, journal, sent, batch, number)
+                self.answered += 1
+                over = isinstance(batch, Status) and batch.final
+                sent = sent.model_copy(update={"number": number, "over": over, "skipped": skipped})
+                journal.acknowledge(sent)
+            if sent.over:
+                journal.remove()
         return sent
 
     def _find_or_create(self, client: "MlflowClient", header: Header) -> Sent:
         # An attempt whose answer was lost may have created it.
         experiment = self.connection.experiment(header.experiment)
-        if found := _search(client, experiment, f"tags.`{KEY_TAG}` = '{header.key}'"):
+        if found := _search(client, experiment, KEY_TAG, header.key):
             return Sent(run_id=found[0].info.run_id, name=header.name)
-        where = f"tags.`{DIGEST_TAG}` = '{header.completes}' and attributes.status = 'FINISHED'"
-        if header.completes and (found := _search(client, experiment, where)):
-            info = _completed(found, header).info
-            return Sent(run_id=info.run_id, name=info.run_name, is_anothers_run=True)
+        if completed := _completed(client, experiment, header):
+            return Sent(run_id=completed.info.run_id, name=completed.info.run_name, is_anothers_run=True)
         created = client.create_run(experiment, header.start_time, {**header.tags, KEY_TAG: header.key}, header.name)
         return Sent(run_id=created.info.run_id, name=header.name)
 
+    def _deliver(
+        self, client: "MlflowClient", journal: Journal, sent: Sent, batch: "list[Metric] | Record", number: int
+    ) -> list[str]:
+        """Send a batch; return the names of all that the store refuses so far, which is left out."""
+        try:
+            self._log(client, journal, sent, batch, number)
+        except _errors() as error:
+            # A run that is in the bin refuses everything, and takes it when it is restored.
+            if not _is_refusal(error) or isinstance(batch, Status) or not _is_there(client, str(sent.run_id)):
+                raise
+        else:
+            return sent.skipped
+        skipped = list(sent.skipped)
+        for single in _singles(batch):
+            try:
+                self._log(client, journal, sent, single, number)
+            except _errors() as error:
+                if not _is_refusal(error):
+                    raise
+                skipped.append(_name(single))
+        if skipped != sent.skipped:
+            client.set_tag(str(sent.run_id), SKIPPED_TAG, ", ".join(skipped)[:5000])
+        return skipped
+
+    def _log(self, client: "MlflowClient", journal: Journal, sent: Sent, batch: "list[Metric] | Record", number: int) -> None:
+        """Send a batch; MLflow's client divides what is more than the store takes at once."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+
+        run_id = str(sent.run_id)
+        match batch:
+            case list():
+                client.log_batch(run_id, metrics=batch)
+            case Values(kind="dataset", values=values):
+                client.log_inputs(run_id, [DatasetInput(Dataset(**values), [InputTag(DATASET_TAG, "training")])])
+            case Values(kind="params", values=values):
+                client.log_batch(run_id, params=[Param(key, value) for key, value in values.items()])
+            case Values(values=values):
+                client.log_batch(run_id, tags=[RunTag(key, value) for key, value in values.items()])
+            case Artifact(name=name):
+                with journal.artifact(batch, number) as file, self._uploading(file.stat().st_size):
+                    client.log_artifact(run_id, str(file), str(Path(name).parent))
+            case Status(status="RUNNING"):
+                client.update_run(run_id, "RUNNING")
+                if FAILURE_TAG in client.get_run(run_id).data.tags:
+                    client.delete_tag(run_id, FAILURE_TAG)
+            case Status(status=status, time=time) if not sent.is_anothers_run:
+                client.set_terminated(run_id, status, time)
+
+    @contextmanager
+    def _uploading(self, size: int) -> Iterator[None]:
+        """Allow for the size of an artifact: a server that passes it on to another place answers when that is done."""
+        former = os.environ[TIMEOUT]
+        os.environ[TIMEOUT] = str(int(former) + min(size // SLOWEST, LONGEST_ANSWER))
+        self.uploads = True
+        try:
+            yield
+        finally:
+            self.uploads = False
+            os.environ[TIMEOUT] = former
+
 
 class Uploader(threading.Thread):
-    """Sends a journal in the background while it is written, and once more at the end; `sent` is how far it has come."""
+    """Sends a journal in the background while it is written, and once more at the end; `sent` is how far it has come.
 
-    def __init__(self, sender: Sender, journal: Journal) -> None:
+    When the store has answered once, it also sends `others`, which nobody waits for.
+    """
+
+    def __init__(self, sender: Sender, journal: Journal, others: Iterable[Journal] = ()) -> None:
         super().__init__(name="uploader", daemon=True)
         self._sender = sender
         self._journal = journal
+        self._others = list(others)
         self._closing = threading.Event()
         self._fault: str | None = None
         self.sent: Sent | None = None
@@ -111,7 +174,7 @@ class Uploader(threading.Thread):
     def run(self) -> None:
         """Send, wait, send again: soon while all goes well, later and later while it does not."""
         pause = 1.0
-        while self._journal.folder.exists():
+        while self._journal.path.exists():
             last = self._closing.is_set()
             self._fault = f"MLflow store {self._sender.connection.redacted_uri}: no answer"
             try:
@@ -121,10 +184,11 @@ class Uploader(threading.Thread):
                 wait, pause = pause, min(2 * pause, LONGEST_PAUSE)
             else:
                 self._fault, wait, pause = None, FLUSH_SECONDS, 1.0
+                self._send_others()
             if last:
                 break
             self._closing.wait(wait)
-        if not self._journal.folder.exists():  # sent to the end, if not here then by another process
+        if not self._journal.path.exists():  # sent to the end, if not here then by another process
             self._fault = None
 
     def finish(self) -> str | None:
@@ -133,25 +197,72 @@ class Uploader(threading.Thread):
         while self.is_alive():
             before = self._sender.answered
             self.join(PATIENCE)
-            if self._sender.answered == before:
+            # An upload ends by itself, by MLflow's own limits, where the store takes no more of it or does not answer.
+            if self._sender.answered == before and not self._sender.uploads:
                 break
         return self._fault
 
+    def _send_others(self) -> None:
+        while self._others:
+            journal = self._others.pop()
+            # Of one that cannot be sent `truefit sync` tells.
+            with suppress(TrackingError, OSError), setting_aside(journal.path):
+                self._sender.send(journal)
 
-def _search(client: "MlflowClient", experiment: str, where: str) -> "Sequence[MlflowRun]":
-    found: Sequence[MlflowRun] = client.search_runs([experiment], where, order_by=["attributes.start_time DESC"])
+
+def _is_there(client: "MlflowClient", run_id: str) -> bool:
+    """Say whether the store has the run; raises TrackingError where it is in the bin."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    if run.info.lifecycle_stage == "deleted":
+        fault = f"MLflow run {run_id} is deleted; `mlflow runs restore --run-id {run_id}` brings it back"
+        raise TrackingError(f"{fault}, `truefit sync --forget {run_id}` gives up what it does not have")
+    return True
+
+
+def _search(
+    client: "MlflowClient", experiment: str, tag: str, value: str | None, more: str = "", most: int = 1
+) -> "Sequence[MlflowRun]":
+    where = f"tags.`{tag}` = '{value}'{more}"
+    found: Sequence[MlflowRun] = client.search_runs(
+        [experiment], where, max_results=most, order_by=["attributes.start_time DESC"]
+    )
     return found
 
 
-def _completed(found: "Sequence[MlflowRun]", header: Header) -> "MlflowRun":
-    """Return which of several runs that ended with the same bits an evaluation completes.
+def _may_complete(header: Header, journal: Journal) -> bool:
+    """Say whether a journal is of the training that an evaluation is of; or, if that is unknown, of an earlier one like it."""
+    training = journal.header
+    if header.training or training.store != header.store or not training.fingerprint:
+        return header.training == training.key
+    records = [record for record, _ in journal.read() if isinstance(record, Values | Status)]
+    model = any(isinstance(record, Values) and record.values.get(DIGEST_TAG) == header.completes for record in records)
+    ended = any(isinstance(record, Status) and record.status == "FINISHED" for record in records)
+    return model and ended and training.start_time <= header.start_time
 
-    It is the latest before it, since a later one has an evaluation of its own; if possible of the same experiment or rerun.
+
+def _completed(client: "MlflowClient", experiment: str, header: Header) -> "MlflowRun | None":
+    """Return the run that an evaluation completes, or None: that of its training or, if this is unknown, one with its model.
+
+    Of several it is the latest before the evaluation, since a later one has an evaluation of its own; if possible of the same
+    experiment or rerun.
     """
-    before = [run for run in found if run.info.start_time <= header.start_time] or found
+    if header.training:
+        return next(iter(_search(client, experiment, KEY_TAG, header.training)), None)
+    if not header.completes:
+        return None
+    finished = " and attributes.status = 'FINISHED'"
+    found = _search(client, experiment, DIGEST_TAG, header.completes, finished, CANDIDATES)
+    before = [run for run in found if run.info.start_time <= header.start_time] or list(found)
     tags = EXPERIMENT_TAG, RERUN_KEY_TAG
     same = (run for run in before if all(run.data.tags.get(tag) == header.tags.get(tag) for tag in tags))
-    return next(same, before[0])
+    return next(same, before[0] if before else None)
 
 
 def _batches(records: Iterable[tuple[Record, int]]) -> "Iterator[tuple[list[Metric] | Record, int]]":
@@ -160,38 +271,50 @@ def _batches(records: Iterable[tuple[Record, int]]) -> "Iterator[tuple[list[Metr
 
     metrics: list[Metric] = []
     end = 0
-    for record, offset in records:
+    for record, number in records:
         if metrics and (not isinstance(record, Metrics) or len(metrics) >= METRICS_A_BATCH):
             yield metrics, end
             metrics = []
         if isinstance(record, Metrics):
             metrics += [Metric(key, value, record.time, record.step) for key, value in record.values.items()]
-            end = offset
+            end = number
         else:
-            yield record, offset
+            yield record, number
     if metrics:
         yield metrics, end
 
 
-def _log(client: "MlflowClient", journal: Journal, sent: Sent, batch: "list[Metric] | Record") -> None:
-    """Send a batch; MLflow's client divides what is more than the store takes at once."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+def _errors() -> tuple[type[Exception], ...]:
+    """Return the errors by which a store refuses something: those of MLflow, and of HTTP for an artifact."""
+    from mlflow.exceptions import MlflowException
+    from requests import HTTPError
 
-    run_id = str(sent.run_id)
+    return MlflowException, HTTPError
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Say whether the store would refuse the same again: what is no valid value, or too large."""
+    answer = getattr(error, "response", None)
+    if answer is not None:
+        return answer.status_code in (400, 413, 422)
+    return getattr(error, "error_code", None) in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+
+
+def _singles(batch: "list[Metric] | Record") -> "list[list[Metric] | Record]":
     match batch:
         case list():
-            client.log_batch(run_id, metrics=batch)
-        case Values(kind="dataset", values=values):
-            client.log_inputs(run_id, [DatasetInput(Dataset(**values), [InputTag(DATASET_TAG, "training")])])
-        case Values(kind="params", values=values):
-            client.log_batch(run_id, params=[Param(key, value) for key, value in values.items()])
-        case Values(values=values):
-            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in values.items()])
+            return [[metric] for metric in batch]
+        case Values(kind="params" | "tags", values=values):
+            return [batch.model_copy(update={"values": {key: value}}) for key, value in values.items()]
+    return [batch]
+
+
+def _name(single: "list[Metric] | Record") -> str:
+    match single:
+        case list():
+            return f"metric {single[0].key}"
+        case Values(kind="params" | "tags" as kind, values=values):
+            return f"{kind[:-1]} {next(iter(values))}"
         case Artifact(name=name):
-            client.log_artifact(run_id, str(journal.artifact(batch)), str(Path(name).parent))
-        case Status(status="RUNNING"):
-            client.update_run(run_id, "RUNNING")
-            if FAILURE_TAG in client.get_run(run_id).data.tags:
-                client.delete_tag(run_id, FAILURE_TAG)
-        case Status(status=status, time=time) if not sent.is_anothers_run:
-            client.set_terminated(run_id, status, time)
+            return name
+    return "dataset"

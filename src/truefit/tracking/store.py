@@ -13,11 +13,14 @@ from uuid import uuid4
 
 from truefit.core.errors import StoppedError, StoreAwayError, is_final
 from truefit.core.redaction import redacted
+from truefit.tracking import trained
 from truefit.tracking.connection import Connection
-from truefit.tracking.journal import Header, Journal, Status, Values, now, pending
+from truefit.tracking.journal import Journal, pending, setting_aside
 from truefit.tracking.names import BASELINE_TAG, DIGEST_TAG, EXPERIMENT_TAG, FAILURE_TAG, GRID_TAG
+from truefit.tracking.records import LONGEST_NAME, Header, Status, Values, now
 from truefit.tracking.run import Run, TrackSettings
 from truefit.tracking.sending import Sender, Uploader
+from truefit.tracking.waiting import Waiting
 
 if TYPE_CHECKING:
     from truefit.tracking.provenance import Origin
@@ -26,8 +29,8 @@ if TYPE_CHECKING:
 class Store:
     """The MLflow store, and the journals of the runs that it does not have yet.
 
-    It has what a `Connection` has, and `sync` as a `Sender`. The three runs raise TrackingError where the store is there and
-    cannot take them.
+    It has what a `Connection` has, and `sync` and `forget` as `Waiting` has them. The runs raise TrackingError where the store
+    is there and cannot take them.
     """
 
     def __init__(self) -> None:
@@ -35,16 +38,22 @@ class Store:
         self.uri, self.redacted_uri, self.address = connection.uri, connection.redacted_uri, connection.address
         self.connect, self.experiment = connection.connect, connection.experiment
         self.errors, self.tag = connection.errors, connection.tag
-        self._runs = connection.root / ".truefit/runs"
+        folder = connection.root / ".truefit"
+        self._runs, self._trained = folder / "runs", folder / "trained"
         self._runs.mkdir(parents=True, exist_ok=True)
         self.sender = Sender(connection, self._runs)
-        self.sync = self.sender.sync
+        self._waiting = Waiting(self.sender, self._runs, folder / "checkpoints")
+        self.sync, self.forget = self._waiting.sync, self._waiting.forget
 
     @contextmanager
     def training_run(
         self, track: TrackSettings, name: str, fingerprint: str, read_origin: "Callable[[], Origin]"
     ) -> Iterator[Run]:
-        """Begin a run, or go on with that of an interrupted training; it is called as in the settings, or else `name`."""
+        """Begin a run, or go on with that of an interrupted training; it is called as in the settings, or else `name`.
+
+        After the block the run is FINISHED, and `Run.end` is to be called when nothing is left to do: a stage that is killed
+        before that is executed again, and goes on with the same run.
+        """
         self._check(track)
         journal = self._interrupted(fingerprint)
         if journal is None:
@@ -55,12 +64,20 @@ class Store:
             journal.append(Values(kind="tags", values=_experiment_tags()))
         with self._recording(journal) as run:
             yield run
+            if run.digest is not None:
+                tags = journal.header.tags | _experiment_tags()
+                trained.remember(self._trained, run.digest, journal.header.model_copy(update={"tags": tags}))
 
     @contextmanager
     def evaluation_run(self, track: TrackSettings, digest: str) -> Iterator[Run]:
-        """Add to the latest run whose model has the state_dict digest, or to a run of its own where there is none."""
+        """Add to the run of the training that ended here with the model of that state_dict digest.
+
+        Where none did it is the latest run with such a model, and where there is none either, a run of its own.
+        """
         self._check(track)
         header = self._header(track, f"evaluation of {digest[:8]}", completes=digest)
+        training = trained.latest(self._trained, digest, header.store, header.experiment, header.tags)
+        header = header.model_copy(update={"training": training})
         journal = Journal.create(self._runs, header, [Values(kind="tags", values={DIGEST_TAG: digest})], {})
         with self._recording(journal) as run:
             yield run
@@ -71,8 +88,10 @@ class Store:
 
     def _interrupted(self, fingerprint: str) -> Journal | None:
         for journal in pending(self._runs):
-            with suppress(FileNotFoundError):  # one that is over may be removed by another process in this moment
-                if journal.header.fingerprint == fingerprint and not journal.final:
+            # One that is over may be removed by another process in this moment.
+            with suppress(FileNotFoundError), setting_aside(journal.path):
+                if journal.header.fingerprint == fingerprint and not ((status := journal.status) and status.final):
+                    journal.hold()
                     return journal
         return None
 
@@ -80,11 +99,12 @@ class Store:
         from mlflow.tracking.context.registry import resolve_tags
 
         tags = _experiment_tags()
+        ending = f" ({tags[EXPERIMENT_TAG]})"[-LONGEST_NAME:] if tags else ""
         return Header(
             key=uuid4().hex,
             store=self.address,
             experiment=track.experiment,
-            name=track.run_name or (f"{name} ({tags[EXPERIMENT_TAG]})" if tags else name),
+            name=track.run_name or f"{name[: LONGEST_NAME - len(ending)]}{ending}",
             start_time=now(),
             # MLflow adds who started the run, from which script, and the address of the git remote.
             tags={**{tag: redacted(value) for tag, value in resolve_tags().items()}, **tags},
@@ -96,7 +116,8 @@ class Store:
     def _recording(self, journal: Journal) -> Iterator[Run]:
         """Send the journal in the background while it is written; end the run, with its reason, as the block ends."""
         run = Run(journal)
-        uploader = Uploader(self.sender, journal)
+        is_training = journal.header.fingerprint is not None
+        uploader = Uploader(self.sender, journal, self._waiting.dead())
         uploader.start()
         try:
             yield run
@@ -105,18 +126,23 @@ class Store:
             with suppress(OSError):  # a full disk must not hide its own report
                 run.set_tags({FAILURE_TAG: (str(error) or type(error).__name__)[:5000]})
                 # Only a training goes on later.
-                final = journal.header.fingerprint is None or is_final(error)
+                final = not is_training or is_final(error)
                 journal.append(Status(status="FAILED" if failed else "KILLED", time=now(), final=final))
             raise
         else:
-            journal.append(Status(status="FINISHED", time=now(), final=True))
+            journal.append(Status(status="FINISHED", time=now(), final=not is_training))
         finally:
-            journal.close()
-            fault = uploader.finish()
+            try:
+                fault = uploader.finish()
+            finally:
+                journal.close()
             if uploader.sent:
                 run.name, run.run_id = uploader.sent.name, uploader.sent.run_id
+                if uploader.sent.skipped:
+                    skipped = ", ".join(uploader.sent.skipped)[:5000]
+                    print(f"warning: MLflow run {run.run_id}: the store refuses {skipped}; left out", file=sys.stderr)
             if fault:
-                print(f"warning: {fault}; {journal.folder} keeps run {run.name!r}: `truefit sync` sends it", file=sys.stderr)
+                print(f"warning: {fault}; {journal.path} keeps run {run.name!r}: `truefit sync` sends it", file=sys.stderr)
 
 
 def _experiment_tags() -> dict[str, str]:
