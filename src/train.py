@@ -71,7 +71,7 @@ def main() -> None:
             tqdm.write(f"warning: changed while the training ran: {named}; {advice}", sys.stderr)
     last = outcome.epochs[-1]
     print(f"epoch {last.epoch}: train loss {last.train_loss:.6g}, validation loss {last.validation_loss:.6g}")
-    print(run)
+    print(run, flush=True)
     run.end()
 
 
@@ -98,4 +98,4 @@ def save_outcome(outcome: Outcome, settings: TrainSettings, table: Table, result
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    errors.leave(errors.run(main))

@@ -226,9 +226,10 @@ def test_upload_is_waited_for_as_long_as_its_size_allows(
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
         run = complete(TrackSettings(experiment="slow"), f"slow {takes}", artifacts={"record/a": bytes(1_000_000)})
         proxy.shutdown()
-    (found,) = MlflowClient(server.uri).search_runs(
-        [MlflowClient(server.uri).get_experiment_by_name("slow").experiment_id], f"attributes.run_name = '{run.name}'"
-    )
+    client = MlflowClient(server.uri)
+    experiment = client.get_experiment_by_name("slow")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{run.name}'")
     complaint = capsys.readouterr().err
     assert (found.info.status, "`truefit sync` sends it" in complaint) == (("FINISHED", False) if takes else ("RUNNING", True))
 

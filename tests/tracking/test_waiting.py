@@ -45,7 +45,13 @@ def stop(track: TrackSettings, word: str) -> str:
 def leave(root: Path, track: TrackSettings, **changes: object) -> Journal:
     """Leave a journal as a process does that was killed."""
     word = str(changes.get("name", "dead"))
-    given = {"key": digest_of(track, word)[:32], "store": None, "experiment": track.experiment, "name": word, "tags": {}}
+    given: dict[str, object] = {
+        "key": digest_of(track, word)[:32],
+        "store": None,
+        "experiment": track.experiment,
+        "name": word,
+        "tags": {},
+    }
     header = Header.model_validate({**given, "start_time": 1_000_000, **changes})
     tags = Values(kind="tags", values={DIGEST_TAG: digest_of(track, "model")})
     journal = Journal.create(root / ".truefit/runs", header, [tags], {"record/a.txt": b"content"})

@@ -14,6 +14,7 @@ from truefit.core.errors import SettingsError, TrackingError
 from truefit.core.signals import stoppable
 from truefit.core.text import one_line
 from truefit.tracking.connection import repository_root
+from truefit.tracking.records import LONGEST_NAME
 from truefit.tracking.run import TrackSettings
 from truefit.tracking.store import Store
 
@@ -43,17 +44,19 @@ def sync(forget: str | None) -> None:
     store = Store()
     if forget is not None:
         given_up = store.forget(forget)
-        click.echo(f"{given_up.header.name}: given up, with all that {given_up.path.name} held")
+        click.echo(f"{one_line(given_up.header.name, LONGEST_NAME)}: given up, with all that {given_up.path.name} held")
         return
     unsent = 0
     for journal, result in store.sync():
+        name = one_line(journal.header.name, LONGEST_NAME)
         if isinstance(result, Exception):
             unsent += 1
-            click.echo(f"{journal.header.name}: {result}", err=True)
+            click.echo(f"{name}: {result}", err=True)
         else:
-            click.echo(f"{journal.header.name}: sent to MLflow run {result.run_id}")
+            click.echo(f"{name}: sent to MLflow run {result.run_id}")
             if result.skipped:
-                click.echo(f"{journal.header.name}: refused by the store, and left out: {', '.join(result.skipped)}", err=True)
+                skipped = one_line(", ".join(result.skipped), longest=1000)
+                click.echo(f"{name}: refused by the store, and left out: {skipped}", err=True)
     if unsent:
         raise TrackingError(f"{unsent} runs could not be sent; they are kept")
 
