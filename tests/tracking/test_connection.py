@@ -71,6 +71,25 @@ def test_a_journal_of_an_earlier_version_is_for_the_store_that_it_spelled_otherw
     assert database.holds("postgresql://h/runs?password=s3cret")
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql://me:s3@cret@h/runs",
+        "postgresql://me:s3@c/ret@h/runs",
+        "http://me:s3/cret@h",
+        "http://me:s3#cret@h",
+        "https://t0/ken@h",
+        "postgresql://me:s3@cret:x@h:port/runs",
+        "postgresql://me:s3cret@h:port/runs",
+    ],
+)
+def test_a_sign_that_should_be_encoded_is_refused_without_showing_it(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 15: what a library takes for the host, it names in its errors; here a part of the password."""
+    with pytest.raises(TrackingError, match=r"^MLFLOW_TRACKING_URI: found .*, allowed: .*%40") as caught:
+        connection(monkeypatch, uri)
+    assert [secret for secret in ("s3", "ret", "t0", "ken") if secret in str(caught.value)] == []
+
+
 @pytest.mark.parametrize("uri", ["postgresql://me:s3 cret@h/runs", "http://me:s3\x1b[2Jcret@h", "http://me:s3\ncret@h"])
 def test_a_blank_in_an_address_is_refused_without_showing_it(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault 15: what comes after it could not be told from the rest of a message."""
@@ -99,16 +118,20 @@ def test_another_refusal_to_create_an_experiment_is_told(database: str, monkeypa
         connection(monkeypatch, database).experiment("x" * 10_000)
 
 
-@pytest.mark.parametrize("uri", ["postgresql://me:s3cret@h/runs", "mysql+pymysql://h/runs", None])
+@pytest.mark.parametrize("uri", ["postgresql://me:s3cret@h/runs", "mysql+pymysql://h/runs"])
 def test_artifacts_of_a_database_used_from_a_workspace_are_in_the_repository(
-    uri: str | None, database: str, root: Path, monkeypatch: pytest.MonkeyPatch
+    uri: str, database: str, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fault 13: they went into DVC's workspace, which is deleted."""
-    name = f"for {uri}"
     monkeypatch.setattr(module, "open_store", lambda _: open_store(database))  # which stands for one on a server
-    experiment = connection(monkeypatch, uri or database).experiment(name)
-    found = MlflowClient(database).get_experiment(experiment)
-    assert (found.name, found.artifact_location) == (name, (root / "mlartifacts").as_uri())
+    found = MlflowClient(database).get_experiment(connection(monkeypatch, uri).experiment(uri))
+    assert (found.name, found.artifact_location) == (uri, (root / "mlartifacts").as_uri())
+
+
+def test_artifacts_of_a_database_that_is_a_file_are_beside_it(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 13: all clones that share it can reach them, and they stay when one of these goes."""
+    found = MlflowClient(database).get_experiment(connection(monkeypatch, database).experiment("beside"))
+    assert found.artifact_location == Path(database.removeprefix("sqlite:///")).with_name("mlartifacts").as_uri()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from truefit.core.errors import TrackingError
 
 # MLflow's client speaks to these itself, so that it also writes the artifacts itself.
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_FORM = "user:password@host:port/database, with %40 for an @ in the password, and so on"
 _SQLITE_FILE = re.compile(r"(?P<scheme>sqlite(?:\+\w+)?:///)(?!:memory:)(?P<path>[^?]+)(?P<query>.*)", re.DOTALL)
 
 
@@ -17,8 +18,8 @@ def normalised(uri: str, here: Path) -> str:
     >>> normalised("HTTP://me:Secret@Example.org:5000/", Path("/work")), normalised("sqlite:///a/../mlflow.db", Path("/work"))
     ('http://me:Secret@example.org:5000', 'sqlite:////work/mlflow.db')
 
-    Raises TrackingError where a blank or a control character is in the address of another machine: what follows it in a
-    message could not be told from it.
+    Raises TrackingError, which holds nothing of it, where an address of another machine has a sign that should be encoded: in
+    messages, also those of libraries, it could not be told where a password ends.
     """
     uri = uri.strip()
     if found := _SQLITE_FILE.fullmatch(uri):
@@ -26,13 +27,32 @@ def normalised(uri: str, here: Path) -> str:
     if ":" not in uri and is_direct(uri):
         return os.path.normpath(here / uri)
     scheme, _, rest = uri.partition("://")
-    if rest and re.search(r"[\s\x00-\x1f\x7f]", uri) and scheme.lower() not in ("file", "sqlite"):
-        raise TrackingError("MLFLOW_TRACKING_URI: found a blank in it, or a control character, allowed: %20 for a blank")
-    if scheme.lower() not in ("http", "https"):
+    scheme = scheme.lower()
+    if rest and not scheme.startswith(("file", "sqlite")):
+        _refuse_unencoded(uri, scheme)
+    if scheme not in ("http", "https"):
         return uri
     authority, slash, path = rest.rstrip("/").partition("/")
     user, at, host = authority.rpartition("@")
-    return f"{scheme.lower()}://{user}{at}{host.lower()}{slash}{path}"
+    return f"{scheme}://{user}{at}{host.lower()}{slash}{path}"
+
+
+def _refuse_unencoded(uri: str, scheme: str) -> None:
+    if re.search(r"\s", uri) or not uri.isprintable():
+        raise TrackingError("MLFLOW_TRACKING_URI: found a blank in it, or a control character, allowed: %20 for a blank")
+    if is_direct(uri):
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
+
+        try:
+            url = make_url(uri)
+        except (ArgumentError, ValueError):
+            raise TrackingError(f"MLFLOW_TRACKING_URI: found no address behind {scheme}://, allowed: {_FORM}") from None
+        behind = f"{url.host}/{url.database}"
+    else:
+        behind = re.sub(r"[^/?#]*", "", uri.partition("://")[2], count=1)
+    if "@" in behind:
+        raise TrackingError("MLFLOW_TRACKING_URI: found an @, a slash, ? or # in its password, allowed: %40, %2F, %3F, %23")
 
 
 def is_direct(uri: str) -> bool:

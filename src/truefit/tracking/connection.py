@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from truefit.core.errors import StoreAwayError, TrackingError
 from truefit.core.redaction import redacted
-from truefit.tracking.address import is_direct, normalised
+from truefit.tracking.address import database_file, is_direct, normalised
 from truefit.tracking.database import open_store
 from truefit.tracking.journal import now
 from truefit.tracking.names import EXCESS_MSE, TEST_PREFIX, VALIDATION_LOSS
@@ -104,7 +104,8 @@ class Connection:
 
     @property
     def _artifacts(self) -> Path:
-        return self.root / "mlartifacts"
+        """The folder of artifacts for an experiment that is made here: beside the database where that is a file."""
+        return (database_file(self.uri) or self.root / "mlflow.db").with_name("mlartifacts")
 
     def _normalised(self, uri: str) -> str:
         # Of a path, DVC's temporary workspaces mean the repository, and a user the current folder.
@@ -126,7 +127,7 @@ class Connection:
                 away = isinstance(error, OperationalError)
             # What is on this machine answers at once, or never.
             kind = StoreAwayError if away and not self.uri.startswith(("sqlite", "file:", "/")) else TrackingError
-            raise kind(redacted(f"MLflow store {self.uri}: {str(error).splitlines()[0]}")) from error
+            raise kind(f"MLflow store {self.redacted_uri}: {redacted(str(error).splitlines()[0])}") from error
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run, all or none."""

@@ -30,9 +30,9 @@ def open_store(uri: str) -> "MlflowClient":
     """
     from mlflow import MlflowClient
 
-    # The store tells of each table that it creates, which is no news to anyone, and of errors with all that is in them.
+    # These tell of each table that they create, which is no news to anyone, and of errors that are raised all the same.
     for name in ("mlflow.store.db.utils", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     guard_log("mlflow")
     if (file := database_file(uri)) and not file.exists():
         _create(uri, file)
