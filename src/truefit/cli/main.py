@@ -1,6 +1,6 @@
 """`truefit`: commands beside the pipeline's stages."""
 
-import json
+import io
 import math
 import sys
 from pathlib import Path
@@ -12,9 +12,9 @@ from truefit.core import errors
 from truefit.core.config import PARAMS, Params
 from truefit.core.errors import SettingsError, TrackingError
 from truefit.core.signals import stoppable
+from truefit.core.terminal import say, say_json
 from truefit.core.text import one_line
 from truefit.tracking.connection import repository_root
-from truefit.tracking.records import LONGEST_NAME
 from truefit.tracking.run import TrackSettings
 from truefit.tracking.store import Store
 
@@ -44,19 +44,19 @@ def sync(forget: str | None) -> None:
     store = Store()
     if forget is not None:
         given_up = store.forget(forget)
-        click.echo(f"{one_line(given_up.header.name, LONGEST_NAME)}: given up, with all that {given_up.path.name} held")
+        say(f"{given_up.header.name}: given up, with all that {given_up.path.name} held")
         return
     unsent = 0
     for journal, result in store.sync():
-        name = one_line(journal.header.name, LONGEST_NAME)
+        name = journal.header.name
         if isinstance(result, Exception):
             unsent += 1
-            click.echo(f"{name}: {result}", err=True)
+            say(f"{name}: {result}", error=True)
         else:
-            click.echo(f"{name}: sent to MLflow run {result.run_id}")
+            say(f"{name}: sent to MLflow run {result.run_id}")
             if result.skipped:
                 skipped = one_line(", ".join(result.skipped), longest=1000)
-                click.echo(f"{name}: refused by the store, and left out: {skipped}", err=True)
+                say(f"{name}: refused by the store, and left out: {skipped}", error=True)
     if unsent:
         raise TrackingError(f"{unsent} runs could not be sent; they are kept")
 
@@ -101,15 +101,13 @@ def rerun_command(run: str | None, experiment: str | None, every: bool, toleranc
         for recorded in trainings(store, where) if every else [find(store, run, where)]:
             done.append(run_again(store, recorded, tolerance, keep))
             if not as_json:
-                click.echo(describe(done[-1], recorded.info.run_name))
-                if every:
-                    click.echo()
+                say(*describe(done[-1], recorded.info.run_name), *([""] if every else []))
     verdicts = [one.report.verdict for one in done]
     if as_json:
         found = [one.report.as_json() for one in done]
-        click.echo(json.dumps(found if every else found[0], indent=2, allow_nan=False))
+        say_json(found if every else found[0])
     elif every:
-        click.echo(", ".join(f"{verdict}: {verdicts.count(verdict)}" for verdict in Verdict))
+        say(", ".join(f"{verdict}: {verdicts.count(verdict)}" for verdict in Verdict))
     sys.exit(max(verdicts, key=list(Verdict).index).status)
 
 
@@ -178,9 +176,9 @@ def predict_command(
         model, description = read_model(store, find(store, run, experiment or default_experiment()))
     done = predict(model, description, source, target, separator, column, on_error == "blank")  # type: ignore[arg-type]
     for warning in done.warnings():
-        click.echo(f"{source}: {warning}", err=True)
+        say(f"{source}: {warning}", error=True)
     which = f"{done.rows - done.blank} of them" if done.blank else "each"
-    click.echo(f"{target}: {done.rows} rows, {which} with a prediction of '{one_line(description.target)}'")
+    say(f"{target}: {done.rows} rows, {which} with a prediction of '{one_line(description.target)}'")
 
 
 @commands.command(name="inspect")
@@ -218,16 +216,11 @@ def inspect_command(source: Path, target: str | None, write: bool, as_json: bool
     advice = recommend(found, str(source))
     changes = inspecting.write_params(PARAMS, advice) if write else None
     if as_json:
-        click.echo(
-            json.dumps(inspecting.as_json(found, advice, absent, changes), indent=2, allow_nan=False, ensure_ascii=False)
-        )
+        say_json(inspecting.as_json(found, advice, absent, changes))
         return
-    click.echo(inspecting.as_text(found, advice, absent))
+    say(*inspecting.as_lines(found, advice, absent))
     if changes is not None:
-        click.echo(
-            f"\n{PARAMS}: {len(changes)} settings changed"
-            + "".join("\n  " + line for line in inspecting.change_lines(changes))
-        )
+        say("", f"{PARAMS}: {len(changes)} settings changed", *(f"  {line}" for line in inspecting.change_lines(changes)))
 
 
 def default_experiment() -> str:
@@ -246,5 +239,6 @@ def _run() -> None:
     except click.Abort:  # what click makes of Ctrl-C
         raise KeyboardInterrupt from None
     except click.ClickException as error:
-        error.show()
+        error.show(told := io.StringIO())
+        say(*told.getvalue().splitlines(), error=True)
         sys.exit(error.exit_code)

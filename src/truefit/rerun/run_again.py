@@ -4,7 +4,6 @@ import json
 import math
 import re
 import shlex
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,9 @@ from uuid import uuid4
 
 from truefit.core.config import Params
 from truefit.core.errors import TrackingError
+from truefit.core.redaction import redacted
 from truefit.core.signals import Deferred
+from truefit.core.terminal import say
 from truefit.evaluation.figures import rerun_picture
 from truefit.ingest.part_files import ALL
 from truefit.rerun.comparison import Report, Row, Verdict, compare, different_inputs, judge
@@ -91,11 +92,11 @@ class _Attempt:
                 with self._store.errors():
                     self._store.connect().delete_run(run.info.run_id)
         except TrackingError as error:
-            print(f"warning: {error}; a run with the tag {RERUN_KEY_TAG} {self._key} may be left there", file=sys.stderr)
+            say(f"warning: {error}; a run with the tag {RERUN_KEY_TAG} {self._key} may be left there", error=True)
 
     def _inconclusive(self, reason: str) -> Report:
         again = next((run.info.run_id for run in self._new_runs()), None)
-        return Report(Verdict.INCONCLUSIVE, self._run.info.run_id, again, reason)
+        return Report(Verdict.INCONCLUSIVE, self._run.info.run_id, again, redacted(reason))
 
     def _run_pipeline(self, record: Path) -> str | None:
         """Return what kept the recorded pipeline from making a run that ended well, or None."""
@@ -114,7 +115,7 @@ class _Attempt:
             # Made here, where it is not there: in the worktree its artifacts would be in a folder that goes.
             self._experiment = str((params.get("track") or {}).get("experiment", TrackSettings().experiment))
             store.experiment(self._experiment)
-            print(f"running {self._run.info.run_name!r} again in {worktree.project}", file=sys.stderr)
+            say(f"running {self._run.info.run_name!r} again in {worktree.project}", error=True)
             done = worktree.dvc(["repro", "--no-run-cache", "--force", "evaluate"], self._environment())
             waiting = [*(worktree.project / ".truefit/runs").glob("*.sqlite")]
             waiting += (worktree.project / ".truefit/runs").glob("*/journal.jsonl")  # of code that is older
@@ -146,7 +147,7 @@ class _Attempt:
         return list(search(self._store, self._experiment, f"tags.`{RERUN_KEY_TAG}` = '{self._key}'"))
 
 
-def describe(rerun: Rerun, name: str) -> str:
+def describe(rerun: Rerun, name: str) -> list[str]:
     """Return the report as lines for a terminal."""
     report = rerun.report
     lines = [f"{name}, {report.recorded}: {report.verdict}{f', since {report.reason}' if report.reason else ''}"]
@@ -168,7 +169,7 @@ def describe(rerun: Rerun, name: str) -> str:
     if rerun.kept:
         tree, folder = (shlex.quote(str(path)) for path in (rerun.kept, rerun.kept.parent))
         lines += [f"kept: {rerun.kept}; `git worktree remove --force {tree}; rm -r {folder}` removes it"]
-    return "\n".join(lines)
+    return lines
 
 
 def _difference(row: Row) -> str:

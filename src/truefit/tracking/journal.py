@@ -9,7 +9,6 @@ import hashlib
 import re
 import shutil
 import sqlite3
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -21,6 +20,7 @@ from pydantic import ValidationError
 
 from truefit.core.errors import TrackingError
 from truefit.core.files import atomic_path
+from truefit.core.terminal import say
 from truefit.tracking.records import RECORD, Artifact, Header, Record, Sent, Status, Values
 
 FORMAT = 2  # of the tables; 1 was a folder with a file of JSON lines
@@ -245,7 +245,7 @@ def setting_aside(path: Path) -> Iterator[None]:
             for ending in ("-wal", ""):
                 with suppress(FileNotFoundError):
                     path.with_name(path.name + ending).rename(f"{aside}{ending}")
-            print(f"warning: {error}; it is set aside as {aside.name}", file=sys.stderr)
+            say(f"warning: {error}; it is set aside as {aside.name}", error=True)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

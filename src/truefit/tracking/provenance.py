@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,6 +15,7 @@ import torch
 from truefit.core.code import code_digest, read_code
 from truefit.core.config import PARAMS, Params, flatten
 from truefit.core.files import sha256
+from truefit.core.terminal import say
 from truefit.data.columns.number import Number
 from truefit.data.table import Table
 from truefit.tracking import names
@@ -134,11 +134,11 @@ def _commits_tags(commits: Commits) -> dict[str, str]:
 def _warn(tags: Mapping[str, str]) -> None:
     """Say at the start what will be missing, while it can still be committed, cleaned or pushed."""
     if missing := tags.get(names.INCOMPLETE_TAG):
-        print(f"warning: not in the run's record: {missing}; without that `truefit rerun` cannot judge it", file=sys.stderr)
+        say(f"warning: not in the run's record: {missing}; without that `truefit rerun` cannot judge it", error=True)
     if missing := tags.get(names.UNBUNDLED_TAG):
         where = tags[names.REMOTE_TAG]
         text = f"warning: commits that {where} lacks are not in the run's record: {missing}; `git push` shows them to others"
-        print(text, file=sys.stderr)
+        say(text, error=True)
 
 
 def code_in_use() -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Which trainings of this clone ended with a model: an evaluation belongs to one of these, whoever else trained the same."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
 from truefit.core.files import write_bytes
+from truefit.core.terminal import say
 from truefit.tracking.names import EXPERIMENT_TAG, RERUN_KEY_TAG
 from truefit.tracking.records import Checked, Header, Key
 
@@ -50,7 +50,7 @@ def _read(path: Path) -> list[Trained]:
     except FileNotFoundError:
         return []
     except ValidationError as error:
-        print(f"warning: {path}: damaged: {error.errors(include_url=False)[0]['msg']}; not used", file=sys.stderr)
+        say(f"warning: {path}: damaged: {error.errors(include_url=False)[0]['msg']}; not used", error=True)
         return []
 
 
