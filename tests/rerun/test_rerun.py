@@ -309,7 +309,7 @@ def test_changed_code_line_gives_a_different_result_from_the_first_epoch(
     assert f"a copy, {copy.info.run_id}: different\n" in text
     assert "first epoch that differs: 1\n" in text
     assert "environment: numpy 1.0 -> " in text
-    assert f"kept: {done.kept}; `git worktree remove --force '{done.kept}'; rm -r '{done.kept.parent}'` removes it" in text
+    assert f"kept: {done.kept}; `rm -rf '{done.kept.parent}'; git worktree prune` removes it" in text
     workspace.run("git", "worktree", "remove", "--force", str(done.kept))
 
 
@@ -415,7 +415,7 @@ def test_grid_of_queued_experiments_is_identical(tmp_path: Path) -> None:
 
 @long
 def test_own_csv_of_a_project_in_a_subfolder_of_a_shallow_clone_is_pulled_and_identical(tmp_path: Path) -> None:
-    first = Workspace(tmp_path / "first/project", top=tmp_path / "first")
+    first = Workspace(tmp_path / "first/größere Preise", top=tmp_path / "first")
     (first.path / "data/own.csv").write_bytes(numbered_csv(300).encode())
     first.run("dvc", "add", "data/own.csv")
     first.run("dvc", "remote", "add", "--default", "store", "../../remote")
@@ -423,7 +423,7 @@ def test_own_csv_of_a_project_in_a_subfolder_of_a_shallow_clone_is_pulled_and_id
     first.set_params(prepare__csv="data/own.csv", train__scale__target="log")
     first.commit()
     first.run("git", "clone", "--quiet", "--depth", "1", f"file://{tmp_path}/first", str(tmp_path / "second"))
-    workspace = Workspace(tmp_path / "second/project", copy=False)
+    workspace = Workspace(tmp_path / "second/größere Preise", copy=False)
     workspace.run("dvc", "pull", "data/own.csv")
     (workspace.path / "src/truefit/new.py").write_text(NEW)
     workspace.run("dvc", "repro", "evaluate")
@@ -435,9 +435,9 @@ def test_own_csv_of_a_project_in_a_subfolder_of_a_shallow_clone_is_pulled_and_id
     assert traces(workspace) == before
     assert (report["verdict"], report["reason"], report["inputs"]) == ("identical", None, {})
     shutil.rmtree(tmp_path / "remote")
-    assert rerun(workspace, status=4)["reason"].startswith("its data are gone: dvc pull data/own.csv: ")
+    assert rerun(workspace, status=4)["reason"].startswith("its data are gone: DVC does not have data/own.csv: ")
     (workspace.path / "data/own.csv").write_text(numbered_csv(300).replace("7.25", "7.5", 1))
-    assert rerun(workspace, status=4)["reason"].startswith("its data are gone: dvc pull data/own.csv: ")
+    assert rerun(workspace, status=4)["reason"].startswith("its data are gone: DVC does not have data/own.csv: ")
     (workspace.path / "data/own.csv").write_text(numbered_csv(300))
     shutil.rmtree(workspace.path / ".dvc/cache", ignore_errors=True)
     assert rerun(workspace)["verdict"] == "identical"

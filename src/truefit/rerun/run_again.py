@@ -5,7 +5,6 @@ import math
 import re
 import shlex
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,10 +16,11 @@ from truefit.core.signals import Deferred
 from truefit.evaluation.figures import rerun_picture
 from truefit.ingest.part_files import ALL
 from truefit.rerun.comparison import Report, Row, Verdict, compare, different_inputs, judge
+from truefit.rerun.leftovers import clear_leftovers, known_folder
 from truefit.rerun.records import publish, read_result, search
 from truefit.rerun.worktree import recorded_workspace
 from truefit.tracking.connection import repository_root
-from truefit.tracking.names import CODE_TAG, COMMIT_TAG, CSV_TAG, FAILURE_TAG, RERUN_KEY_TAG, RERUN_TAG
+from truefit.tracking.names import CODE_TAG, COMMIT_TAG, CSV_TAG, FAILURE_TAG, REMOTE_TAG, RERUN_KEY_TAG, RERUN_TAG
 from truefit.tracking.run import TrackSettings
 from truefit.tracking.store import Store
 
@@ -42,12 +42,12 @@ def run_again(store: Store, run: "MlflowRun", tolerance: float, keep: bool = Fal
 
     Raises TrackingError where the store fails; no run, no worktree and no verdict stay then, nor after a signal.
     """
+    clear_leftovers(repository_root(), store)
     attempt = _Attempt(store, run, keep)
     artifacts = None
     try:
-        # An interrupted download may still write to the folder.
-        with tempfile.TemporaryDirectory(prefix="truefit-record-", ignore_cleanup_errors=True) as folder:
-            report, picture = attempt.judge(Path(folder), tolerance)
+        with known_folder(repository_root(), f"{attempt.key}-records", keep=False) as folder:
+            report, picture = attempt.judge(folder, tolerance)
         with Deferred():
             artifacts = publish(store, report, run.info.run_name, picture)
         return Rerun(report, artifacts, attempt.kept)
@@ -64,7 +64,7 @@ class _Attempt:
         self._store = store
         self._run = run
         self._keep = keep
-        self._key = uuid4().hex  # by which the new run is found
+        self.key = uuid4().hex  # by which the new run is found
         self._experiment: str | None = None
         self.kept: Path | None = None
 
@@ -91,7 +91,7 @@ class _Attempt:
                 with self._store.errors():
                     self._store.connect().delete_run(run.info.run_id)
         except TrackingError as error:
-            print(f"warning: {error}; a run with the tag {RERUN_KEY_TAG} {self._key} may be left there", file=sys.stderr)
+            print(f"warning: {error}; a run with the tag {RERUN_KEY_TAG} {self.key} may be left there", file=sys.stderr)
 
     def _inconclusive(self, reason: str) -> Report:
         again = next((run.info.run_id for run in self._new_runs()), None)
@@ -101,9 +101,9 @@ class _Attempt:
         """Return what kept the recorded pipeline from making a run that ended well, or None."""
         store, tags, params = self._store, self._run.data.tags, Params(record / "params.yaml").values
         prepare = params["prepare"]
-        with recorded_workspace(repository_root(), self._keep) as worktree:
+        with recorded_workspace(repository_root(), self._keep, self.key) as worktree:
             reason = (
-                worktree.check_out(tags[COMMIT_TAG])
+                worktree.check_out(tags[COMMIT_TAG], record, tags.get(REMOTE_TAG))
                 or worktree.restore(record, tags.get(CODE_TAG))
                 or worktree.bring_csv(prepare["csv"], tags[CSV_TAG], record, str(prepare.get("parts", ALL)))
             )
@@ -134,14 +134,14 @@ class _Attempt:
             "MLFLOW_TRACKING_URI": re.sub(r"^sqlite:///(?!/)", lambda _: f"sqlite:///{Path.cwd()}/", self._store.uri),
             # MLflow gives these tags to each run that begins, also by code that knows no reruns; and from the start, so that
             # in a shared store nobody takes it for a training. Nothing else of its record is unique.
-            "MLFLOW_RUN_CONTEXT": json.dumps({RERUN_TAG: self._run.info.run_id, RERUN_KEY_TAG: self._key}),
+            "MLFLOW_RUN_CONTEXT": json.dumps({RERUN_TAG: self._run.info.run_id, RERUN_KEY_TAG: self.key}),
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
 
     def _new_runs(self) -> "list[MlflowRun]":
         if self._experiment is None:
             return []
-        return list(search(self._store, self._experiment, f"tags.`{RERUN_KEY_TAG}` = '{self._key}'"))
+        return list(search(self._store, self._experiment, f"tags.`{RERUN_KEY_TAG}` = '{self.key}'"))
 
 
 def describe(rerun: Rerun, name: str) -> str:
@@ -164,8 +164,7 @@ def describe(rerun: Rerun, name: str) -> str:
     runs = "both runs" if report.again else "that run"
     lines += [f"report: {rerun.artifacts}.json{' and .png' if report.rows else ''}, of {runs}"]
     if rerun.kept:
-        tree, folder = (shlex.quote(str(path)) for path in (rerun.kept, rerun.kept.parent))
-        lines += [f"kept: {rerun.kept}; `git worktree remove --force {tree}; rm -r {folder}` removes it"]
+        lines += [f"kept: {rerun.kept}; `rm -rf {shlex.quote(str(rerun.kept.parent))}; git worktree prune` removes it"]
     return "\n".join(lines)
 
 
