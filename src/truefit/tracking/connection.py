@@ -14,7 +14,7 @@ from truefit.core.errors import StoreAwayError, TrackingError
 from truefit.core.files import atomic_path
 from truefit.core.redaction import redacted
 from truefit.tracking.journal import now
-from truefit.tracking.names import EXCESS_MSE, TEST_PREFIX, VALIDATION_LOSS
+from truefit.tracking.names import EXCESS_MSE, RERUN_EXPERIMENT, TEST_PREFIX, VALIDATION_LOSS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,6 +47,8 @@ class Connection:
             # A failed request is repeated by the uploader, which nobody waits for.
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+            # Bars of downloads would stand between the lines of a report.
+            os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
             from mlflow import MlflowClient
 
             # The store tells of each table that it creates, which is no news to anyone.
@@ -70,7 +72,7 @@ class Connection:
     def experiment(self, name: str) -> str:
         """Return the id of the experiment, which is made if need be; raises TrackingError where it cannot take a run."""
         if name not in self._experiments:
-            self._experiments[name] = self._find_or_create(name)
+            self._experiments[name] = os.environ.get(RERUN_EXPERIMENT) or self._find_or_create(name)
         return self._experiments[name]
 
     def _find_or_create(self, name: str) -> str:
