@@ -123,12 +123,13 @@ class Away:
 def test_rerun_that_goes_on_is_left_alone_and_one_without_a_folder_is_found(root: Path, tmp_path: Path) -> None:
     links, temporary = root / ".truefit/reruns", tmp_path / "temporary"
     with known_folder(root, "goes on", keep=False) as folder:
+        (links / f"{KEY}.lock").touch()
         (links / KEY).symlink_to(temporary / "gone")  # as after the machine was started again
         with pytest.raises(TrackingError, match="away"):
             clear_leftovers(root, Away())  # type: ignore[arg-type]
-        assert sorted(path.name for path in links.iterdir()) == [KEY, "goes on"]
+        assert sorted(path.name for path in links.iterdir()) == [KEY, f"{KEY}.lock", "goes on", "goes on.lock"]
         clear_leftovers(root, Store())
-        assert [path.name for path in links.iterdir()] == ["goes on"]
+        assert sorted(path.name for path in links.iterdir()) == ["goes on", "goes on.lock"]
         assert folder.is_dir()
     assert (list(links.iterdir()), list(temporary.iterdir())) == ([], [])
 

@@ -14,7 +14,7 @@ from truefit.core.code import code_digest, read_code
 from truefit.ingest.part_files import ALL, data_digest
 from truefit.rerun.leftovers import process_environment
 from truefit.rerun.worktree import Worktree
-from truefit.tracking.provenance import read_workspace
+from truefit.tracking.workspace import read_workspace
 
 PIPELINE = "stages:\n  evaluate:\n    cmd: python src/stage.py\n    deps:\n    - data/own.csv\n    outs:\n    - scores.txt\n"
 STAGE = "from pathlib import Path\n\nPath('scores.txt').write_text(Path('data/own.csv').read_text().upper())\n"

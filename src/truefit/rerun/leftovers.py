@@ -1,6 +1,7 @@
 """What reruns leave that were killed: found by a link below .truefit/reruns, and cleared by the next rerun.
 
-A rerun's folder holds a lock while its process lives. Each process that it starts has the folder's path in its environment.
+Beside the link lies a lock, held while the rerun's process lives, which other hosts see that share the repository's folder.
+Each process that a rerun starts has the path of its folder in its environment.
 """
 
 import os
@@ -38,10 +39,11 @@ def known_folder(root: Path, key: str, keep: bool) -> Iterator[Path]:
     With `keep` it stays where it has a worktree at the end, unless the block fails.
     If this process is killed, the next rerun removes it.
     """
+    links = root / _LINKS
+    links.mkdir(parents=True, exist_ok=True)
+    link, lock = links / key, links / f"{key}.lock"
     folder = Path(tempfile.mkdtemp(prefix="truefit-rerun-"))
-    link = root / _LINKS / key
-    link.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):  # before the link: what a link leads to, and nobody holds, is cleared
+    with FileLock(lock):  # before the link: one without a lock is cleared
         link.symlink_to(folder)
         stays = False
         try:
@@ -53,6 +55,7 @@ def known_folder(root: Path, key: str, keep: bool) -> Iterator[Path]:
                     remove_folder(root, folder)
                 if stays or not folder.exists():
                     link.unlink(missing_ok=True)
+                    lock.unlink(missing_ok=True)
 
 
 def process_environment(folder: Path) -> dict[str, str]:
@@ -76,25 +79,21 @@ def clear_leftovers(root: Path, store: Store) -> None:
     """
     links = root / _LINKS
     links.mkdir(parents=True, exist_ok=True)
-    with FileLock(links.with_suffix(".lock")):
-        for link in sorted(path for path in links.iterdir() if path.is_symlink() and not _is_held(path)):
-            folder = link.readlink()
-            print(f"clearing {folder}, which a rerun that was killed left", file=sys.stderr)
-            _end_processes(folder)
-            remove_folder(root, folder)
-            _end_runs(store, link.name)
+    for lock in sorted(links.glob("*.lock")):
+        with suppress(Timeout), FileLock(lock, timeout=0):
+            link = lock.with_suffix("")
+            if link.is_symlink():  # or it has ended since
+                _clear(root, link.readlink())
+                _end_runs(store, link.name)
             if not link.exists():
                 link.unlink(missing_ok=True)
+                lock.unlink(missing_ok=True)
 
 
-def _is_held(link: Path) -> bool:
-    if not link.exists():
-        return False
-    try:
-        with FileLock(link / "lock", timeout=0):
-            return False
-    except Timeout:
-        return True
+def _clear(root: Path, folder: Path) -> None:
+    print(f"clearing {folder}, which a rerun that was killed left", file=sys.stderr)
+    _end_processes(folder)
+    remove_folder(root, folder)
 
 
 def _end_processes(folder: Path) -> None:
