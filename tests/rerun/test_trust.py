@@ -471,15 +471,19 @@ def test_of_very_many_runs_of_a_name_a_few_are_named(shared: Shared, store: Stor
 
 @pytest.fixture(scope="module")
 def clones(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Workspace]:
-    """A clone of alice's that has trained with a change that is not committed, and one of bob's, with a shared store."""
+    """Clones of alice and bob with a shared store; alice has trained with what she has not pushed, and not committed."""
     folder = tmp_path_factory.mktemp("team")
-    alice = Workspace(folder / "alice")
+    alice, origin = Workspace(folder / "alice"), str(folder / "origin.git")
     alice.set_params(train__epochs=4, train__engine="numpy")
     alice.commit()
-    alice.run("git", "clone", "--quiet", str(alice.path), str(folder / "bob"))
+    alice.run("git", "clone", "--quiet", "--bare", str(alice.path), origin)
+    alice.run("git", "remote", "add", "-f", "origin", origin)
+    alice.run("git", "clone", "--quiet", origin, str(folder / "bob"))
     bob = Workspace(folder / "bob", copy=False)
     for user, clone in (("alice", alice), ("bob", bob)):
         clone.environment |= {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'shared.db'}", "LOGNAME": user}
+    alice.add_comment("model")
+    alice.commit()
     alice.add_comment("core")
     alice.run("dvc", "repro")
     return alice, bob
@@ -488,8 +492,9 @@ def clones(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Workspa
 def test_anothers_run_is_run_again_with_trust_as_its_child_in_its_experiment_of_any_name(
     clones: tuple[Workspace, Workspace],
 ) -> None:
-    """Faults 1, 6 and 20."""
+    """Faults 1, 6, 19 and 20."""
     alice, bob = clones
+    bob.run("git", "cat-file", "-e", alice.run("git", "rev-parse", "HEAD").stdout.strip(), status=1)
     client = MlflowClient(alice.environment["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name("truefit")
     assert experiment is not None
