@@ -13,7 +13,6 @@ UV := 0.13.9
 PORT ?= 5000
 TORTURE := tests/test_torture.py tests/training/test_random_settings.py tests/ingest/test_fuzz_csv.py tests/ingest/test_fuzz_kinds.py \
 	tests/ingest/test_csv_arrow.py tests/core/test_fuzz_settings.py tests/tracking/test_sync.py tests/rerun/test_rerun.py tests/model/test_serving.py tests/ui/test_grid.py
-STORE := $(or $(MLFLOW_TRACKING_URI),sqlite:///$(CURDIR)/mlflow.db)
 
 .PHONY: help setup repro test torture check docs audit ui screenshots bench bench-scale lock
 
@@ -72,10 +71,12 @@ docs: $(READY) ## make the site of the documents, docs/_build/index.html
 audit: $(READY) ## ask the advisory database for known vulnerabilities of the packages in requirements.lock; needs the network
 	pip-audit --strict --require-hashes --disable-pip --progress-spinner off --requirement requirements.lock
 
+# The store's address goes by the environment: it may hold a password, and make prints the line, as ps does.
 ui: $(READY) ## open the MLflow UI on http://127.0.0.1:5000 (another port: make ui PORT=5001)
-	@case "$(STORE)" in http*) echo "MLFLOW_TRACKING_URI names a server; its UI is at that address."; exit 2;; esac
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 \
-		--backend-store-uri "$(STORE)" --default-artifact-root "file://$(CURDIR)/mlartifacts"
+	@case "$$MLFLOW_TRACKING_URI" in [Hh][Tt][Tt][Pp]*) \
+		echo "MLFLOW_TRACKING_URI names a server; its UI is at that address."; exit 2;; esac
+	MLFLOW_BACKEND_STORE_URI="$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+		mlflow ui --host 127.0.0.1 --port $(PORT) --workers 1 --default-artifact-root "file://$(CURDIR)/mlartifacts"
 
 screenshots: $(READY) ## take the documents' pictures of the MLflow UI anew; needs chromium
 	TRUEFIT_BROWSER=required TRUEFIT_SCREENSHOTS=$(CURDIR)/docs/images pytest tests/ui

@@ -11,6 +11,7 @@ from truefit.core import errors
 from truefit.core.code import code_digest, read_code
 from truefit.core.config import Params
 from truefit.core.files import write_bytes, write_json
+from truefit.core.terminal import say
 from truefit.data.dataset import open_verified
 from truefit.evaluation.figures import draw_figures
 from truefit.evaluation.least_squares import least_squares
@@ -59,8 +60,7 @@ def main() -> None:
         write_bytes(results / "figures" / name, content)
     with store.evaluation_run(track, description.state_dict_sha256) as run:
         log_evaluation(run, metrics, figures, describe(table, training, metrics))
-    print(run)
-    print(summary(metrics))
+    say(str(run), *summary(metrics).split("\n"))
     _, picture, _ = figures
     print_next(run, store, track.experiment, picture)
 
@@ -86,15 +86,15 @@ def log_evaluation(run: Run, metrics: dict[str, Any], figures: dict[str, bytes],
 def print_next(run: Run, store: Store, experiment: str, picture: str) -> None:
     """Print what to type next, with a run that MLflow has, or one that waits in its journal; and where its picture is."""
     if run.run_id is None:
-        print("next: truefit sync             send the run, once its store can be reached")
+        say("next: truefit sync             send the run, once its store can be reached")
         return
     # A server has its own UI, which `make ui` would not start.
     remote = store.uri.startswith("http")
-    print(f"next: {'' if remote else 'make ui                  then '}look at the run's pictures in MLflow:")
+    say(f"next: {'' if remote else 'make ui                  then '}look at the run's pictures in MLflow:")
     place = f"experiments/{store.experiment(experiment)}/runs/{run.run_id}/artifacts/{FIGURES}/{picture}"
     # Without the last part, MLflow 3 shows the pages for language models to a browser that is new to it.
-    print(f"      {store.redacted_uri.rstrip('/') if remote else UI}/#/{place}?workflowType=machine_learning")
-    print(f"      truefit rerun {run.run_id[:8]}   run it again, and compare every bit")
+    say(f"      {store.redacted_uri.rstrip('/') if remote else UI}/#/{place}?workflowType=machine_learning")
+    say(f"      truefit rerun {run.run_id[:8]}   run it again, and compare every bit")
 
 
 if __name__ == "__main__":

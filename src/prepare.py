@@ -6,6 +6,7 @@ from pathlib import Path
 
 from truefit.core import errors
 from truefit.core.config import Params
+from truefit.core.terminal import say
 from truefit.core.text import one_line
 from truefit.ingest.prepare import PrepareSettings, write_table
 
@@ -25,7 +26,7 @@ def main() -> None:
     remark = f"; left out: {', '.join(left_out)}" if left_out else ""
     columns = f"{len(table.features)} features, target '{one_line(table.target)}'"
     columns += f", weight '{one_line(table.weight.name)}'" if table.weight is not None else ""
-    print(f"{settings.csv}: {columns}; rows: {rows}{remark}")
+    say(f"{settings.csv}: {columns}; rows: {rows}{remark}")
 
 
 if __name__ == "__main__":

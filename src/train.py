@@ -12,6 +12,7 @@ from tqdm import tqdm
 from truefit.core import errors
 from truefit.core.config import Params
 from truefit.core.files import write_bytes
+from truefit.core.terminal import say, shown
 from truefit.data.dataset import open_verified
 from truefit.data.table import Table
 from truefit.model import serving
@@ -61,17 +62,16 @@ def main() -> None:
         engine = build_engine(model, train_rows, settings, device)
         if isinstance(engine, CompiledEngine):
             run.set_tags({COMPILE_SECONDS_TAG: f"{engine.compile_seconds:.1f}"})
-            tqdm.write(f"compiled in {engine.compile_seconds:.1f} s")
+            tqdm.write(shown(f"compiled in {engine.compile_seconds:.1f} s"))
         outcome = fit(engine, model, datasets, settings, device, on_epoch, checkpoints)
         save_outcome(outcome, as_written, table, arguments.results, run, track.log_model)
         if changed := changed_since(code):
             named = ", ".join(changed)[:5000]
             run.set_tags({CHANGED_TAG: named})
             advice = "train again for a run that `truefit rerun` can judge"
-            tqdm.write(f"warning: changed while the training ran: {named}; {advice}", sys.stderr)
+            tqdm.write(shown(f"warning: changed while the training ran: {named}; {advice}"), sys.stderr)
     last = outcome.epochs[-1]
-    print(f"epoch {last.epoch}: train loss {last.train_loss:.6g}, validation loss {last.validation_loss:.6g}")
-    print(run)
+    say(f"epoch {last.epoch}: train loss {last.train_loss:.6g}, validation loss {last.validation_loss:.6g}", str(run))
 
 
 def parse() -> argparse.Namespace:

@@ -4,6 +4,8 @@ pytest-xdist 3.8 names the group in the test's `_nodeid`, which pytest 9.2 does 
 """
 
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +24,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         mark = item.get_closest_marker("xdist_group")
         if mark and getattr(config.option, "loadgroup", False) and "@" not in item.nodeid.rpartition("]")[2]:
             item._id = coerce_node_id(f"{item.nodeid}@{mark.args[0]}")
+
+
+@pytest.fixture(autouse=True)
+def _own_hooks() -> Iterator[None]:
+    """Give the tests' process its ways with tracebacks back, which a stage that is run in it replaces."""
+    hooks = sys.excepthook, threading.excepthook
+    yield
+    sys.excepthook, threading.excepthook = hooks
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import click
 import pytest
 from dvc.cli import parse_args
 from helpers_settings import SECTIONS
+from mlflow.experiments import commands as commands_of_mlflow_experiments
 from mlflow.models.cli import commands as commands_of_mlflow_models
 
 from truefit.cli.main import commands as commands_of_truefit
@@ -159,8 +160,8 @@ def test_the_documents_shell_commands_are_ones_that_their_programs_take() -> Non
             parse_args(arguments)  # raises for an option or a command that DVC does not have
         if program == "mlflow":
             group, command_of_group, *options = arguments
-            assert group == "models"
-            commands_of_mlflow_models.commands[command_of_group].make_context(command_of_group, options)
+            groups = {"models": commands_of_mlflow_models, "experiments": commands_of_mlflow_experiments}
+            groups[group].commands[command_of_group].make_context(command_of_group, options)
         if program == "make":
             subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
         if program == "python":

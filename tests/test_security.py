@@ -4,8 +4,12 @@ That `make ui` listens on 127.0.0.1 only is in ui/test_address.py.
 """
 
 import csv
+import json
+import os
 import pickle
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ import torch
 from helpers_data import numbered_csv, prepare
 from helpers_stages import Stages
 from helpers_training import save_untrained
-from workspace import Workspace
+from workspace import ROOT, Workspace
 
 from truefit.core.errors import TruefitError
 from truefit.data.table import Table
@@ -26,6 +30,9 @@ HOSTILE = (
     "$(touch sprung) `touch sprung`; touch sprung & ../../sprung <script>alert(1)</script> "
     r"'; drop table runs; -- \" $\frac{$ ${HOME} %s {0}"
 )
+
+# What a terminal would obey: it clears the screen, rings, goes to the line's start, turns the order of letters round.
+OBEYED = "\x1b[2J\x07\r\u202e\x9b2J"
 
 
 class Trap:
@@ -110,6 +117,76 @@ def test_names_from_outside_break_out_of_nothing(tmp_path: Path, stages: Stages)
     assert failed == (2, line)
     assert_untouched(tmp_path)
     assert len(client.search_runs([experiment.experiment_id])) == 1
+
+
+def test_control_characters_from_outside_reach_no_terminal(tmp_path: Path, stages: Stages) -> None:
+    """Fault 16: they would move the cursor, set the title, or turn round what is read."""
+    run("git", "init", "--quiet", str(tmp_path))
+    who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    run("git", "-C", str(tmp_path), *who, "commit", "--quiet", "--allow-empty", "--message", "one")
+    columns = [f"{name}{OBEYED}" for name in ("price", "kind", "sold")]
+    table = tmp_path / f"own{OBEYED}.csv"
+    rows = [[row, "abc"[row % 3], 2 * row] for row in range(60)]
+    settings = {
+        "prepare": {"csv": table.name, "columns": {columns[1]: "category"}, "missing": {"target": "drop"}},
+        "train": {"epochs": 2, "engine": "numpy"},
+        "checkpoint": {"epochs": 1},
+        "evaluate": {"sample": 10},
+        "track": {"run_name": f"name{OBEYED}", "log_model": False},
+    }
+    (tmp_path / "params.yaml").write_text(json.dumps(settings))
+    results = ("data/prepared", "results")
+
+    def check(stage: str, *arguments: str, status: int = 0) -> str:
+        done = stages.run(tmp_path, stage, *arguments, MLFLOW_TRACKING_URI="http://127.0.0.1:9")  # where nobody answers
+        printed = stages.printed + done.line
+        assert done.status == status, printed
+        assert [line for line in printed.split("\n") if not line.isprintable()] == []
+        return printed
+
+    write_csv(table, columns, [*rows, ["none", "a", 1]])
+    assert "x1b[2J" in check("prepare", results[0], status=2)
+    write_csv(table, columns, [*rows, [1, "b", ""]])
+    assert "x1b[2J" in check("truefit", "inspect", table.name)
+    assert json.loads(check("truefit", "inspect", table.name, "--json"))["target"] == columns[2]
+    assert "x1b[2J" in check("prepare", *results[:1])
+    assert "name\\x1b[2J" in check("train", *results)
+    assert "x1b[2J" in check("evaluate", *results, "data/synthetic.csv")
+    assert "name\\x1b[2J" in check("truefit", "sync", status=2)
+    write_csv(table, columns, [["", "new", 1], *rows])
+    assert "x1b[2J" in check("truefit", "predict", "--errors", "blank", "--model", "results", table.name, f"to{OBEYED}.csv")
+    assert "x1b[2J" in check("truefit", "predict", "--model", "results", f"no{OBEYED}", "to.csv", status=2)
+    assert "x1b[2J" in check("truefit", "predict", f"--no{OBEYED}", status=2)
+
+
+@pytest.mark.parametrize(("uri", "status"), [("postgresql://me:s3$cret@h/runs", 0), ("https://me:s3$cret@h", 2), ("", 0)])
+def test_make_ui_shows_no_password(uri: str, status: int, tmp_path: Path) -> None:
+    """Fault 15: make prints the lines that it runs, and `ps` the arguments of what they start."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    mlflow = tmp_path / ".venv/bin/mlflow"
+    mlflow.parent.mkdir(parents=True)
+    mlflow.write_text('#!/bin/sh\necho started with: "$@"\necho "$MLFLOW_BACKEND_STORE_URI" > given\n')
+    mlflow.chmod(0o755)
+    for arguments, expected in ((["--dry-run"], 0), ([], status)):
+        command = ["make", "--assume-old=.venv/.ready", *arguments, "ui"]
+        environment = os.environ | {"MLFLOW_TRACKING_URI": uri}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == expected
+        assert "cret" not in done.stdout + done.stderr
+    if status == 0:
+        assert "started with: ui --host 127.0.0.1 " in done.stdout
+        assert (tmp_path / "given").read_text() == (uri or f"sqlite:///{tmp_path}/mlflow.db") + "\n"
+    else:
+        assert "MLFLOW_TRACKING_URI names a server; its UI is at that address.\n" in done.stdout
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True)
+
+
+def write_csv(path: Path, columns: list[str], rows: list[list[Any]]) -> None:
+    with path.open("w", newline="") as opened:
+        csv.writer(opened).writerows([columns, *rows])
 
 
 def assert_untouched(root: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from truefit.core.text import one_line
+from truefit.core.text import one_line, printable
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_a_name_is_shown_on_one_line_escaped_and_cut(name: str, shown: str) -> N
 
 
 def test_any_character_is_shown_by_printable_ones() -> None:
-    wrong = [code for code in range(0x110000) if not one_line(chr(code)).isprintable()]
+    wrong = [code for code in range(0x110000) if not printable(chr(code)).isprintable()]
     assert wrong == []
 
 

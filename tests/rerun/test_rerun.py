@@ -318,7 +318,7 @@ def test_changed_code_line_gives_a_different_result_from_the_first_epoch(
     assert set(report.inputs) == {"code", "environment"}
     assert done.kept is not None
     assert (done.kept / "src/truefit/new.py").read_text() == "SHIFT = 2\n"
-    text = describe(done)
+    text = "\n".join(describe(done))
     assert f"a copy, {copy.info.run_id}: different\n" in text
     assert "first epoch that differs: 1\n" in text
     assert "environment: numpy 1.0 -> " in text

@@ -4,7 +4,9 @@ import random
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pandas as pd
 import pytest
@@ -13,8 +15,12 @@ from helpers_server import TRAIN, Server, complaints, wait_for_epochs
 from helpers_stages import Stages
 from helpers_torture import SEED, TORTURE
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Experiment, Run
 from workspace import Workspace
+
+from truefit.tracking.connection import Connection
+from truefit.tracking.run import TrackSettings
+from truefit.tracking.store import Store
 
 EPOCHS = 24
 
@@ -179,3 +185,52 @@ def test_rerun_of_a_run_on_a_server_is_identical(workspace: Workspace, server: S
     assert (report["verdict"], report["inputs"]) == ("identical", {})
     again = MlflowClient(server.uri).get_run(report["again"])
     assert (again.data.tags["rerun.verdict"], again.data.tags["rerun.of"]) == ("identical", report["recorded"])
+
+
+def test_clones_that_create_an_experiment_at_once_get_the_same(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 13: of 8 trainings on a fresh server, 2 were refused."""
+    server.start()
+    clones = []
+    for number in range(8):
+        monkeypatch.setenv("DVC_ROOT", str(tmp_path / str(number)))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        clones.append(Connection())
+        clones[-1].connect()
+    none_found, look_up = Barrier(len(clones)), MlflowClient.get_experiment_by_name
+
+    def look_up_together(client: MlflowClient, name: str) -> Experiment | None:
+        found: Experiment | None = look_up(client, name)
+        if found is None:
+            none_found.wait(timeout=60)
+        return found
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", look_up_together)
+    with ThreadPoolExecutor(len(clones)) as pool:
+        assert len(set(pool.map(lambda clone: clone.experiment("of all clones"), clones))) == 1
+
+
+def test_the_password_in_a_servers_address_is_shown_and_recorded_nowhere(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Fault 15: MLflow printed it where a run ended, and a failure's tag had it."""
+    server.start()
+    uri = f"http://me:s3cret@127.0.0.1:{server.port}/"
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    track = TrackSettings(experiment="with a password")
+    with pytest.raises(ValueError, match="invalid"), Store().evaluation_run(track, "d" * 64):
+        raise ValueError(f"invalid: {uri}")
+    with Store().evaluation_run(track, "d" * 64):
+        (journal,) = (tmp_path / ".truefit/runs").glob("*/journal.jsonl")
+        assert f'"store":"{server.uri}"' in journal.read_text()
+        assert "s3cret" not in journal.read_text()
+    printed = capfd.readouterr()
+    assert "s3cret" not in printed.out + printed.err
+    assert "View run" not in printed.out
+    client = MlflowClient(server.uri)
+    experiment = client.get_experiment_by_name(track.experiment)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "attributes.status = 'FAILED'")
+    assert [run.data.tags["failure"] for run in runs] == [f"invalid: {server.uri}/"]

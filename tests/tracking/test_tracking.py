@@ -600,20 +600,22 @@ def test_store_that_fails_as_well_does_not_hide_the_reason(
     assert capsys.readouterr().err.endswith(f"; {journal.folder} keeps run 'name': `truefit sync` sends it\n")
 
 
-def start(root: Path) -> "subprocess.Popen[str]":
-    """Start a training in a process of its own, on the store in `root`."""
-    environment = {"DVC_ROOT": str(root), "PYTHONPATH": str(ROOT / "src"), "PATH": "/usr/bin:/bin"}
+def start(root: Path, uri: str = "") -> "subprocess.Popen[str]":
+    """Start a training in a process of its own, on the store in `root`, or another."""
+    environment = {"DVC_ROOT": str(root), "PYTHONPATH": str(ROOT / "src"), "PATH": "/usr/bin:/bin", "MLFLOW_TRACKING_URI": uri}
     return subprocess.Popen([sys.executable, "-c", TRAINING], env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def test_four_processes_may_open_a_fresh_store_at_once(tmp_path: Path) -> None:
-    started = [start(tmp_path) for _ in range(4)]
+    """Fault 13: two of them are of other clones, which share it by its address."""
+    own, *others = (tmp_path / name for name in ("own", "one", "two"))
+    started = [start(own), start(own), *(start(other, f"sqlite:///{own / 'mlflow.db'}") for other in others)]
     errors = [process.communicate()[1] for process in started]
     assert [process.returncode for process in started] == [0, 0, 0, 0], errors
     assert "warning" not in "".join(errors)
-    found = stored(tmp_path, "truefit")
+    found = stored(own, "truefit")
     assert [(run.info.status, run.data.metrics) for run in found] == [("FINISHED", {"loss": 0.5})] * 4
-    assert list((tmp_path / ".truefit/runs").iterdir()) == []
+    assert [list((root / ".truefit/runs").iterdir()) for root in (own, *others)] == [[], [], []]
 
 
 def test_kill_while_the_store_is_created_leaves_nothing_that_the_next_start_cannot_open(tmp_path: Path) -> None:

@@ -31,14 +31,14 @@ _NOTHING = object()  # stands for a key that is not there
 Changes = list[tuple[str, Any, Any]]
 
 
-def as_text(found: Inspection, advice: list[Advice], remarks: list[str]) -> str:
-    """Return the report: a line a column, then the settings as YAML with the reasons; and `remarks` on params.yaml."""
+def as_lines(found: Inspection, advice: list[Advice], remarks: list[str]) -> list[str]:
+    """Return the report as lines: one a column, then the settings as YAML with the reasons; and `remarks` on params.yaml."""
     rows = [("column", "kind", "missing", "distinct", "values", "remarks"), *map(_cells, found.columns)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     title = f"{found.path}: {found.rows:,} rows, {len(found.columns):,} columns"
     more = ["", *(f"{PARAMS}: {remark}" for remark in remarks)] if remarks else []
-    return "\n".join([title, "", *lines, "", "# The settings for it, and why", *_yaml(advice), *more])
+    return [title, "", *lines, "", "# The settings for it, and why", *_yaml(advice), *more]
 
 
 def as_json(found: Inspection, advice: list[Advice], remarks: list[str], changes: Changes | None) -> dict[str, Any]:

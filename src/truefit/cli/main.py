@@ -1,6 +1,6 @@
 """`truefit`: commands beside the pipeline's stages."""
 
-import json
+import io
 import math
 import sys
 from pathlib import Path
@@ -12,6 +12,7 @@ from truefit.core import errors
 from truefit.core.config import PARAMS, Params
 from truefit.core.errors import SettingsError, TrackingError
 from truefit.core.signals import stoppable
+from truefit.core.terminal import say, say_json
 from truefit.core.text import one_line
 from truefit.tracking.connection import repository_root
 from truefit.tracking.run import TrackSettings
@@ -42,9 +43,9 @@ def sync() -> None:
     for journal, result in Store().sync():
         if isinstance(result, Exception):
             unsent += 1
-            click.echo(f"{journal.header.name}: {result}", err=True)
+            say(f"{journal.header.name}: {result}", error=True)
         else:
-            click.echo(f"{journal.header.name}: sent to MLflow run {result.run_id}")
+            say(f"{journal.header.name}: sent to MLflow run {result.run_id}")
     if unsent:
         raise TrackingError(f"{unsent} runs could not be sent; they are kept")
 
@@ -166,9 +167,9 @@ def predict_command(
         model, description = read_model(store, find(store, run, experiment or default_experiment()))
     done = predict(model, description, source, target, separator, column, on_error == "blank")  # type: ignore[arg-type]
     for warning in done.warnings():
-        click.echo(f"{source}: {warning}", err=True)
+        say(f"{source}: {warning}", error=True)
     which = f"{done.rows - done.blank} of them" if done.blank else "each"
-    click.echo(f"{target}: {done.rows} rows, {which} with a prediction of '{one_line(description.target)}'")
+    say(f"{target}: {done.rows} rows, {which} with a prediction of '{one_line(description.target)}'")
 
 
 @commands.command(name="inspect")
@@ -206,16 +207,11 @@ def inspect_command(source: Path, target: str | None, write: bool, as_json: bool
     advice = recommend(found, str(source))
     changes = inspecting.write_params(PARAMS, advice) if write else None
     if as_json:
-        click.echo(
-            json.dumps(inspecting.as_json(found, advice, absent, changes), indent=2, allow_nan=False, ensure_ascii=False)
-        )
+        say_json(inspecting.as_json(found, advice, absent, changes))
         return
-    click.echo(inspecting.as_text(found, advice, absent))
+    say(*inspecting.as_lines(found, advice, absent))
     if changes is not None:
-        click.echo(
-            f"\n{PARAMS}: {len(changes)} settings changed"
-            + "".join("\n  " + line for line in inspecting.change_lines(changes))
-        )
+        say("", f"{PARAMS}: {len(changes)} settings changed", *(f"  {line}" for line in inspecting.change_lines(changes)))
 
 
 def default_experiment() -> str:
@@ -234,5 +230,6 @@ def _run() -> None:
     except click.Abort:  # what click makes of Ctrl-C
         raise KeyboardInterrupt from None
     except click.ClickException as error:
-        error.show()
+        error.show(told := io.StringIO())
+        say(*told.getvalue().splitlines(), error=True)
         sys.exit(error.exit_code)

@@ -1,16 +1,13 @@
 """`truefit rerun`: which run, whether it may be executed here, and what is printed of it."""
 
-import json
 import math
 import shlex
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import click
-
 from truefit.core.errors import StoppedError, TrackingError, TruefitError
 from truefit.core.redaction import redacted
-from truefit.core.text import one_line
+from truefit.core.terminal import say, say_json
 from truefit.rerun.comparison import Report, Row, Verdict
 from truefit.rerun.publishing import publish
 from truefit.rerun.records import whole
@@ -29,7 +26,10 @@ def rerun(store: Store, run: "MlflowRun", trusted: bool, tolerance: float, keep:
     """
     _check_owner(store, run, trusted)
     done = run_again(store, run, tolerance, keep)
-    click.echo(_json(done.report.as_json()) if as_json else describe(done))
+    if as_json:
+        say_json(done.report.as_json())
+    else:
+        say(*describe(done))
     _publish(store, done, as_json)
     return done.report.verdict.status
 
@@ -45,15 +45,17 @@ def rerun_all(store: Store, run_ids: Iterable[str], tolerance: float, keep: bool
             done = _attempt(store, run_id, tolerance, keep)
             reports.append(done.report)
             if not as_json:
-                click.echo(describe(done))
+                say(*describe(done))
             if done.report.verdict is not Verdict.ERROR:
                 _publish(store, done, as_json)
             if not as_json:
-                click.echo()
+                say("")
     finally:  # also where a signal ends it
         verdicts = [report.verdict for report in reports]
-        counts = ", ".join(f"{verdict}: {verdicts.count(verdict)}" for verdict in Verdict)
-        click.echo(_json([report.as_json() for report in reports]) if as_json else counts)
+        if as_json:
+            say_json([report.as_json() for report in reports])
+        else:
+            say(", ".join(f"{verdict}: {verdicts.count(verdict)}" for verdict in Verdict))
     return max(verdicts, key=list(Verdict).index).status
 
 
@@ -74,7 +76,7 @@ def _check_owner(store: Store, run: "MlflowRun", trusted: bool) -> None:
     reason = Owner.here(store).stranger(run)
     if reason is None:
         return
-    click.echo("\n".join(origin(store, run)), err=True)
+    say(*origin(store, run), error=True)
     if not trusted:
         run_id = run.info.run_id
         raise TrackingError(
@@ -89,22 +91,22 @@ def _publish(store: Store, done: Rerun, as_json: bool) -> None:
         name = publish(store, report, done.run_name, done.picture)
     except (TrackingError, OSError) as error:
         kept = f"; the rerun stays there as run {report.again}" if report.again else ""
-        click.echo(f"warning: {_line(error)}; the report is not in MLflow{kept}", err=True)
+        say(f"warning: {_line(error)}; the report is not in MLflow{kept}", error=True)
     else:
         if not as_json:
             runs = "both runs" if report.again else "that run"
-            click.echo(f"report: {name}.json{' and .png' if done.picture else ''}, of {runs}")
+            say(f"report: {name}.json{' and .png' if done.picture else ''}, of {runs}")
 
 
 def _line(error: Exception) -> str:
     return redacted(" ".join(str(error).split()))
 
 
-def describe(done: Rerun) -> str:
+def describe(done: Rerun) -> list[str]:
     """Return the report as lines for a terminal."""
     report = done.report
     reason = f", since {report.reason}" if report.reason else ""
-    lines = [f"{_shown(done.run_name)}, {report.recorded}: {report.verdict}{reason}"]
+    lines = [f"{done.run_name}, {report.recorded}: {report.verdict}{reason}"]
     if report.rows:
         lines += ["", f"{'':18}{'compared':>9}{'equal':>9}  largest difference"]
         lines += [f"{row.name:18}{row.compared:9}{row.equal:9}  {_difference(row)}".rstrip() for row in report.rows]
@@ -112,7 +114,7 @@ def describe(done: Rerun) -> str:
     if report.first_epoch:
         lines += [f"first epoch that differs: {report.first_epoch}"]
     for group, values in report.inputs.items():
-        changes = ", ".join(f"{key} {_shown(before)} -> {_shown(after)}" for key, (before, after) in values.items())
+        changes = ", ".join(f"{key} {before} -> {after}" for key, (before, after) in values.items())
         lines += [f"{group}: {changes}"]
     if report.rows and not report.inputs:
         lines += ["code, params, data and environment: the same"]
@@ -122,11 +124,7 @@ def describe(done: Rerun) -> str:
         lines += [f"run again as MLflow run {report.again}"]
     if done.kept:
         lines += [f"kept: {done.kept}; `rm -rf {shlex.quote(str(done.kept.parent))}; git worktree prune` removes it"]
-    return "\n".join(lines)
-
-
-def _shown(value: str | None) -> str:
-    return one_line(str(value), 250)
+    return lines
 
 
 def _difference(row: Row) -> str:
@@ -134,7 +132,3 @@ def _difference(row: Row) -> str:
         return ""
     size = f"{row.ulps:,} ulp, {row.relative:.1e} relative, " if math.isfinite(row.relative) else ""
     return f"{size}first in {row.where}"
-
-
-def _json(content: object) -> str:
-    return json.dumps(content, indent=2, allow_nan=False)

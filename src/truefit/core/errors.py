@@ -16,6 +16,8 @@ import signal
 import sys
 from collections.abc import Callable
 
+from truefit.core.terminal import guard_tracebacks, say
+
 LESS = "a smaller train.batch_size or train.model.hidden, fewer prepare.features, or more memory"
 GARBAGE_AFTER = 100_000  # new objects between two collections of garbage in a stage; Python's own threshold is 700
 
@@ -88,6 +90,7 @@ def run(main: Callable[[], None]) -> int:
     gc.set_threshold(GARBAGE_AFTER)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does, for names with letters that its encoding lacks
+    guard_tracebacks()
     lines, status = [""], 0
     try:
         main()
@@ -105,6 +108,7 @@ def run(main: Callable[[], None]) -> int:
         lines = [f"not enough memory: {found or 'found none left'}; try {LESS}"]
         status = TruefitError.status
     if status:
-        print("error:", "\n".join(" ".join(line.splitlines()) for line in lines), file=sys.stderr)
+        first, *others = (" ".join(line.splitlines()) for line in lines)
+        say(f"error: {first}", *others, error=True)
     gc.freeze()
     return status

@@ -7,11 +7,11 @@ import os
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from subprocess import CompletedProcess
 
+from truefit.core.terminal import say
 from truefit.core.text import one_line
 from truefit.tracking.git import complaint
 from truefit.tracking.names import RECORDED_BUNDLE
@@ -81,7 +81,7 @@ def _fill(git: Git, place: Path, own: Path, commit: str, index: Path) -> None:
     """Fill the folder of a submodule, and of those in it."""
     if not (own / ".git").exists() or not has_commit(git, own, commit):
         known = f"the commit {one_line(commit)} is not in {own}; `git submodule update --init` there may bring it"
-        print(f"warning: {place} is empty: {known}", file=sys.stderr)
+        say(f"warning: {place} is empty: {known}", error=True)
         return
     git("read-tree", commit, cwd=own, index=index)
     git(*AS_STORED, "checkout-index", "--all", f"--prefix={place}/", cwd=own, index=index)

@@ -6,7 +6,6 @@ Each process that a rerun starts has the path of its folder in its environment.
 
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from truefit.core.signals import Deferred
+from truefit.core.terminal import say
 from truefit.tracking.git import git
 from truefit.tracking.names import RERUN_KEY_TAG
 from truefit.tracking.store import Store
@@ -91,7 +91,7 @@ def clear_leftovers(root: Path, store: Store) -> None:
 
 
 def _clear(root: Path, folder: Path) -> None:
-    print(f"clearing {folder}, which a rerun that was killed left", file=sys.stderr)
+    say(f"clearing {folder}, which a rerun that was killed left", error=True)
     _end_processes(folder)
     remove_folder(root, folder)
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,9 @@ from uuid import uuid4
 
 from truefit.core.config import Params, flatten
 from truefit.core.errors import StoppedError, TrackingError
+from truefit.core.redaction import redacted
 from truefit.core.signals import Deferred
+from truefit.core.terminal import say
 from truefit.evaluation.figures import rerun_picture
 from truefit.ingest.part_files import ALL
 from truefit.rerun.comparison import Report, Verdict, compare, different_inputs, judge
@@ -100,9 +101,9 @@ class _Attempt:
     def leave(self, stopped: bool) -> None:
         """Remove the new run, where there is one; but where it has ended, and nobody stopped this, tell of it."""
         if self._ended and not stopped:
-            print(
+            say(
                 f"warning: the rerun has ended, and its run stays: that with the tag {RERUN_KEY_TAG} {self.key}",
-                file=sys.stderr,
+                error=True,
             )
             return
         try:
@@ -110,11 +111,11 @@ class _Attempt:
                 with self._store.errors():
                     self._store.connect().delete_run(run.info.run_id)
         except TrackingError as error:
-            print(f"warning: {error}; a run with the tag {RERUN_KEY_TAG} {self.key} may be left there", file=sys.stderr)
+            say(f"warning: {error}; a run with the tag {RERUN_KEY_TAG} {self.key} may be left there", error=True)
 
     def _inconclusive(self, reason: str) -> Report:
         again = next((run.info.run_id for run in insist(self._new_runs)), None)
-        return Report(Verdict.INCONCLUSIVE, self._run.info.run_id, again, reason)
+        return Report(Verdict.INCONCLUSIVE, self._run.info.run_id, again, redacted(reason))
 
     def _run_pipeline(self, record: Path) -> str | None:
         """Return what kept the recorded pipeline from making a run that ended well, or None."""
@@ -130,7 +131,7 @@ class _Attempt:
             if reason:
                 return reason
             self._make_room(worktree, str(params.get("track.experiment", TrackSettings().experiment)))
-            print(f"running {self._run.info.run_name!r} again in {worktree.project}", file=sys.stderr)
+            say(f"running {self._run.info.run_name!r} again in {worktree.project}", error=True)
             done = worktree.dvc(["repro", "--no-run-cache", "--force", "evaluate"], self._environment())
             if done.returncode == 0 and not self._is_sent(worktree):
                 raise TrackingError(

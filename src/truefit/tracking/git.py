@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from truefit.core.errors import TruefitError
+from truefit.core.redaction import redacted
 
 
 def git(
@@ -52,5 +53,5 @@ def root_commit(cwd: Path | None = None) -> str:
 
 
 def complaint(done: "subprocess.CompletedProcess[bytes]") -> str:
-    """Return the first line of what git wrote to its stderr."""
-    return (done.stderr.decode(errors="replace").strip() or "failed").splitlines()[0]
+    """Return the first line of what git wrote to its stderr, which may name a remote."""
+    return redacted((done.stderr.decode(errors="replace").strip() or "failed").splitlines()[0])

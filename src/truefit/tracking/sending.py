@@ -50,7 +50,7 @@ class Sender:
         Raises TrackingError or OSError where the store does not take it; what it took is not sent again.
         """
         header = journal.header
-        if header.store != self.connection.address:
+        if not self.connection.holds(header.store):
             raise TrackingError(f"is for the store {header.store or 'of this repository'}; see MLFLOW_TRACKING_URI")
         if header.completes and journal.sent().run_id is None:
             self._send_trainings(header.completes, header.start_time)
@@ -61,7 +61,7 @@ class Sender:
         for journal in pending(self._runs):
             with suppress(FileNotFoundError):  # another process may have sent it to the end in this moment
                 header = journal.header
-                earlier = header.store == self.connection.address and header.start_time <= latest
+                earlier = self.connection.holds(header.store) and header.start_time <= latest
                 values = (record.values for record, _ in journal.read() if isinstance(record, Values))
                 if earlier and header.fingerprint and journal.final and any(v.get(DIGEST_TAG) == digest for v in values):
                     self._send(journal)

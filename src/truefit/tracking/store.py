@@ -5,7 +5,6 @@ No step of a training waits for the store; its start and its end may, for a boun
 
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from uuid import uuid4
 
 from truefit.core.errors import StoppedError, StoreAwayError, is_final
 from truefit.core.redaction import redacted
+from truefit.core.terminal import say
 from truefit.tracking.connection import Connection
 from truefit.tracking.journal import Header, Journal, Status, Values, now, pending
 from truefit.tracking.names import BASELINE_TAG, DIGEST_TAG, EXPERIMENT_TAG, FAILURE_TAG, GRID_TAG
@@ -103,7 +103,7 @@ class Store:
         except BaseException as error:
             failed = isinstance(error, Exception) and not isinstance(error, StoppedError)
             with suppress(OSError):  # a full disk must not hide its own report
-                run.set_tags({FAILURE_TAG: (str(error) or type(error).__name__)[:5000]})
+                run.set_tags({FAILURE_TAG: redacted(str(error) or type(error).__name__)[:5000]})
                 # Only a training goes on later.
                 final = journal.header.fingerprint is None or is_final(error)
                 journal.append(Status(status="FAILED" if failed else "KILLED", time=now(), final=final))
@@ -116,7 +116,7 @@ class Store:
             if uploader.sent:
                 run.name, run.run_id = uploader.sent.name, uploader.sent.run_id
             if fault:
-                print(f"warning: {fault}; {journal.folder} keeps run {run.name!r}: `truefit sync` sends it", file=sys.stderr)
+                say(f"warning: {fault}; {journal.folder} keeps run {run.name!r}: `truefit sync` sends it", error=True)
 
 
 def _experiment_tags() -> dict[str, str]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from truefit.core.errors import TruefitError
+from truefit.core.terminal import say
 from truefit.data.batches import EpochChunks
 from truefit.data.dataset import TableDataset
 from truefit.model.models import Model, build_model
@@ -19,7 +20,7 @@ def with_engine(settings: TrainSettings, rows: int, device: torch.device) -> Tra
     if settings.engine != "auto":
         return settings
     engine, reason = choose_engine(settings.steps(rows), device, settings.step, settings.compile)
-    print(f"engine: {engine}, since {reason}")
+    say(f"engine: {engine}, since {reason}")
     return settings.model_copy(update={"engine": engine})
 
 

@@ -6,7 +6,6 @@ import json
 import platform
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +21,7 @@ from truefit.core.config import Settings
 from truefit.core.errors import TruefitError, is_final
 from truefit.core.files import write_bytes
 from truefit.core.signals import Deferred
+from truefit.core.terminal import say
 from truefit.model.files import read_tensors
 
 State = dict[str, Any]
@@ -113,7 +113,7 @@ class Checkpoints:
                     fault = str(error)
                 else:
                     return state
-            print(f"warning: {path}: {fault}; going on from what was saved before it", file=sys.stderr)
+            say(f"warning: {path}: {fault}; going on from what was saved before it", error=True)
         return None
 
     def _remove_finished(self) -> None:

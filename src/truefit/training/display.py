@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from truefit.core.terminal import say
+
 if TYPE_CHECKING:
     from truefit.training.progress import Epoch
 
@@ -41,6 +43,6 @@ def progress(epochs: int) -> "Iterator[Callable[[Epoch], None]]":
             bar.set_postfix_str(f"{left}, train {train}, validation {validation}, {speed}", refresh=False)
             if bar.update() and not terminal:
                 losses = f"train loss {train}, validation loss {validation}"
-                print(f"epoch {epoch.epoch} of {epochs}: {losses}, {speed}, {left}", file=sys.stderr, flush=True)
+                say(f"epoch {epoch.epoch} of {epochs}: {losses}, {speed}, {left}", error=True)
 
         yield show
