@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import os
+import pickle
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -425,6 +426,38 @@ def recorded() -> tuple[dict[str, str], dict[str, bytes]]:
 def test_the_model_of_a_run_is_the_state_that_its_tag_names(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = run_with(root, monkeypatch, *recorded())
     assert predicted(NUMBERED, model) == predicted(NUMBERED, open_model(Path("model")))
+
+
+class Canary:
+    """Unpickled, creates the file `sprung`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("sprung"),)
+
+
+def test_anyones_run_is_predicted_from_since_nothing_of_it_is_executed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 17, fault 1."""
+    tags, artifacts = recorded()
+    trap = b"from pathlib import Path\nPath('sprung').touch()\n"
+    planted = {
+        "model/MLmodel": b"flavors:\n  python_function:\n    loader_module: evil\n    code: code\n",
+        "model/code/evil.py": trap,
+        "model/python_model.pkl": pickle.dumps(Canary()),
+        "state_dict/evil.py": trap,
+        "state_dict/data.pkl": pickle.dumps(Canary()),
+        "record/diff.patch": b"--- /dev/null\n+++ b/sprung\n@@ -0,0 +1 @@\n+1\n",
+    }
+    monkeypatch.setenv("LOGNAME", "mallory")
+    model = run_with(root, monkeypatch, {**tags, "git.root": "f" * 40, "git.commit": "--all"}, {**artifacts, **planted})
+    monkeypatch.setenv("LOGNAME", "alice")
+    assert predicted(NUMBERED, model) == predicted(NUMBERED, open_model(Path("model")))
+    best, final = "state_dict/best.pt", "state_dict/final.pt"
+    with pytest.raises(TruefitError, match=r"damaged, or not a state_dict"):
+        run_with(root, monkeypatch, tags, {**artifacts, best: pickle.dumps(Canary()), final: pickle.dumps(Canary())})
+    assert not list(Path().rglob("sprung"))
+    assert not list(root.rglob("sprung"))
+    pickle.loads(pickle.dumps(Canary()))
+    assert Path("sprung").exists()  # it would have
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,10 @@ RESULT = Result(
         "code": {"git.commit": "c"},
         "params": {"train.seed": "42", "train.threads": "1"},
         "data": {"csv.sha256": "a", "table.sha256": "b"},
-        "environment": {"torch": "2.13.0", "numpy": "2.4.6", "threads": "1"},
+        "environment": {
+            **{"python": "3.11.2", "torch": "2.13.0", "numpy": "2.4.6", "mlflow": "3.17.2", "dvc": "3.67.1", "threads": "1"},
+            "platform": "Linux-6.1.0-x86_64-with-glibc2.36",
+        },
     },
     history=HISTORY,
     states={"best": STATE, "final": STATE},
@@ -144,6 +147,15 @@ def test_what_is_not_finite_is_never_close(value: float) -> None:
         ({"torch": "2.12"}, 1e-9, Verdict.CLOSE),
         ({"torch": "2.12"}, 1e-3, Verdict.INCONCLUSIVE),
         ({"torch": "2.12"}, 0, Verdict.IDENTICAL),
+        # Fault 5: what changes no bits excuses none.
+        ({"platform": "Linux-6.1.1-x86_64-with-glibc2.36"}, 1e-9, Verdict.DIFFERENT),
+        ({"platform": "Linux-6.1.0-9-amd64-x86_64-with-glibc2.36"}, 1e-9, Verdict.DIFFERENT),
+        ({"platform": "Linux-6.1.0-x86_64-with-glibc2.41"}, 1e-9, Verdict.CLOSE),
+        ({"platform": "Linux-6.1.0-aarch64-with-glibc2.36"}, 1e-9, Verdict.CLOSE),
+        ({"platform": "macOS-15.1-arm64-arm-64bit"}, 1e-9, Verdict.CLOSE),
+        ({"python": "3.11.9"}, 1e-9, Verdict.DIFFERENT),
+        ({"python": "3.12.2"}, 1e-9, Verdict.CLOSE),
+        ({"mlflow": "4", "dvc": "4"}, 1e-9, Verdict.DIFFERENT),
     ],
 )
 def test_close_needs_another_environment_and_the_tolerance(
@@ -177,7 +189,8 @@ def test_no_outputs_on_both_sides_is_no_match() -> None:
 
 
 def test_inputs_that_differ_are_named_by_group() -> None:
-    other = replace(RESULT, inputs={**with_input("params", "train.seed", "43").inputs, "environment": {"torch": "2.13.0"}})
+    fewer = {name: value for name, value in RESULT.inputs["environment"].items() if name not in ("numpy", "threads")}
+    other = replace(RESULT, inputs={**with_input("params", "train.seed", "43").inputs, "environment": fewer})
     assert different_inputs(RESULT, other) == {
         "params": {"train.seed": ["42", "43"]},
         "environment": {"numpy": ["2.4.6", None], "threads": ["1", None]},
@@ -197,6 +210,7 @@ def test_statuses_and_the_order_from_best_to_worst() -> None:
         ("identical", 0),
         ("close", 3),
         ("inconclusive", 4),
+        ("error", 2),
         ("different", 1),
     ]
 

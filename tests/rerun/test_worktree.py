@@ -110,6 +110,29 @@ def test_csv_at_an_absolute_path_is_read_where_it_is(tmp_path: Path, worktree: W
     assert refusal(worktree, str(path), record).startswith("its data are gone")
 
 
+def test_csv_is_not_written_through_a_recorded_link(root: Path, tmp_path: Path, record: Path) -> None:
+    """Fault 17: where git keeps other line ends, the CSV in the worktree is replaced by the user's own."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    for name in ("own.csv", "other.csv"):
+        (shared / name).write_bytes(b"not to be touched")
+    (root / "data").symlink_to(shared)
+    (root / "own.csv").symlink_to(shared / "own.csv")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "two")
+    for name in ("data", "own.csv"):
+        (root / name).unlink()
+    (root / "data").mkdir()
+    for name in ("own.csv", "data/other.csv"):
+        (root / name).write_bytes(CSV)
+    with recorded_workspace(root, False, "key") as worktree:
+        assert worktree.check_out(git(root, "rev-parse", "HEAD").strip()) is None
+        assert worktree.bring_csv("own.csv", DIGEST, record) is None
+        assert (worktree.project / "own.csv").read_bytes() == CSV
+        assert refusal(worktree, "data/other.csv", record).endswith("has another digest than the one that was read")
+    assert {path.read_bytes() for path in shared.iterdir()} == {b"not to be touched"}
+
+
 def test_csv_beside_the_repository_is_placed_beside_the_worktree(root: Path, worktree: Worktree, record: Path) -> None:
     (root.parent / "own.csv").write_bytes(CSV)
     assert worktree.bring_csv("../own.csv", DIGEST, record) is None
@@ -121,7 +144,7 @@ def test_workspace_of_the_commit_is_gone_after_the_block_also_when_it_fails(root
     commit = git(root, "rev-parse", "HEAD").strip()
     (root / "src/stage.py").write_text("a = 2\n")
     before = (git(root, "worktree", "list"), git(root, "status", "--porcelain"))
-    with pytest.raises(ZeroDivisionError), recorded_workspace(root, keep=True) as worktree:
+    with pytest.raises(ZeroDivisionError), recorded_workspace(root, True, "key") as worktree:
         folder = worktree.folder
         assert worktree.check_out(commit) is None
         assert (worktree.project / "src/stage.py").read_text() == "a = 1\n"
@@ -136,7 +159,7 @@ def test_no_hook_runs(root: Path) -> None:
     hook.parent.mkdir(exist_ok=True)
     hook.write_text("#!/bin/sh\ntouch sprung\n")
     hook.chmod(0o755)
-    with recorded_workspace(root, keep=False) as worktree:
+    with recorded_workspace(root, False, "key") as worktree:
         assert worktree.check_out(git(root, "rev-parse", "HEAD").strip()) is None
         assert worktree.tree.is_dir()
         assert not (worktree.tree / "sprung").exists()
@@ -146,7 +169,7 @@ def test_commit_without_a_pipeline_is_inconclusive_and_leaves_nothing(root: Path
     git(root, "rm", "--quiet", "-r", ".dvc")
     git(root, "commit", "--quiet", "--message", "two")
     before = git(root, "worktree", "list")
-    with recorded_workspace(root, keep=False) as worktree:
+    with recorded_workspace(root, False, "key") as worktree:
         assert worktree.check_out(git(root, "rev-parse", "HEAD").strip()) == "its commit has no pipeline in ."
     assert git(root, "worktree", "list") == before
 
@@ -174,7 +197,7 @@ def test_params_that_are_a_link_are_replaced_and_not_written_through(root: Path,
     git(root, "commit", "--quiet", "--message", "two")
     for name in ("params.yaml", "dvc.yaml"):
         (record / name).write_text("recorded\n")
-    with recorded_workspace(root, keep=False) as worktree:
+    with recorded_workspace(root, False, "key") as worktree:
         assert worktree.check_out(git(root, "rev-parse", "HEAD").strip()) is None
         assert "record/dvc.yaml" in str(worktree.restore(record, None))
         assert (worktree.project / "params.yaml").read_text() == "recorded\n"

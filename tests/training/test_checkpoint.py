@@ -160,6 +160,14 @@ def test_checkpoints_are_kept_when_it_may_go_on(tmp_path: Path, error: BaseExcep
     assert len(files(tmp_path / "a")) == 1
 
 
+def test_checkpoints_of_a_training_killed_while_it_removed_them_go_with_the_next_training(tmp_path: Path) -> None:
+    """Fault 11."""
+    saved(tmp_path / "killed", 2)
+    (tmp_path / "killed").rename(tmp_path / "killed.over")
+    saved(tmp_path / "another", 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["another"]
+
+
 def test_a_second_training_with_the_fingerprint_is_told_why_it_cannot_run(tmp_path: Path) -> None:
     with opened(tmp_path / "a"):
         with pytest.raises(TruefitError) as caught, opened(tmp_path / "a"):

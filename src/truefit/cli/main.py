@@ -64,9 +64,8 @@ def sync(forget: str | None) -> None:
 @commands.command(name="rerun")
 @click.argument("run", required=False)
 @click.option("--experiment", help="The MLflow experiment of RUN.  [default: track.experiment in params.yaml]")
-@click.option(
-    "--all", "every", is_flag=True, help="Run every training of the experiment again, and end with the worst status."
-)
+@click.option("--all", "every", is_flag=True, help="Run each of your finished trainings again, and end with the worst status.")
+@click.option("--trust", is_flag=True, help="Run RUN, given by its id, also where it is another's: that executes its code.")
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, 1),
@@ -76,39 +75,42 @@ def sync(forget: str | None) -> None:
 )
 @click.option("--keep", is_flag=True, help="Leave the worktree where the pipeline ran.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def rerun_command(run: str | None, experiment: str | None, every: bool, tolerance: float, keep: bool, as_json: bool) -> None:
+def rerun_command(
+    run: str | None, experiment: str | None, every: bool, trust: bool, tolerance: float, keep: bool, as_json: bool
+) -> None:
     """Run a recorded run again, from its record alone, and say whether the result is the same.
 
-    RUN is an MLflow run id, the beginning of one, or a run's name; without it, the latest training is taken. For example:
+    RUN is an MLflow run id, the beginning of one, or a run's name; without it, the latest finished training of this
+    repository that is yours is taken. For example:
 
         truefit rerun 42711d48
 
+    A rerun executes the code in the record. A run of another user or repository, or whose commit is not in the history of
+    this one, needs its id and --trust; whose it is, and which files its changes touch, is told first.
+
     The exit status is the verdict: 0 identical, every number has the same bits; 3 close, within the tolerance and from another
-    environment; 1 different; 4 inconclusive, it could not be run again or not be compared.
+    environment; 1 different; 4 inconclusive, it could not be run again or not be compared; 2 is an error.
     """
     # Here, since torch takes seconds to import, and `truefit --help` needs none of it.
-    from truefit.rerun.comparison import Verdict
+    from truefit.cli.rerunning import rerun, rerun_all
     from truefit.rerun.records import find, trainings
-    from truefit.rerun.run_again import describe, run_again
 
     if math.isnan(tolerance):
         raise click.BadParameter("nan is not in the range 0<=x<=1.", param_hint="'--tolerance'")
     if every and run:
         raise click.UsageError("--all takes no RUN")
+    if trust and not run:
+        raise click.UsageError("--trust takes a RUN")
     store, where = Store(), experiment or default_experiment()
-    done = []
     with stoppable("before the verdict"):
-        for recorded in trainings(store, where) if every else [find(store, run, where)]:
-            done.append(run_again(store, recorded, tolerance, keep))
-            if not as_json:
-                say(*describe(done[-1], recorded.info.run_name), *([""] if every else []))
-    verdicts = [one.report.verdict for one in done]
-    if as_json:
-        found = [one.report.as_json() for one in done]
-        say_json(found if every else found[0])
-    elif every:
-        say(", ".join(f"{verdict}: {verdicts.count(verdict)}" for verdict in Verdict))
-    sys.exit(max(verdicts, key=list(Verdict).index).status)
+        if every:
+            status = rerun_all(store, trainings(store, where), tolerance, keep, as_json)
+        else:
+            found = find(store, run, where)
+            # Anyone may give a run any name.
+            trusted = trust and run is not None and found.info.run_id.startswith(run)
+            status = rerun(store, found, trusted, tolerance, keep, as_json)
+    sys.exit(status)
 
 
 @commands.command(name="predict")
@@ -142,7 +144,7 @@ def predict_command(
     """Write OUT: the text of IN as it is, and one more column with the predictions, in the data's own units.
 
     IN is a CSV or a Parquet file, and OUT becomes one of the same kind; of Parquet, the columns keep their types.
-    The model comes from a recorded run or from a folder. For example:
+    The model comes from a recorded run, anyone's, or from a folder: to load it executes nothing of either. For example:
 
         truefit predict --run 42711d48 new.csv predicted.csv
 

@@ -1,5 +1,6 @@
 """Two results compared bit by bit, and the verdict that follows from it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
@@ -13,31 +14,41 @@ from torch import Tensor
 from truefit.evaluation.metrics import UNIT_SCALE
 from truefit.tracking.names import TEST_PREFIX
 
+_IDLE = ("mlflow", "dvc")  # packages that take no part in any number
+
 Differing = dict[str, dict[str, list[str | None]]]  # of the inputs: by group and name, the two values
 
 
 class Verdict(StrEnum):
-    """What a comparison says; `status` is the command's exit status."""
+    """What a comparison says, from the best to the worst; an error, where there was none, is worse than to know nothing.
+
+    `status` is the command's exit status.
+    """
 
     IDENTICAL = "identical"
     CLOSE = "close"
     INCONCLUSIVE = "inconclusive"
+    ERROR = "error"
     DIFFERENT = "different"
 
     @property
     def status(self) -> int:
-        """Return 0, 3, 4 or 1; 2 is that of an error."""
-        return {"identical": 0, "close": 3, "inconclusive": 4, "different": 1}[self]
+        """Return 0, 3, 4, 2 or 1."""
+        return {"identical": 0, "close": 3, "inconclusive": 4, "error": 2, "different": 1}[self]
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a training started from, by groups, and ended with; `history` has a column a curve, and the epochs as its index."""
+    """What a training started from, by groups, and ended with; `history` has a column a curve, and the epochs as its index.
+
+    `record_checked` says that its record is the one of its digest; runs from before there was one have none.
+    """
 
     inputs: Mapping[str, Mapping[str, str]]
     history: pd.DataFrame
     states: Mapping[str, Mapping[str, Tensor]]
     metrics: Mapping[str, float]
+    record_checked: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,7 @@ class Report:
     tolerance: float | None = None
     rows: list[Row] = field(default_factory=list)
     inputs: Differing = field(default_factory=dict)
+    record_checked: bool = True
 
     @property
     def first_epoch(self) -> int | None:
@@ -94,21 +106,40 @@ def compare(recorded: Result, again: Result) -> list[Row]:
 def judge(rows: list[Row], inputs: Differing, tolerance: float) -> tuple[Verdict, str | None]:
     """Return the verdict on compared rows and `inputs` that differ, and the reason of one that is inconclusive.
 
-    Close is within the tolerance, and from another environment. Beyond it, with another version of torch, nobody can say
-    whether the code or torch is to blame.
+    Close is within the tolerance, and from an environment that may give other bits. Beyond it, with another version of torch,
+    nobody can say whether the code or torch is to blame.
     """
     empty = [row.name for row in rows if row.compared == 0]
     if empty or not rows:
         return Verdict.INCONCLUSIVE, f"there is nothing to compare of {', '.join(empty) or 'both runs'}"
     if all(row.where is None for row in rows):
         return Verdict.IDENTICAL, None
-    environment = inputs.get("environment", {})
+    environment = _decisive(inputs.get("environment", {}))
     if environment and all(row.relative <= tolerance for row in rows):
         return Verdict.CLOSE, None
     if "torch" in environment:
         recorded, installed = environment["torch"]
         return Verdict.INCONCLUSIVE, f"it ran with torch {recorded}, and torch {installed} is installed"
     return Verdict.DIFFERENT, None
+
+
+def _decisive(environment: Mapping[str, list[str | None]]) -> dict[str, list[str | None]]:
+    """Return those differences of the environment that can change bits."""
+    return {name: values for name, values in environment.items() if len({_decisive_part(name, value) for value in values}) > 1}
+
+
+def _decisive_part(name: str, value: str | None) -> str | None:
+    """Return as much of a tag's value as can change bits.
+
+    >>> _decisive_part("platform", "Linux-6.1.0-13-amd64-x86_64-with-glibc2.36")
+    'x86_64-with-glibc2.36'
+    """
+    if value is None or name in _IDLE:
+        return None
+    if name == "python":  # its patch level changes none
+        return re.sub(r"^(\d+\.\d+).*", r"\1", value)
+    # The machine, and the C library with its exp and log; not the kernel.
+    return re.sub(r"^Linux-.*?-([^-]+(?:-with.*)?)$", r"\1", value) if name == "platform" else value
 
 
 def different_inputs(recorded: Result, again: Result) -> Differing:

@@ -1,11 +1,10 @@
-"""Recorded runs: found in the MLflow store, read back and checked, and told the verdict on them."""
+"""Recorded runs: found in the MLflow store, read back and checked."""
 
 import hashlib
-import json
-import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +12,14 @@ import pandas as pd
 
 from truefit.core.config import Params, flatten
 from truefit.core.errors import SettingsError, TrackingError, TruefitError
+from truefit.core.text import one_line
 from truefit.model.files import ModelDescription, read_description, read_state_dict, rebuild_model, state_dict_digest
 from truefit.model.models import Model
-from truefit.rerun.comparison import Report, Result
+from truefit.rerun.comparison import Result
+from truefit.rerun.trust import Owner, is_commit, quoted
 from truefit.tracking import names
-from truefit.tracking.provenance import ENVIRONMENT, param_text
+from truefit.tracking.provenance import ENVIRONMENT
+from truefit.tracking.record import record_digest
 from truefit.tracking.store import Store
 from truefit.training.progress import CURVES
 
@@ -25,57 +27,105 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
     from torch import Tensor
 
-_LONGEST_PARAM = 6000  # where MLflow cuts
-_TRAININGS = f"tags.`{names.COMMIT_TAG}` IS NOT NULL and tags.`{names.RERUN_TAG}` IS NULL"
+_NAMED = 5  # of several, the runs or experiments that an error names
+_PAGE = 100  # runs asked for at once where all are meant: the store reads each with all its params, tags and metrics
 
 
 def find(store: Store, reference: str | None, experiment: str) -> "MlflowRun":
-    """Return the run whose id, or its beginning, or whose name is `reference`; without one, the latest training.
+    """Return the run whose id, or its beginning, or whose name is `reference`; without one, the latest own training.
 
     A whole id may be of any experiment. Raises TrackingError where there is none, and naming them where there are several.
     """
     if reference is None:
-        return trainings(store, experiment)[-1]
+        owner = Owner.here(store)
+        if latest := _search(store, _experiment(store, experiment), _own(owner), 1):
+            return latest[0]
+        raise _none(experiment, owner)
     if re.fullmatch("[0-9a-f]{32}", reference):
-        with store.errors():
-            run = store.connect().get_run(reference)
-        if run.info.lifecycle_stage != "active":
-            raise TrackingError(f"run {reference}: is deleted; `mlflow runs restore --run-id {reference}`")
-        return run
+        return whole(store, reference)
     wheres = [f"attributes.run_id LIKE '{reference}%'"] if re.fullmatch("[0-9a-f]{1,31}", reference) else []
-    if quote := next((mark for mark in "'\"" if mark not in reference), None):
-        wheres.append(f"attributes.run_name = {quote}{reference}{quote}")
-    found = {run.info.run_id: run for where in wheres for run in search(store, experiment, where)}
+    if (name := quoted(reference)) is not None:
+        wheres.append(f"attributes.run_name = {name}")
+    known = _experiment(store, experiment)
+    found = {run.info.run_id: run for where in wheres for run in _search(store, known, where, _NAMED + 1)}
     if not found:
         raise TrackingError(f"experiment {experiment!r}: has no run with the id or name {reference!r}")
     if len(found) > 1:
-        ids = ", ".join(list(found)[:5]) + (", …" if len(found) > 5 else "")
-        raise TrackingError(f"experiment {experiment!r}: {reference!r} is any of {len(found)} runs, allowed: one of {ids}")
+        raise TrackingError(
+            f"experiment {experiment!r}: {reference!r} is any of several runs, allowed: one of {_some(list(found))}"
+        )
     return found.popitem()[1]
 
 
-def trainings(store: Store, experiment: str) -> "list[MlflowRun]":
-    """Return the trainings of an experiment, no reruns, the oldest first; raises TrackingError where there is none."""
-    found = list(search(store, experiment, _TRAININGS))
-    if not found:
-        raise TrackingError(f"experiment {experiment!r}: has no run of a training; `dvc repro` makes one")
-    return found[::-1]
+def whole(store: Store, run_id: str) -> "MlflowRun":
+    """Return the run with a whole id, of any experiment; raises TrackingError where it is not there, or deleted."""
+    with store.errors():
+        run = store.connect().get_run(run_id)
+    if run.info.lifecycle_stage != "active":
+        raise TrackingError(f"run {run_id}: is deleted; `mlflow runs restore --run-id {run_id}`")
+    return run
 
 
-def search(store: Store, experiment: str, where: str) -> "Iterator[MlflowRun]":
-    """Give the runs of which `where` holds, the latest first; raises TrackingError where there is no such experiment."""
+def trainings(store: Store, experiment: str) -> Iterator[str]:
+    """Give the ids of the own trainings of an experiment that have finished, no reruns, the oldest first.
+
+    They are asked for as they are taken. Raises TrackingError where there is none.
+    """
+    owner = Owner.here(store)
+    pages = _pages(store, _experiment(store, experiment), _own(owner))
+    first = next(pages)
+    if not first:
+        raise _none(experiment, owner)
+    return chain(first, chain.from_iterable(pages))
+
+
+def _pages(store: Store, experiment: str, where: str) -> Iterator[list[str]]:
+    """Yield the ids of all runs of which `where` holds, the oldest first, in pages."""
+    seen: set[str] = set()
+    since, more = 0, True
+    while more:
+        # By their time, not by the place in a list that changes while runs are run again.
+        later = f"{where} and attributes.start_time >= {since}"
+        page = _search(store, experiment, later, _PAGE, "ASC")
+        new = [run.info.run_id for run in page if run.info.run_id not in seen]
+        yield new
+        seen.update(new)
+        since, more = page[-1].info.start_time if page else 0, len(page) == _PAGE and bool(new)
+
+
+def _own(owner: Owner) -> str:
+    trained = f"tags.`{names.COMMIT_TAG}` IS NOT NULL and tags.`{names.RERUN_TAG}` IS NULL"
+    return f"attributes.status = 'FINISHED' and {trained} and {owner.where}"
+
+
+def _none(experiment: str, owner: Owner) -> TrackingError:
+    return TrackingError(
+        f"experiment {experiment!r}: has no finished training of {owner}; `dvc repro` makes one, "
+        "and `truefit rerun RUN --trust` runs another's again"
+    )
+
+
+def _search(store: Store, experiment: str, where: str, most: int, order: str = "DESC") -> "Sequence[MlflowRun]":
+    """Return at most so many runs of an experiment, by its id, of which `where` holds, by default the latest first."""
+    with store.errors():
+        found: Sequence[MlflowRun] = store.connect().search_runs(
+            [experiment], where, max_results=most, order_by=[f"attributes.start_time {order}"]
+        )
+    return found
+
+
+def _experiment(store: Store, name: str) -> str:
     with store.errors():
         client = store.connect()
-        known = client.get_experiment_by_name(experiment)
+        known = client.get_experiment_by_name(name)
         if known is None:
-            allowed = ", ".join(repr(other.name) for other in client.search_experiments())
-            raise TrackingError(f"experiment {experiment!r}: not found, allowed: {allowed}")
-    token = None
-    while token != "":
-        with store.errors():
-            page = client.search_runs([known.experiment_id], where, order_by=["attributes.start_time DESC"], page_token=token)
-        yield from page
-        token = page.token or ""
+            others = [repr(other.name) for other in client.search_experiments(max_results=_NAMED + 1)]
+            raise TrackingError(f"experiment {name!r}: not found, allowed: {_some(others)}")
+    return str(known.experiment_id)
+
+
+def _some(found: Sequence[str]) -> str:
+    return ", ".join(found[:_NAMED]) + (", …" if len(found) > _NAMED else "")
 
 
 def read_result(store: Store, run: "MlflowRun", folder: Path) -> Result | str:
@@ -86,9 +136,9 @@ def read_result(store: Store, run: "MlflowRun", folder: Path) -> Result | str:
         return reason
     if missing := _download(store, run, folder, needed):
         return f"its artifact {missing} is missing"
-    if reason := _unlike_params(run, folder / names.RECORDED_PARAMS):
-        return reason
     tags, states, curves = run.data.tags, {}, {}
+    if reason := _damage(folder, tags.get(names.RECORD_TAG)):
+        return reason
     for kind in names.STATES:
         state = _read_state((folder / names.state_path(kind)).read_bytes(), kind, tags)
         if isinstance(state, str):
@@ -110,7 +160,7 @@ def read_result(store: Store, run: "MlflowRun", folder: Path) -> Result | str:
         "data": {tag: tags[tag] for tag in (names.CSV_TAG, names.TABLE_TAG)},
         "environment": {tag: tags[tag] for tag in ENVIRONMENT if tag in tags},
     }
-    return Result(inputs, pd.DataFrame(curves), states, metrics)
+    return Result(inputs, pd.DataFrame(curves), states, metrics, names.RECORD_TAG in tags)
 
 
 def unfit(run: "MlflowRun") -> str | None:
@@ -121,6 +171,8 @@ def unfit(run: "MlflowRun") -> str | None:
     for tag in (names.COMMIT_TAG, names.DIRTY_TAG, names.CSV_TAG, names.TABLE_TAG, names.DIGEST_TAG):
         if tag not in tags:
             return f"it has no tag {tag}, which every training sets"
+    if not is_commit(tags[names.COMMIT_TAG]):  # which would be an option, or a name, to git
+        return f"its tag {names.COMMIT_TAG} is no commit: {one_line(tags[names.COMMIT_TAG])}"
     if names.CHANGED_TAG in tags:
         return f"these files changed while it ran: {tags[names.CHANGED_TAG]}"
     # A record without a digest is of the time when only files that were too large were left out.
@@ -132,8 +184,6 @@ def unfit(run: "MlflowRun") -> str | None:
 
 def _download(store: Store, run: "MlflowRun", folder: Path, needed: Sequence[str]) -> str | None:
     """Download the folders of the needed artifacts; return the first that is missing."""
-    # Its bars would stand between the lines of the report.
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     client, run_id = store.connect(), run.info.run_id
     places = {name.partition("/")[0] for name in needed}
     with store.errors():
@@ -146,26 +196,16 @@ def _download(store: Store, run: "MlflowRun", folder: Path, needed: Sequence[str
     return missing
 
 
-def _unlike_params(run: "MlflowRun", path: Path) -> str | None:
+def _damage(folder: Path, digest: str | None) -> str | None:
+    """Return what is wrong with the record in `folder`, of that digest where its run has one, or None."""
+    files = {path.relative_to(folder).as_posix(): path for path in (folder / names.RECORD).rglob("*") if path.is_file()}
+    if digest is not None and digest != record_digest({name: path.read_bytes() for name, path in files.items()}):
+        return f"its record is damaged: the digest of {names.RECORD}/ is not that of its tag {names.RECORD_TAG}"
     try:
-        written = flatten(Params(path).values)
+        params = flatten(Params(folder / names.RECORDED_PARAMS).values)
     except SettingsError as error:
         return f"its artifact {names.RECORDED_PARAMS} is damaged: {error}"
-    for key, value in written.items():
-        found = run.data.params.get(key)
-        if found is None or not _is_param_text(value, found):
-            return f"its artifact {names.RECORDED_PARAMS} has {key} {param_text(value)}, and its params have {found}"
-    return None if "prepare.csv" in written else f"its artifact {names.RECORDED_PARAMS} has no prepare.csv"
-
-
-def _is_param_text(value: object, text: str) -> bool:
-    if param_text(value)[:_LONGEST_PARAM] == text:
-        return True
-    try:
-        # 1 and 1.0 are the same setting, and a model of settings makes one of the other.
-        return not isinstance(value, str) and bool(json.loads(text) == value)
-    except ValueError:
-        return False
+    return None if "prepare.csv" in params else f"its artifact {names.RECORDED_PARAMS} has no prepare.csv"
 
 
 def _read_state(content: bytes, kind: str, tags: Mapping[str, str]) -> "dict[str, Tensor] | str":
@@ -208,29 +248,3 @@ def read_model(store: Store, run: "MlflowRun") -> tuple[Model, ModelDescription]
     except ValueError as error:
         raise TruefitError(f"{where}its artifact {name}: {error}") from None
     raise TruefitError(f"{where}neither of its states has the digest in its tag {names.DIGEST_TAG}")
-
-
-def publish(store: Store, report: Report, run_name: str, picture: bytes | None) -> str:
-    """Add the report to both runs, as artifacts named by the new run's id and as tags; return the artifacts' name.
-
-    Where nothing ran again, the recorded run alone gets it, and loses the tag of the run that judged it before.
-    """
-    client = store.connect()
-    name = f"{names.RERUN}/{report.again or report.recorded}"
-    tags = {names.RERUN_VERDICT_TAG: str(report.verdict)} | ({names.RERUN_BY_TAG: report.again} if report.again else {})
-    with tempfile.TemporaryDirectory() as folder, store.errors():
-        path = Path(folder, name)
-        path.parent.mkdir()
-        path.with_suffix(".json").write_text(json.dumps(report.as_json(), indent=2, allow_nan=False) + "\n")
-        if picture:
-            path.with_suffix(".png").write_bytes(picture)
-        if report.again:
-            client.update_run(report.again, name=f"rerun of {run_name}")
-        runs = [run_id for run_id in (report.again, report.recorded) if run_id]
-        for run_id in runs:
-            client.log_artifacts(run_id, folder)
-        for run_id in runs:  # the recorded run's tags last: they are the verdict
-            store.tag(run_id, tags)
-        if names.RERUN_BY_TAG not in tags and names.RERUN_BY_TAG in client.get_run(report.recorded).data.tags:
-            client.delete_tag(report.recorded, names.RERUN_BY_TAG)
-    return name

@@ -12,7 +12,7 @@ from truefit.core.errors import StoreAwayError, TrackingError
 from truefit.core.redaction import redacted
 from truefit.tracking.address import database_file, is_direct, normalised
 from truefit.tracking.database import open_store
-from truefit.tracking.names import EXCESS_MSE, TEST_PREFIX, VALIDATION_LOSS
+from truefit.tracking.names import EXCESS_MSE, RERUN_EXPERIMENT, TEST_PREFIX, VALIDATION_LOSS
 from truefit.tracking.records import now
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Connection:
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
             # MLflow would print it with the password, and in the middle of a line.
             os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+            # Bars of downloads would stand between the lines of a report.
+            os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
             try:
                 self._client = open_store(self.uri)
             except ImportError as error:
@@ -62,11 +64,14 @@ class Connection:
     def experiment(self, name: str) -> str:
         """Return the id of the experiment, which is made if need be; raises TrackingError where it cannot take a run."""
         if name not in self._experiments:
-            with self.errors():
-                known = self.connect().get_experiment_by_name(name) or self._create(name)
-            self._refuse_unfit(known)
-            self._experiments[name] = str(known.experiment_id)
+            self._experiments[name] = os.environ.get(RERUN_EXPERIMENT) or self._find_or_create(name)
         return self._experiments[name]
+
+    def _find_or_create(self, name: str) -> str:
+        with self.errors():
+            known = self.connect().get_experiment_by_name(name) or self._create(name)
+        self._refuse_unfit(known)
+        return str(known.experiment_id)
 
     def _create(self, name: str) -> "Experiment":
         """Return the experiment after creating it, which another clone may do in the same moment."""

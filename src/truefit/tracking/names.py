@@ -26,11 +26,13 @@ OMITTED_COLUMNS_TAG = "dataset.columns.omitted"  # how many columns do not fit i
 # Tags by which a run is found, or told from others.
 KEY_TAG = "truefit.run"  # of its journal
 RERUN_TAG, RERUN_KEY_TAG = "rerun.of", "rerun.key"
-RERUN_VERDICT_TAG, RERUN_BY_TAG = "rerun.verdict", "rerun.by"
+RERUN_VERDICT_TAG, RERUN_BY_TAG = "rerun.verdict", "rerun.by"  # the former also with a user's name behind it
 
 # Tags that MLflow itself knows.
 NOTE_TAG = "mlflow.note.content"  # what it shows as the description, in markdown
 MODELS_TAG = "mlflow.log-model.history"  # by which it knows of a model among the artifacts of a run
+PARENT_TAG = "mlflow.parentRunId"
+USER_TAG = "mlflow.user"
 SOURCE_COMMIT_TAG = "mlflow.source.git.commit"
 DATASET_TAG = "mlflow.data.context"
 
@@ -42,6 +44,9 @@ TEST_PREFIX = "test_"
 EXCESS_MSE = "excess_mse"
 
 # Metrics and params of a range test.
+
+# Set by `truefit rerun` for the stages below it: the id of the experiment that their runs go to, whatever its name is by now.
+RERUN_EXPERIMENT = "TRUEFIT_RERUN_EXPERIMENT"
 
 # Folders of artifacts, and what lies in them.
 RECORD, STATE_DICT, FIGURES, MODEL, RERUN = "record", "state_dict", "figures", "model", "rerun"

@@ -25,6 +25,7 @@ from truefit.core.terminal import say
 from truefit.model.files import read_tensors
 
 State = dict[str, Any]
+_OVER = ".over"  # ends the name of a folder whose training is over
 
 
 class CheckpointSettings(Settings):
@@ -65,15 +66,15 @@ class Checkpoints:
             raise TruefitError(
                 f"{self._folder}: a training with the same settings, table and code is running; wait until it has ended"
             ) from None
+        self._remove_finished()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if is_final(error):
             # Renamed first: a training killed in the middle of the removal must not leave some of the checkpoints.
-            over = self._folder.with_name(f"{self._folder.name}.over")
-            shutil.rmtree(over, ignore_errors=True)
-            self._folder.rename(over)
-            shutil.rmtree(over)
+            self._remove_finished()
+            self._folder.rename(self._folder.with_name(f"{self._folder.name}{_OVER}"))
+            self._remove_finished()
         self._lock.release()
 
     @property
@@ -114,6 +115,11 @@ class Checkpoints:
                     return state
             say(f"warning: {path}: {fault}; going on from what was saved before it", error=True)
         return None
+
+    def _remove_finished(self) -> None:
+        """Remove the checkpoints of all trainings that are over, also of those that were killed while they did it."""
+        for folder in self._folder.parent.glob(f"*{_OVER}"):
+            shutil.rmtree(folder, ignore_errors=True)  # another may be at it
 
     def _paths(self) -> list[Path]:
         return sorted(self._folder.glob("[0-9]*.checkpoint"))
