@@ -21,6 +21,7 @@ from truefit.rerun.publishing import PAUSES, insist
 from truefit.rerun.records import read_result
 from truefit.rerun.worktree import Worktree, recorded_workspace
 from truefit.tracking.connection import repository_root
+from truefit.tracking.logged_model import delete_run
 from truefit.tracking.names import (
     CODE_TAG,
     COMMIT_TAG,
@@ -109,7 +110,7 @@ class _Attempt:
         try:
             for run in self._new_runs():
                 with self._store.errors():
-                    self._store.connect().delete_run(run.info.run_id)
+                    delete_run(self._store.connect(), run.info.run_id)
         except TrackingError as error:
             say(f"warning: {error}; a run with the tag {RERUN_KEY_TAG} {self.key} may be left there", error=True)
 
