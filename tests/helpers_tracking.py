@@ -108,7 +108,7 @@ def refuse(self: Sender, journal: Journal) -> None:
     raise TrackingError("away")
 
 
-def start(root: Path) -> "subprocess.Popen[str]":
-    """Start a training in a process of its own, on the store in `root`."""
-    environment = {"DVC_ROOT": str(root), "PYTHONPATH": str(ROOT / "src"), "PATH": "/usr/bin:/bin"}
+def start(root: Path, uri: str = "") -> "subprocess.Popen[str]":
+    """Start a training in a process of its own, on the store in `root`, or another."""
+    environment = {"DVC_ROOT": str(root), "PYTHONPATH": str(ROOT / "src"), "PATH": "/usr/bin:/bin", "MLFLOW_TRACKING_URI": uri}
     return subprocess.Popen([sys.executable, "-c", TRAINING], env=environment, stderr=subprocess.PIPE, text=True)
