@@ -19,7 +19,8 @@ from truefit.tracking.journal import Journal, pending, setting_aside
 from truefit.tracking.names import BASELINE_TAG, DIGEST_TAG, EXPERIMENT_TAG, FAILURE_TAG, GRID_TAG
 from truefit.tracking.records import LONGEST_NAME, Header, Status, Values, now
 from truefit.tracking.run import Run, TrackSettings
-from truefit.tracking.sending import Sender, Uploader
+from truefit.tracking.sending import Sender
+from truefit.tracking.uploading import Uploader
 from truefit.tracking.waiting import Waiting
 
 if TYPE_CHECKING:
