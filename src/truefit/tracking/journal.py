@@ -107,12 +107,14 @@ class Journal:
                     self._writer.execute("PRAGMA wal_checkpoint").fetchall()
                 self._writer = None
 
-    def finish(self) -> None:
-        """Make the status that ended the run a final one; the journal goes at once where the store has all of it already."""
+    def finish(self, seconds: float | None = None) -> None:
+        """Make the status that ended the run a final one; the journal goes at once where the store has all of it already.
+
+        One that is being sent, and for so many seconds or BUSY_SECONDS, goes when that has ended, or later.
+        """
         self.hold()
         with closing(self):
-            # One that another process sends in this moment is removed when all of it was sent.
-            with suppress(TrackingError), self.sending(seconds=0) as sent:
+            with suppress(TrackingError), self.sending(seconds) as sent:
                 if next(self.read(sent.number), None) is None:
                     self.remove()
                     return

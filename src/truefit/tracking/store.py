@@ -143,6 +143,7 @@ class Store:
                     skipped = ", ".join(uploader.sent.skipped)[:5000]
                     print(f"warning: MLflow run {run.run_id}: the store refuses {skipped}; left out", file=sys.stderr)
             if fault:
+                run.waits = True
                 print(f"warning: {fault}; {journal.path} keeps run {run.name!r}: `truefit sync` sends it", file=sys.stderr)
 
 
