@@ -231,3 +231,16 @@ def test_what_the_operating_system_refuses_is_one_line(error: OSError, line: str
 
     assert errors.run(main) == 2
     assert capsys.readouterr().err == line
+
+
+def test_a_stage_leaves_with_all_that_it_printed_and_nothing_after_it() -> None:
+    code = """
+import atexit
+from truefit.core import errors
+atexit.register(print, "late")
+print("printed")
+errors.leave(3)
+"""
+    environment = os.environ | {"PYTHONPATH": str(SRC)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "printed\n", "")

@@ -20,7 +20,9 @@ from workspace import ROOT
 
 from truefit.core.errors import TrackingError
 from truefit.tracking import journal as module
-from truefit.tracking.journal import DamagedError, Journal, pending
+from truefit.tracking import journal_file
+from truefit.tracking.journal import Journal, pending
+from truefit.tracking.journal_file import DamagedError
 from truefit.tracking.records import Artifact, Header, Metrics, Record, Sent, Status, Values
 
 KEY = "0123456789abcdef" * 2
@@ -179,7 +181,7 @@ def test_what_was_sent_is_kept(tmp_path: Path) -> None:
 
 
 def test_one_process_sends_a_journal_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(journal_file, "BUSY_SECONDS", 0.2)
     journal = create(tmp_path)
     with journal.sending(), pytest.raises(TrackingError, match=r"being sent by another process$"), journal.sending():
         pass
@@ -226,9 +228,10 @@ def test_what_killed_processes_left_of_journals_that_are_gone_is_removed(tmp_pat
         (tmp_path / name).touch()
     (tmp_path / f".{other}.artifact").mkdir()
     (tmp_path / f".{other}.artifact/a").touch()
+    (tmp_path / "README").touch()  # which is none of ours
     journal = create(tmp_path)
     journal.append(metrics(1))
-    before = {path.name for path in tmp_path.iterdir() if KEY in path.name}
+    before = {path.name for path in tmp_path.iterdir() if KEY in path.name} | {"README"}
     assert [one.header.key for one in pending(tmp_path)] == [KEY]
     assert {path.name for path in tmp_path.iterdir()} == before
 
@@ -369,7 +372,7 @@ def test_a_row_that_is_no_record_is_refused_by_its_number(tmp_path: Path, text: 
 
 def test_a_record_larger_than_any_that_is_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = create(tmp_path)
-    monkeypatch.setattr(module, "LARGEST", 10_000)
+    monkeypatch.setattr(journal_file, "LARGEST", 10_000)
     execute(journal.path, "INSERT INTO record (json) VALUES (printf('%.20000c', 'x'))")
     with pytest.raises(DamagedError, match="string or blob too big"):
         records(journal)

@@ -25,7 +25,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
 from workspace import Workspace
 
-from truefit.tracking import sending
+from truefit.tracking import sending, uploading
 from truefit.tracking.connection import Connection
 from truefit.tracking.run import TrackSettings
 from truefit.tracking.store import Store
@@ -226,7 +226,7 @@ def test_upload_is_waited_for_as_long_as_its_size_allows(
     server.start()
     monkeypatch.setattr(Proxy, "to", server.uri.removeprefix("http://"), raising=False)
     monkeypatch.setattr(Proxy, "seconds", 5, raising=False)
-    monkeypatch.setattr(sending, "PATIENCE", 1)
+    monkeypatch.setattr(uploading, "PATIENCE", 1)
     monkeypatch.setattr(sending, "SLOWEST", rate)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
         threading.Thread(target=proxy.serve_forever, daemon=True).start()

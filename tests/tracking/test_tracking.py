@@ -37,8 +37,9 @@ from truefit.tracking.names import DIGEST_TAG
 from truefit.tracking.provenance import Origin
 from truefit.tracking.records import Sent
 from truefit.tracking.run import Run, TrackSettings
-from truefit.tracking.sending import Sender, Uploader
+from truefit.tracking.sending import Sender
 from truefit.tracking.store import Store
+from truefit.tracking.uploading import Uploader
 
 pytestmark = pytest.mark.usefixtures("environment")
 
@@ -68,7 +69,7 @@ def test_run_ends_finished_with_all_its_metrics(root: Path, track: TrackSettings
 def test_metrics_are_sent_while_the_training_runs_and_not_one_by_one(
     root: Path, track: TrackSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("truefit.tracking.sending.FLUSH_SECONDS", 0.5)
+    monkeypatch.setattr("truefit.tracking.uploading.FLUSH_SECONDS", 0.5)
     store = Store()
     with store.training_run(track, "name", digest_of(track, "f"), origin) as run:
         while not (found := stored(root, track.experiment)) or found[0].info.status != "RUNNING":

@@ -4,7 +4,6 @@ A run appears with its whole origin or not at all. What was written survives the
 for the last second. A file that is no journal, or one of another format, is set aside and stops nothing else.
 """
 
-import errno
 import hashlib
 import re
 import shutil
@@ -15,18 +14,17 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from truefit.core.errors import TrackingError
 from truefit.core.files import atomic_path
 from truefit.core.terminal import say
+from truefit.tracking import journal_file
+from truefit.tracking.journal_file import DamagedError
 from truefit.tracking.records import RECORD, Artifact, Header, Record, Sent, Status, Values
 
 FORMAT = 2  # of the tables; 1 was a folder with a file of JSON lines
 SYNC_SECONDS = 1.0  # that records may wait for the disk; the operating system has them at once
-BUSY_SECONDS = 10.0  # that another process which sends the same journal is waited for
-LARGEST = 2**26  # bytes of a record
 PART = 2**24  # bytes of an artifact that are written and read at once
 
 TABLES = (
@@ -34,17 +32,8 @@ TABLES = (
     "CREATE TABLE record (number INTEGER PRIMARY KEY, json TEXT NOT NULL)",
     "CREATE TABLE run (header TEXT NOT NULL, sent TEXT NOT NULL)",
 )
-# SQLite's errors where the disk is at fault, or who may use it, and not what is in the file.
-_OF_THE_DISK = {
-    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM),
-    sqlite3.SQLITE_READONLY,
-}
 
 T = TypeVar("T")
-
-
-class DamagedError(TrackingError):
-    """What is in the place of a journal is none, or one of another format."""
 
 
 class Journal:
@@ -74,9 +63,9 @@ class Journal:
     def create(cls, runs: Path, header: Header, origin: list[Values], artifacts: Mapping[str, bytes]) -> "Journal":
         """Begin a journal below `runs` with all that the run starts from, in one step, and `hold` it."""
         path, held = runs / f"{header.key}.sqlite", ExitStack()
-        held.enter_context(_locked(path, "written", 0))
+        held.enter_context(journal_file.locked(path, "written", 0))
         # No journal of SQLite's, since the file appears only when it is whole and on the disk.
-        with atomic_path(path) as file, _errors(file), closing(sqlite3.connect(file)) as database:
+        with atomic_path(path) as file, journal_file.errors(file), closing(sqlite3.connect(file)) as database:
             for statement in ("PRAGMA synchronous = OFF", "PRAGMA journal_mode = OFF", f"PRAGMA user_version = {FORMAT}"):
                 database.execute(statement)
             with database:
@@ -92,13 +81,13 @@ class Journal:
         journal._held = held
         return journal
 
-    def hold(self, seconds: float = BUSY_SECONDS) -> None:
-        """Be the one that writes, until `close`; raises TrackingError where another process is, and for so many seconds."""
-        self._held.enter_context(_locked(self.path, "written", seconds))
+    def hold(self, seconds: float | None = None) -> None:
+        """Be the one that writes, until `close`; raises TrackingError where another process is, as `locked` does."""
+        self._held.enter_context(journal_file.locked(self.path, "written", seconds))
 
     def append(self, record: Record) -> None:
         """Write a record: to the operating system at once, to the disk within about SYNC_SECONDS, a status at once."""
-        with _errors(self.path):
+        with journal_file.errors(self.path):
             _insert(self._appending(), record)
             if isinstance(record, Status) or time.monotonic() - self._synced > SYNC_SECONDS:
                 self._appending().execute("PRAGMA wal_checkpoint").fetchall()
@@ -106,7 +95,7 @@ class Journal:
 
     def append_artifact(self, name: str, content: bytes) -> None:
         """Write an artifact, the whole of it or nothing."""
-        with _errors(self.path), self._appending() as database:
+        with journal_file.errors(self.path), self._appending() as database:
             database.execute("BEGIN IMMEDIATE")
             _insert_artifact(database, name, content)
 
@@ -114,16 +103,18 @@ class Journal:
         """Bring what was written to the disk, and let others write."""
         with self._held:
             if self._writer is not None:
-                with _errors(self.path), closing(self._writer):
+                with journal_file.errors(self.path), closing(self._writer):
                     self._writer.execute("PRAGMA wal_checkpoint").fetchall()
                 self._writer = None
 
-    def finish(self) -> None:
-        """Make the status that ended the run a final one; the journal goes at once where the store has all of it already."""
+    def finish(self, seconds: float | None = None) -> None:
+        """Make the status that ended the run a final one; the journal goes at once where the store has all of it already.
+
+        One that is being sent, and for so many seconds or BUSY_SECONDS, goes when that has ended, or later.
+        """
         self.hold()
         with closing(self):
-            # One that another process sends in this moment is removed when all of it was sent.
-            with suppress(TrackingError), self.sending(seconds=0) as sent:
+            with suppress(TrackingError), self.sending(seconds) as sent:
                 if next(self.read(sent.number), None) is None:
                     self.remove()
                     return
@@ -145,7 +136,7 @@ class Journal:
 
         Raises DamagedError when it is not what was written.
         """
-        folder = _beside(self.path, "artifact")
+        folder = journal_file.beside(self.path, "artifact")
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
         folder.mkdir()
         file, digest = folder / PurePosixPath(record.name).name, hashlib.sha256()
@@ -173,10 +164,10 @@ class Journal:
     def sending(self, seconds: float | None = None) -> Iterator[Sent]:
         """Hold the journal for sending, and give how far it was sent.
 
-        Raises TrackingError where another process holds it, and for so many seconds or BUSY_SECONDS.
+        Raises TrackingError where another process holds it, as `locked` does.
         """
         # While it is open here, no other opening is the last that closes it, which makes SQLite tidy up each time.
-        with _locked(self.path, "sent", BUSY_SECONDS if seconds is None else seconds), self._open():
+        with journal_file.locked(self.path, "sent", seconds), self._open():
             yield self.sent()
 
     def sent(self) -> Sent:
@@ -192,16 +183,16 @@ class Journal:
 
     def remove(self) -> None:
         """Remove the journal, at once for every reader; to be called while `sending`."""
-        _remove(self.path)
+        journal_file.remove(self.path)
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        with _errors(self.path), closing(_connect(self.path)) as database:
+        with journal_file.errors(self.path), closing(journal_file.connect(self.path)) as database:
             yield database
 
     def _appending(self) -> sqlite3.Connection:
         if self._writer is None:
-            self._writer = _connect(self.path)
+            self._writer = journal_file.connect(self.path)
         return self._writer
 
     def _damaged(self, fault: str) -> DamagedError:
@@ -221,16 +212,15 @@ def pending(runs: Path) -> list[Journal]:
     """
     journals = []
     for path in runs.iterdir():
-        key = re.match(r"\.?([0-9a-f]{32})(?!\.damaged)", path.name)
-        journal = runs / f"{key[1]}.sqlite" if key else path
+        match = re.fullmatch(r"\.?([0-9a-f]{32})(.*)", path.name)
+        key, ending = match.groups() if match else ("", ".damaged")
         with suppress(FileNotFoundError), setting_aside(path):  # one that is gone was sent to the end in this moment
-            if path.name == journal.stem:
-                raise DamagedError(f"{path}: the journal of an earlier truefit, which alone can send it")
-            if key and path == journal:
+            if ending == ".sqlite":
                 journals.append(Journal(path))
-            elif key and not journal.exists():
-                with suppress(TrackingError), _locked(journal, "written", 0), _locked(journal, "sent", 0):
-                    _remove(journal)
+            elif ending == "":
+                raise DamagedError(f"{path}: the journal of an earlier truefit, which alone can send it")
+            elif not ending.startswith(".damaged") and not (runs / f"{key}.sqlite").exists():
+                journal_file.clear(runs / f"{key}.sqlite")
     return sorted(journals, key=lambda journal: (journal.header.start_time, journal.header.completes is not None))
 
 
@@ -241,50 +231,11 @@ def setting_aside(path: Path) -> Iterator[None]:
         yield
     except DamagedError as error:
         aside = path.with_suffix(".damaged")
-        with suppress(TrackingError), _locked(path.with_suffix(".sqlite"), "written", 0):
+        with suppress(TrackingError), journal_file.locked(path.with_suffix(".sqlite"), "written", 0):
             for ending in ("-wal", ""):
                 with suppress(FileNotFoundError):
                     path.with_name(path.name + ending).rename(f"{aside}{ending}")
             say(f"warning: {error}; it is set aside as {aside.name}", error=True)
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    """Open a database that is there, whoever has put it there."""
-    database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", BUSY_SECONDS, isolation_level=None, uri=True)
-    database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST)
-    database.execute("PRAGMA trusted_schema = OFF")
-    # In the mode WAL: what is written survives the process at once, and the machine from the next checkpoint on.
-    database.execute("PRAGMA synchronous = NORMAL")
-    return database
-
-
-@contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into an OSError, or a DamagedError where the file's content is at fault."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        if not path.exists():
-            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path)) from None
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
-        if code in _OF_THE_DISK:
-            raise OSError(errno.ENOSPC if code == sqlite3.SQLITE_FULL else errno.EIO, str(error), str(path)) from error
-        raise DamagedError(f"{path}: damaged: {error}") from None
-
-
-@contextmanager
-def _locked(path: Path, doing: str, seconds: float) -> Iterator[None]:
-    """Lock the journal for one process at a time that has it `doing`; the lock is a file beside it."""
-    lock = _beside(path, doing)
-    try:
-        held = FileLock(lock, seconds).acquire()
-    except Timeout:
-        raise TrackingError(f"{path}: being {doing} by another process") from None
-    with held:
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)  # filelock begins anew where it waited for one that is gone
 
 
 def _insert(database: sqlite3.Connection, record: Record) -> int | None:
@@ -295,13 +246,3 @@ def _insert_artifact(database: sqlite3.Connection, name: str, content: bytes) ->
     number = _insert(database, Artifact(name=name, sha256=hashlib.sha256(content).hexdigest()))
     parts = (content[begin : begin + PART] for begin in range(0, len(content), PART))
     database.executemany("INSERT INTO part VALUES (?, ?)", ((number, part) for part in parts))
-
-
-def _beside(path: Path, what: str) -> Path:
-    return path.with_name(f".{path.stem}.{what}")
-
-
-def _remove(path: Path) -> None:
-    for file in (path, *path.parent.glob(f"{path.name}-*"), *path.parent.glob(f".{path.name}.tmp*")):
-        file.unlink(missing_ok=True)
-    shutil.rmtree(_beside(path, "artifact"), ignore_errors=True)

@@ -44,6 +44,7 @@ class Run:
         self.name = journal.header.name
         self.run_id: str | None = None
         self.digest: str | None = None  # of the model that it ends with
+        self.waits = False  # for the store, which does not have all of it when the block has ended
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics at a step, but for a step that an interrupted execution has recorded already."""
@@ -80,7 +81,7 @@ class Run:
     def end(self) -> None:
         """End a FINISHED run for good: the last act of its stage, which goes on with the same run if it is killed before."""
         with suppress(FileNotFoundError):  # another command may have found that its checkpoint is gone, and ended it
-            self._journal.finish()
+            self._journal.finish(seconds=0 if self.waits else None)
 
     def __str__(self) -> str:
         return f"MLflow run {self.name!r}, {self.run_id or f'which waits in {self._journal.path}'}"

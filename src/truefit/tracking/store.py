@@ -20,8 +20,9 @@ from truefit.tracking.journal import Journal, pending, setting_aside
 from truefit.tracking.names import BASELINE_TAG, DIGEST_TAG, EXPERIMENT_TAG, FAILURE_TAG, GRID_TAG
 from truefit.tracking.records import LONGEST_NAME, Header, Status, Values, now
 from truefit.tracking.run import Run, TrackSettings
-from truefit.tracking.sending import Sender, Uploader
+from truefit.tracking.sending import Sender
 from truefit.tracking.system_metrics import SystemMetrics
+from truefit.tracking.uploading import Uploader
 from truefit.tracking.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ class Store:
                     skipped = ", ".join(uploader.sent.skipped)[:5000]
                     say(f"warning: MLflow run {run.run_id}: the store refuses {skipped}; left out", error=True)
             if fault:
+                run.waits = True
                 say(f"warning: {fault}; {journal.path} keeps run {run.name!r}: `truefit sync` sends it", error=True)
 
 
