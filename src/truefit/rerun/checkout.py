@@ -107,7 +107,7 @@ def _prerequisites(bundle: Path) -> Iterator[str]:
 
 
 def _advice(remote: str | None, commit: str) -> str:
-    return f"`git fetch {shlex.quote(one_line(remote, 200))} {commit}` may bring it" if remote else "`git fetch` may bring it"
+    return f"`git fetch {shlex.quote(one_line(remote, 500))} {commit}` may bring it" if remote else "`git fetch` may bring it"
 
 
 def _asked(git: Git, repository: Path, *asked: str) -> str:
