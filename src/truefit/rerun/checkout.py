@@ -80,8 +80,8 @@ def bring_submodules(git: Git, tree: Path, own: Path, recorded: Mapping[str, str
 def _fill(git: Git, place: Path, own: Path, commit: str, index: Path) -> None:
     """Fill the folder of a submodule, and of those in it."""
     if not (own / ".git").exists() or not has_commit(git, own, commit):
-        known = f"the commit {one_line(commit)} is not in {own}; `git submodule update --init` there may bring it"
-        say(f"warning: {place} is empty: {known}", error=True)
+        known = f"the commit {one_line(commit)} is not in {_shown(own)}; `git submodule update --init` there may bring it"
+        say(f"warning: {_shown(place)} is empty: {known}", error=True)
         return
     git("read-tree", commit, cwd=own, index=index)
     git(*AS_STORED, "checkout-index", "--all", f"--prefix={place}/", cwd=own, index=index)
@@ -107,7 +107,11 @@ def _prerequisites(bundle: Path) -> Iterator[str]:
 
 
 def _advice(remote: str | None, commit: str) -> str:
-    return f"`git fetch {shlex.quote(one_line(remote, 200))} {commit}` may bring it" if remote else "`git fetch` may bring it"
+    return f"`git fetch {shlex.quote(_shown(remote))} {commit}` may bring it" if remote else "`git fetch` may bring it"
+
+
+def _shown(text: str | Path) -> str:
+    return one_line(str(text), 500)
 
 
 def _asked(git: Git, repository: Path, *asked: str) -> str:
