@@ -115,3 +115,16 @@ def test_commit_that_the_main_repository_lacks_stops_no_training(base: str, remo
     found = read_commits("0" * 40, LIMIT)
     assert (found.remote, found.bundle) == (str(remote), None)
     assert found.unbundled == f"git rev-list: fatal: bad object {'0' * 40}"
+
+
+def test_temporary_workspace_of_dvc_has_the_commits_that_the_main_repositorys_remote_lacks(
+    base: str, remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = commit("a = 2\n")
+    monkeypatch.setenv("DVC_ROOT", str(Path.cwd()))
+    git("clone", "--quiet", ".", str(tmp_path / "temporary"))
+    monkeypatch.chdir(tmp_path / "temporary")
+    git("remote", "remove", "origin")
+    commits = read_commits(head, LIMIT)
+    assert (commits.remote, commits.base, commits.unbundled) == (str(remote), base, None)
+    assert head.encode() in (commits.bundle or b"")
