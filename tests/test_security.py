@@ -120,7 +120,7 @@ def test_names_from_outside_break_out_of_nothing(tmp_path: Path, stages: Stages)
 
 
 def test_control_characters_from_outside_reach_no_terminal(tmp_path: Path, stages: Stages) -> None:
-    """Fault 16: they would move the cursor, set the title, or turn round what is read."""
+    """Faults 15 and 16: they would move the cursor, set the title, or turn round what is read; nor does a password."""
     run("git", "init", "--quiet", str(tmp_path))
     who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     run("git", "-C", str(tmp_path), *who, "commit", "--quiet", "--allow-empty", "--message", "one")
@@ -138,10 +138,10 @@ def test_control_characters_from_outside_reach_no_terminal(tmp_path: Path, stage
     results = ("data/prepared", "results")
 
     def check(stage: str, *arguments: str, status: int = 0) -> str:
-        done = stages.run(tmp_path, stage, *arguments, MLFLOW_TRACKING_URI="http://127.0.0.1:9")  # where nobody answers
+        done = stages.run(tmp_path, stage, *arguments, MLFLOW_TRACKING_URI="http://me:s3cret@127.0.0.1:9/")  # nobody is there
         printed = stages.printed + done.line
         assert done.status == status, printed
-        assert [line for line in printed.split("\n") if not line.isprintable()] == []
+        assert [line for line in printed.split("\n") if not line.isprintable() or "s3cret" in line] == []
         return printed
 
     write_csv(table, columns, [*rows, ["none", "a", 1]])
@@ -157,6 +157,7 @@ def test_control_characters_from_outside_reach_no_terminal(tmp_path: Path, stage
     assert "x1b[2J" in check("truefit", "predict", "--errors", "blank", "--model", "results", table.name, f"to{OBEYED}.csv")
     assert "x1b[2J" in check("truefit", "predict", "--model", "results", f"no{OBEYED}", "to.csv", status=2)
     assert "x1b[2J" in check("truefit", "predict", f"--no{OBEYED}", status=2)
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and b"s3cret" in path.read_bytes()] == []
 
 
 @pytest.mark.parametrize(("uri", "status"), [("postgresql://me:s3$cret@h/runs", 0), ("https://me:s3$cret@h", 2), ("", 0)])

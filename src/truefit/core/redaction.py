@@ -28,9 +28,15 @@ def redacted(text: str) -> str:
     >>> redacted("postgresql://example.org/runs?user=me&password=secret&sslmode=require")
     'postgresql://example.org/runs?user=me&password=***&sslmode=require'
     """
-    for pattern, shown in ((_USER, "//"), (_PARAMETER, rf"\1{HIDDEN}"), (_SETTING, rf"\1{HIDDEN}")):
-        text = pattern.sub(shown, text)
+    for pattern in (_PARAMETER, _SETTING):
+        text = pattern.sub(_hidden, text)
+    text = _USER.sub("//", text)
     return re.sub(r"\S+", _decoded, text) if "%" in text else text
+
+
+def _hidden(found: re.Match[str]) -> str:
+    # Its @ may be the one behind a user's password, with which all before it is to go.
+    return f"{found[1]}{HIDDEN}{'@' if '@' in found[0] else ''}"
 
 
 def _decoded(word: re.Match[str]) -> str:

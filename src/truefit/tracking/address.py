@@ -62,7 +62,7 @@ def is_direct(uri: str) -> bool:
     [True, True, False, False]
     """
     scheme = re.split(r"[+:]", uri.lower())[0]
-    return scheme in (*DATABASES, "file") or (":" not in uri and not scheme.startswith(("databricks", "uc")))
+    return scheme in (*DATABASES, "file") or (":" not in uri and uri not in ("databricks", "databricks-uc", "uc"))
 
 
 def database_file(uri: str) -> Path | None:
