@@ -18,6 +18,7 @@ import pyarrow.csv
 import pytest
 import torch
 from helpers_data import numbered_csv, prepare
+from helpers_model import download_model, model_of
 from helpers_server import serving_model
 from helpers_stages import Stages
 from helpers_torture import TORTURE
@@ -133,21 +134,23 @@ def test_a_served_model_refuses_what_is_no_number(
 
 
 @shared
-def test_a_model_is_loaded_from_its_own_files_with_the_bits_of_predict(
+def test_a_model_of_a_run_or_of_the_registry_is_loaded_from_its_own_files_with_the_bits_of_predict(
     runs: tuple[Workspace, dict[Dtype, Run]], expected: dict[Dtype, Array], tmp_path: Path
 ) -> None:
     workspace, by_dtype = runs
     # Each in a process of its own, since both have a package called truefit.
     script = f"""
 import os, sys, mlflow.pyfunc, numpy as np, pandas as pd, torch
-def load(dtype, run_id):
-    model = mlflow.pyfunc.load_model(f"runs:/{{run_id}}/model", dst_path=f"{tmp_path}/{{dtype}}")
+def load(dtype, uri):
+    model = mlflow.pyfunc.load_model(uri, dst_path=f"{tmp_path}/{{dtype}}")
     own = [module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "truefit"]
-    assert own and all(f"{{dtype}}/model/code/truefit/" in file for file in own), own
+    assert own and all(file.startswith(f"{tmp_path}/{{dtype}}/") for file in own), own
     np.save(f"{{dtype}}.npy", model.predict(pd.read_csv("new.csv")))
-for dtype, run_id in { {dtype: run.info.run_id for dtype, run in by_dtype.items()} }.items():
+version = mlflow.register_model("runs:/{by_dtype["float32"].info.run_id}/model", "prices")
+mlflow.MlflowClient().set_registered_model_alias("prices", "champion", version.version)
+for dtype, uri in [("float64", "runs:/{by_dtype["float64"].info.run_id}/model"), ("float32", "models:/prices@champion")]:
     if (child := os.fork()) == 0:
-        load(dtype, run_id)
+        load(dtype, uri)
         sys.exit()
     assert os.waitpid(child, 0)[1] == 0
 """
@@ -165,7 +168,7 @@ def test_a_run_holds_an_mlflow_model_with_signature_example_and_pinned_requireme
     runs: tuple[Workspace, dict[Dtype, Run]], servers: dict[Dtype, Callable[[Any], tuple[int, Any]]], tmp_path: Path
 ) -> None:
     workspace, by_dtype = runs
-    folder = Path(workspace.client.download_artifacts(by_dtype["float64"].info.run_id, "model", str(tmp_path)))
+    folder = download_model(workspace.client, by_dtype["float64"], tmp_path)
     info = mlflow.models.get_model_info(str(folder))
     columns = Schema([ColSpec(AnyType(), name) for name in FEATURES])  # type: ignore[no-untyped-call]
     assert info.signature == ModelSignature(columns, Schema([TensorSpec(np.dtype("float64"), (-1,))]))
@@ -175,20 +178,15 @@ def test_a_run_holds_an_mlflow_model_with_signature_example_and_pinned_requireme
     status, answer = servers["float64"](json.loads((folder / "serving_input_example.json").read_text()))
     assert status == 200
     assert len(answer["predictions"]) == 3
-    (listed,) = json.loads(by_dtype["float64"].data.tags["mlflow.log-model.history"])
-    assert (listed["artifact_path"], list(listed["flavors"])) == ("model", ["python_function"])
+    assert model_of(workspace.client, by_dtype["float64"]).status == "READY"
 
 
 @shared
 def test_log_model_false_leaves_the_mlflow_model_out(runs: tuple[Workspace, dict[Dtype, Run]]) -> None:
     workspace, by_dtype = runs
     without = workspace.runs()[0]
-    kept, left_out = (
-        {artifact.path for artifact in workspace.client.list_artifacts(run.info.run_id)}
-        for run in (by_dtype["float32"], without)
-    )
-    assert kept - left_out == {"model"}
-    assert "mlflow.log-model.history" not in without.data.tags
+    kept, left_out = (len(run.outputs.model_outputs) if run.outputs else 0 for run in (by_dtype["float32"], without))
+    assert (kept, left_out) == (1, 0)
 
 
 def test_the_code_that_goes_with_a_model_is_all_that_it_imports() -> None:
@@ -221,7 +219,7 @@ def test_a_model_packed_again_for_the_same_run_has_the_same_bytes(tmp_path: Path
     files = {name: Path(name).read_bytes() for name in ("model.pt", "model.json")}
     first, again = (pack_model(serving_module, files, table, "a" * 32, 1_700_000_000_000) for _ in range(2))
     assert first == again
-    assert b"2023-11-14 22:13:20" in first[0]["model/MLmodel"]
+    assert b"2023-11-14 22:13:20" in first["model/MLmodel"]
 
 
 def test_threads_change_no_bit_of_a_prediction_and_are_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers_data import prepare
+from helpers_model import download_model
 from helpers_server import serving_model
 from helpers_stages import Stages
 from helpers_training import save_untrained
@@ -221,7 +222,7 @@ def test_the_signature_has_the_columns_which_are_optional_where_gaps_are_filled_
     run: tuple[Workspace, Run], ask: Callable[[Any], tuple[int, Any]], tmp_path: Path
 ) -> None:
     workspace, of = run
-    folder = Path(workspace.client.download_artifacts(of.info.run_id, "model", str(tmp_path)))
+    folder = download_model(workspace.client, of, tmp_path)
     info = mlflow.models.get_model_info(str(folder))
     assert (
         [(spec.name, spec.type, spec.required) for spec in info.signature.inputs]

@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 import pytest
+from helpers_model import download_model
 from helpers_rerun import rerun
 from helpers_server import TRAIN, Server, complaints, wait_for_epochs
 from helpers_stages import Stages
@@ -84,9 +86,12 @@ def check_whole(workspace: Workspace, server: Server, experiment: str) -> Run:
     assert run.data.tags["mlflow.source.name"] == "src/train.py"
     model = Path(client.download_artifacts(run.info.run_id, "state_dict/final.pt"))
     assert model.read_bytes() == (workspace.path / "results/model.pt").read_bytes()
-    packed = Path(client.download_artifacts(run.info.run_id, "model"))
-    assert (packed / "data/model/model.pt").read_bytes() == model.read_bytes()
-    assert (packed / "MLmodel").exists()
+    (logged,) = client.search_logged_models([found.experiment_id])
+    assert (logged.source_run_id, logged.status) == (run.info.run_id, "READY")
+    with TemporaryDirectory() as folder:
+        packed = download_model(client, run, Path(folder))
+        assert (packed / "data/model/model.pt").read_bytes() == model.read_bytes()
+        assert (packed / "MLmodel").exists()
     assert {item.path for item in client.list_artifacts(run.info.run_id, "record")} >= {"record/params.yaml"}
     return run
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from helpers_model import download_model
 from helpers_torture import TORTURE
 from helpers_tracking import (
     TABLE,
@@ -152,21 +153,6 @@ def test_name_comes_from_the_settings_or_carries_the_experiments(
     assert (found.info.run_name, found.data.tags["dvc.exp"]) == ("name (olive-tree)", "olive-tree")
     named = TrackSettings(experiment=track.experiment, run_name="mine")
     assert fetch(root, complete(named, "name")).info.run_name == "mine"
-
-
-def test_experiments_of_a_grid_have_its_name_and_the_commit_that_they_began_from(
-    root: Path, track: TrackSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DVC_EXP_NAME", "two-lr-12")
-    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "c" * 40)
-    tags = fetch(root, complete(track, "name")).data.tags
-    assert {tag: tags[tag] for tag in tags if tag.startswith("dvc.")} == {
-        "dvc.exp": "two-lr-12",
-        "dvc.grid": "two-lr",
-        "dvc.baseline": "c" * 40,
-    }
-    monkeypatch.setenv("DVC_EXP_NAME", "olive-tree")
-    assert "dvc.grid" not in fetch(root, complete(track, "other")).data.tags
 
 
 def test_training_goes_on_with_the_run_of_its_fingerprint(root: Path, track: TrackSettings) -> None:
@@ -501,7 +487,7 @@ def test_a_model_recorded_before_an_interruption_and_again_after_it_can_be_sent(
     (journal,) = waiting(root, track)
     sent = Store().sender.send(journal)
     assert sent.run_id is not None
-    packed = Path(client(root).download_artifacts(sent.run_id, "model", str(tmp_path)))
+    packed = download_model(client(root), client(root).get_run(sent.run_id), tmp_path)
     assert (packed / "data/model/model.pt").read_bytes() == b"model.pt"
     assert (packed / "MLmodel").exists()
     assert waiting(root, track) == []

@@ -2,6 +2,7 @@
 
 import json
 import time
+from urllib.parse import quote
 
 import pytest
 from helpers_torture import TORTURE
@@ -58,6 +59,9 @@ def test_every_experiment_is_one_run_that_ended_and_a_diverging_one_says_why(wor
             assert run.data.metrics["test_mse"] > 0
             assert run.info.run_name == f"linear sgd lr={float(rate):g} batch=16 {engine} ({run.data.tags['dvc.exp']})"
     assert list((workspace.path / ".truefit/runs").iterdir()) == []
+    (parent,) = {run.data.tags["mlflow.parentRunId"] for run in found.values()}
+    (grid_run,) = (run for run in workspace.runs() if run.info.run_id == parent)
+    assert (grid_run.info.run_name, grid_run.info.status) == ("rates", "FINISHED")
 
 
 def test_the_tags_of_a_run_lead_back_to_its_experiment(workspace: Workspace) -> None:
@@ -73,7 +77,8 @@ def test_the_twelve_runs_that_finished_are_compared_in_one_page(workspace: Works
     finished = [run for run in grid(workspace) if run.info.status == "FINISHED"]
     assert len(finished) == 12
     with served(workspace) as address:
-        page.goto(f"{address}/#/experiments/{finished[0].info.experiment_id}/runs")
+        # Sorted by their time, which is MLflow's own order, runs are below their parent, which it then adds to those found.
+        page.goto(f"{address}/#/experiments/{finished[0].info.experiment_id}/runs?orderByKey={quote('metrics.`test_mse`')}")
         box = page.get_by_test_id("search-box")
         box.fill('tags.`dvc.grid` = "rates" and attributes.status = "FINISHED"')
         box.press("Enter")

@@ -123,8 +123,17 @@ def test_the_address_at_the_end_of_a_repro_shows_a_picture_to_a_new_browser(
     expect(page.get_by_alt_text("figures/fit.png")).to_be_visible()
     expect(page.get_by_role("heading", name=NAMES[-1])).to_be_visible()
     expect(page.get_by_role("link", name="Models", exact=True)).to_be_visible()  # of the pages for trainings
-    page.get_by_test_id("artifact-tree-node").get_by_text("model", exact=True).click()
-    expect(page.get_by_role("heading", name="MLflow Model")).to_be_visible()
+
+
+def test_page_of_models_lists_those_of_the_runs_with_their_scores(
+    page: Page, address: str, run: Run, workspace: Workspace
+) -> None:
+    """Fault 20."""
+    page.goto(f"{address}/#/experiments/{run.info.experiment_id}/models")
+    for name in NAMES:
+        expect(page.get_by_role("link", name=name, exact=True)).to_be_visible()
+    for found in workspace.runs():
+        expect(page.get_by_text(str(found.data.metrics["test_mse"])).first).to_be_visible()
 
 
 def test_artifacts_of_a_run_can_be_seen_downloaded_and_loaded(page: Page, address: str, run: Run, tmp_path: Path) -> None:

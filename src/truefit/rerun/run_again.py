@@ -20,6 +20,7 @@ from truefit.rerun.comparison import Report, Row, Verdict, compare, different_in
 from truefit.rerun.records import publish, read_result, search
 from truefit.rerun.worktree import recorded_workspace
 from truefit.tracking.connection import repository_root
+from truefit.tracking.logged_model import delete_run
 from truefit.tracking.names import CODE_TAG, COMMIT_TAG, CSV_TAG, FAILURE_TAG, RERUN_KEY_TAG, RERUN_TAG
 from truefit.tracking.run import TrackSettings
 from truefit.tracking.store import Store
@@ -89,7 +90,7 @@ class _Attempt:
         try:
             for run in self._new_runs():
                 with self._store.errors():
-                    self._store.connect().delete_run(run.info.run_id)
+                    delete_run(self._store.connect(), run.info.run_id)
         except TrackingError as error:
             print(f"warning: {error}; a run with the tag {RERUN_KEY_TAG} {self._key} may be left there", file=sys.stderr)
 

@@ -8,16 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
-from typing import Any
 
 from truefit.data.table import Table
 from truefit.tracking.names import MODEL
 
 
-def pack_model(
-    loader: ModuleType, model: Mapping[str, bytes], table: Table, key: str, time: int
-) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Return the files of an MLflow model, by their paths in the run, and what MLflow's list of such models says of it.
+def pack_model(loader: ModuleType, model: Mapping[str, bytes], table: Table, key: str, time: int) -> dict[str, bytes]:
+    """Return the files of an MLflow model, by their paths in the run.
 
     `loader`, `model` and `table` are those of `Run.log_model`; `key` and `time`, in milliseconds, the run's.
     """
@@ -56,5 +53,4 @@ def pack_model(
             # Given, since MLflow would load the model in a process of its own to find them out; torch's without its build.
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in loader.PACKAGES],
         )
-        files = {f"{MODEL}/{path.relative_to(packed)}": path.read_bytes() for path in packed.rglob("*") if path.is_file()}
-    return files, described.get_tags_dict()
+        return {f"{MODEL}/{path.relative_to(packed)}": path.read_bytes() for path in packed.rglob("*") if path.is_file()}

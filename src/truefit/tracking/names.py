@@ -19,23 +19,26 @@ OMITTED_COLUMNS_TAG = "dataset.columns.omitted"  # how many columns do not fit i
 
 # Tags by which a run is found, or told from others.
 KEY_TAG = "truefit.run"  # of its journal
+GRID_KEY_TAG = "truefit.grid"  # of the run that is the parent of a grid's
 RERUN_TAG, RERUN_KEY_TAG = "rerun.of", "rerun.key"
 RERUN_VERDICT_TAG, RERUN_BY_TAG = "rerun.verdict", "rerun.by"
 
 # Tags that MLflow itself knows.
 NOTE_TAG = "mlflow.note.content"  # what it shows as the description, in markdown
-MODELS_TAG = "mlflow.log-model.history"  # by which it knows of a model among the artifacts of a run
+PARENT_TAG = "mlflow.parentRunId"
+USER_TAG = "mlflow.user"
 SOURCE_COMMIT_TAG = "mlflow.source.git.commit"
 DATASET_TAG = "mlflow.data.context"
 
 # Metrics of an epoch are the fields of training's Epoch; these two are asked for here too.
 VALIDATION_LOSS, LEARNING_RATE = "validation_loss", "learning_rate"
 
+# Metrics of the machine begin so, by which MLflow shows them on a page of their own.
+SYSTEM_PREFIX = "system/"
+
 # Metrics of the test rows: the prefix of each, and the mean squared error over that of least squares, less 1.
 TEST_PREFIX = "test_"
 EXCESS_MSE = "excess_mse"
-
-# Metrics and params of a range test.
 
 # Folders of artifacts, and what lies in them.
 RECORD, STATE_DICT, FIGURES, MODEL, RERUN = "record", "state_dict", "figures", "model", "rerun"

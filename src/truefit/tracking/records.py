@@ -53,9 +53,9 @@ class Metrics(Checked):
 
 
 class Values(Checked):
-    """Params, tags or the fields of the dataset."""
+    """Params, tags or the fields of the dataset; a model's say that all its artifacts were written."""
 
-    kind: Literal["params", "tags", "dataset"]
+    kind: Literal["params", "tags", "dataset", "model"]
     values: dict[str, str]
 
     @model_validator(mode="after")

@@ -1,8 +1,7 @@
 """A run that is being written: what it records, in its journal."""
 
-import json
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from types import ModuleType
 
 from pydantic import Field
@@ -11,7 +10,7 @@ from truefit.core.config import Settings
 from truefit.data.table import Table
 from truefit.tracking.journal import Journal
 from truefit.tracking.mlflow_model import pack_model
-from truefit.tracking.names import DIGEST_TAG, MODELS_TAG
+from truefit.tracking.names import DIGEST_TAG, MODEL, SYSTEM_PREFIX
 from truefit.tracking.records import LONGEST_NAME, Metrics, Values, now
 
 LONGEST_EXPERIMENT = 256  # characters of its name: as many as a database below MLflow may take
@@ -36,7 +35,12 @@ class Run:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._recorded = max((record.step for record, _ in journal.read() if isinstance(record, Metrics)), default=-1)
+        self._recorded = self._sample = -1
+        for record, _ in journal.read():
+            if isinstance(record, Metrics) and any(name.startswith(SYSTEM_PREFIX) for name in record.values):
+                self._sample = max(self._sample, record.step)
+            elif isinstance(record, Metrics):
+                self._recorded = max(self._recorded, record.step)
         self.name = journal.header.name
         self.run_id: str | None = None
         self.digest: str | None = None  # of the model that it ends with
@@ -46,6 +50,13 @@ class Run:
         """Record metrics at a step, but for a step that an interrupted execution has recorded already."""
         if step > self._recorded:
             self._journal.append(Metrics(step=step, time=now(), values=dict(metrics)))
+
+    def log_sample(self, metrics: Mapping[str, float]) -> None:
+        """Record what was measured of the machine, counted by itself; may be called by another thread."""
+        self._sample += 1
+        values = {f"{SYSTEM_PREFIX}{name}": value for name, value in metrics.items()}
+        with closing(Journal(self._journal.path)) as journal:  # an open one belongs to its thread
+            journal.append(Metrics(step=self._sample, time=now(), values=values))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags; a tag that is there already is replaced."""
@@ -64,9 +75,8 @@ class Run:
         needs, and `example_rows`, which returns some rows as the model takes them.
         """
         header = self._journal.header
-        files, listed = pack_model(loader, model, table, header.key, header.start_time)
-        self.log_artifacts(files)
-        self.set_tags({MODELS_TAG: json.dumps([listed])})
+        self.log_artifacts(pack_model(loader, model, table, header.key, header.start_time))
+        self._journal.append(Values(kind="model", values={"name": MODEL}))
 
     def end(self) -> None:
         """End a FINISHED run for good: the last act of its stage, which goes on with the same run if it is killed before."""

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from truefit.core.errors import TrackingError
 from truefit.tracking.connection import Connection
+from truefit.tracking.grid import parent_tags
 from truefit.tracking.journal import Journal, pending, setting_aside
+from truefit.tracking.logged_model import add_file, complete, find_model, is_model_file
 from truefit.tracking.names import (
     DATASET_TAG,
     DIGEST_TAG,
@@ -70,7 +72,9 @@ class Sender:
             client = self.connection.connect()
             if sent.run_id is None or not _is_there(client, sent.run_id):
                 sent = self._find_or_create(client, journal.header)
-            for batch, number in _batches(journal.read(sent.number)):
+            # The scores of an evaluation are those of the run's model too.
+            model_id = find_model(client, str(sent.run_id)) if journal.header.completes else None
+            for batch, number in _batches(journal.read(sent.number), model_id):
                 skipped = self._deliver(client, journal, sent, batch, number)
                 self.answered += 1
                 over = isinstance(batch, Status) and batch.final
@@ -87,7 +91,9 @@ class Sender:
             return Sent(run_id=found[0].info.run_id, name=header.name)
         if completed := _completed(client, experiment, header):
             return Sent(run_id=completed.info.run_id, name=completed.info.run_name, is_anothers_run=True)
-        created = client.create_run(experiment, header.start_time, {**header.tags, KEY_TAG: header.key}, header.name)
+        parent = parent_tags(client, experiment, header, self.connection.root / ".truefit/grid.lock")
+        tags = {**header.tags, **parent, KEY_TAG: header.key}
+        created = client.create_run(experiment, header.start_time, tags, header.name)
         return Sent(run_id=created.info.run_id, name=header.name)
 
     def _deliver(
@@ -126,11 +132,16 @@ class Sender:
                 client.log_inputs(run_id, [DatasetInput(Dataset(**values), [InputTag(DATASET_TAG, "training")])])
             case Values(kind="params", values=values):
                 client.log_batch(run_id, params=[Param(key, value) for key, value in values.items()])
+            case Values(kind="model"):
+                complete(client, run_id)
             case Values(values=values):
                 client.log_batch(run_id, tags=[RunTag(key, value) for key, value in values.items()])
             case Artifact(name=name):
                 with journal.artifact(batch, number) as file, self._uploading(file.stat().st_size):
-                    client.log_artifact(run_id, str(file), str(Path(name).parent))
+                    if is_model_file(name):
+                        add_file(client, run_id, name, file)
+                    else:
+                        client.log_artifact(run_id, str(file), str(Path(name).parent))
             case Status(status="RUNNING"):
                 client.update_run(run_id, "RUNNING")
                 if FAILURE_TAG in client.get_run(run_id).data.tags:
@@ -206,8 +217,8 @@ def _completed(client: "MlflowClient", experiment: str, header: Header) -> "Mlfl
     return next(same, before[0] if before else None)
 
 
-def _batches(records: Iterable[tuple[Record, int]]) -> "Iterator[tuple[list[Metric] | Record, int]]":
-    """Put metrics together that follow each other."""
+def _batches(records: Iterable[tuple[Record, int]], model_id: str | None) -> "Iterator[tuple[list[Metric] | Record, int]]":
+    """Put metrics together that follow each other, as those of a model too where there is one."""
     from mlflow.entities import Metric
 
     metrics: list[Metric] = []
@@ -217,7 +228,7 @@ def _batches(records: Iterable[tuple[Record, int]]) -> "Iterator[tuple[list[Metr
             yield metrics, end
             metrics = []
         if isinstance(record, Metrics):
-            metrics += [Metric(key, value, record.time, record.step) for key, value in record.values.items()]
+            metrics += [Metric(key, value, record.time, record.step, model_id) for key, value in record.values.items()]
             end = number
         else:
             yield record, number
@@ -234,11 +245,11 @@ def _errors() -> tuple[type[Exception], ...]:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Say whether the store would refuse the same again: what is no valid value, or too large."""
+    """Say whether the store would refuse the same again: what is no valid value, too large, or newer than the server."""
     answer = getattr(error, "response", None)
     if answer is not None:
         return answer.status_code in (400, 413, 422)
-    return getattr(error, "error_code", None) in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+    return getattr(error, "error_code", None) in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "ENDPOINT_NOT_FOUND")
 
 
 def _singles(batch: "list[Metric] | Record") -> "list[list[Metric] | Record]":
@@ -258,4 +269,4 @@ def _name(single: "list[Metric] | Record") -> str:
             return f"{kind[:-1]} {next(iter(values))}"
         case Artifact(name=name):
             return name
-    return "dataset"
+    return single.kind

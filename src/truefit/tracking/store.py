@@ -8,18 +8,20 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from truefit.core.errors import StoppedError, StoreAwayError, is_final
 from truefit.core.redaction import redacted
 from truefit.tracking import trained
-from truefit.tracking.connection import Connection
+from truefit.tracking.connection import Connection, repository_root
 from truefit.tracking.journal import Journal, pending, setting_aside
 from truefit.tracking.names import BASELINE_TAG, DIGEST_TAG, EXPERIMENT_TAG, FAILURE_TAG, GRID_TAG
 from truefit.tracking.records import LONGEST_NAME, Header, Status, Values, now
 from truefit.tracking.run import Run, TrackSettings
 from truefit.tracking.sending import Sender
+from truefit.tracking.system_metrics import SystemMetrics
 from truefit.tracking.uploading import Uploader
 from truefit.tracking.waiting import Waiting
 
@@ -56,6 +58,7 @@ class Store:
         before that is executed again, and goes on with the same run.
         """
         self._check(track)
+        machine = SystemMetrics()
         journal = self._interrupted(fingerprint)
         if journal is None:
             origin = read_origin()
@@ -63,7 +66,7 @@ class Store:
         else:
             journal.append(Status(status="RUNNING", time=now(), final=False))
             journal.append(Values(kind="tags", values=_experiment_tags()))
-        with self._recording(journal) as run:
+        with self._recording(journal) as run, machine.recorded(run.log_sample):
             yield run
             if run.digest is not None:
                 tags = journal.header.tags | _experiment_tags()
@@ -151,6 +154,8 @@ def _experiment_tags() -> dict[str, str]:
     name, baseline = os.environ.get("DVC_EXP_NAME"), os.environ.get("DVC_EXP_BASELINE_REV")
     if not name:
         return {}
-    grid = re.fullmatch(r"(.+)-\d+", name)  # DVC numbers the experiments of a grid that was given a name: lr-1, lr-2
+    # DVC numbers the experiments of a grid that was given a name: lr-1, lr-2. It queues them, and gives each a workspace.
+    queued = repository_root() / ".dvc/tmp" in Path.cwd().parents
+    grid = re.fullmatch(r"(.+)-\d+", name) if queued else None
     tags = {EXPERIMENT_TAG: name, BASELINE_TAG: baseline, GRID_TAG: grid and grid[1]}
     return {tag: value for tag, value in tags.items() if value}
