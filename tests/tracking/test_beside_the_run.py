@@ -16,6 +16,7 @@ from helpers_tracking import TABLE, digest_of, origin, refuse
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
 
 from truefit.core.errors import StoppedError, TrackingError
 from truefit.model import serving
@@ -117,6 +118,22 @@ def test_the_scores_of_an_evaluation_are_those_of_the_model_and_both_go_with_a_r
     logged_model.delete_run(client, found.info.run_id)
     assert runs_of(client, track) == []
     assert list(client.search_logged_models([found.info.experiment_id])) == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_server_before_mlflow_3_gets_all_of_a_run_but_its_model(
+    track: TrackSettings, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise MlflowException("404", ENDPOINT_NOT_FOUND)
+
+    monkeypatch.setattr(MlflowClient, "search_logged_models", missing)
+    trained(track, log=with_model)
+    with Store().evaluation_run(track, DIGEST) as evaluation:
+        evaluation.log_metrics({"test_mse": 0.5}, 0)
+    (run,) = runs_of(client, track)
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"test_mse": 0.5})
+    assert "model/MLmodel" in run.data.tags["truefit.skipped"]
 
 
 # --- its grid (fault 20)

@@ -24,8 +24,16 @@ def is_model_file(name: str) -> bool:
 
 
 def find_model(client: "MlflowClient", run_id: str) -> str | None:
-    """Return the id of a run's model, or None."""
-    return _find(client, run_id, client.get_run(run_id).info.experiment_id)
+    """Return the id of a run's model, or None, as on a server before MLflow 3, which has none."""
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_run(run_id).info.experiment_id
+    try:
+        return _find(client, run_id, experiment)
+    except MlflowException as error:
+        if error.error_code != "ENDPOINT_NOT_FOUND":
+            raise
+        return None
 
 
 def add_file(client: "MlflowClient", run_id: str, name: str, path: Path) -> None:
