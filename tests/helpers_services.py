@@ -19,6 +19,7 @@ from uuid import uuid4
 
 import pytest
 from helpers_server import Service, answers_http, answers_tcp, free_port
+from helpers_torture import TORTURE
 from mlflow import MlflowClient
 from workspace import ROOT, Workspace
 
@@ -105,8 +106,8 @@ class Person(Workspace):
                 assert done.returncode == 0, f"{line}: {done.returncode}\n{done.stdout}\n{done.stderr}"
                 written += done.stdout
                 self.printed += done.stdout + done.stderr
-            if line.endswith("&& cd truefit"):
-                self.path /= "truefit"
+            if entered := re.search(r"(?:^|&& )cd (\S+)$", line):
+                self.path = (self.path / entered[1]).resolve()
         return written
 
     def sign_in(self, credentials: str) -> None:
@@ -132,6 +133,7 @@ class Team:
             "--addr 127.0.0.1:9000": f"--addr 127.0.0.1:{s3_port}",
             "mlflow.example.org:5000": f"127.0.0.1:{server_port}",
             "--host 0.0.0.0 --port 5000": f"--host 127.0.0.1 --port {server_port}",
+            "--workers 2": f"--workers {2 if TORTURE else 1}",  # each takes seconds to start
             "files.example.org/srv": f"127.0.0.1:{ssh_port}{folder}",
             "REPOSITORY": str(self.repository),
             **self.secrets,
