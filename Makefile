@@ -7,14 +7,16 @@ export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONDONTWRITEBYTECODE
 
 READY := .venv/.ready
+TEAM_READY := .venv/.team
+SERVICES_READY := .venv/.services
 VEGA := dvc_plots/vega.js
 BENCH_READY := .venv-bench/.ready
 UV := 0.13.9
 PORT ?= 5000
-TORTURE := tests/test_torture.py tests/training/test_random_settings.py tests/ingest/test_fuzz_csv.py tests/ingest/test_fuzz_kinds.py \
+TORTURE := tests/services tests/test_torture.py tests/training/test_random_settings.py tests/ingest/test_fuzz_csv.py tests/ingest/test_fuzz_kinds.py \
 	tests/ingest/test_csv_arrow.py tests/core/test_fuzz_settings.py tests/tracking/test_sync.py tests/rerun/test_rerun.py tests/model/test_serving.py tests/ui/test_grid.py
 
-.PHONY: help setup repro test torture check docs audit ui screenshots bench bench-scale lock
+.PHONY: help setup team services repro test torture check docs audit ui screenshots bench bench-scale lock
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +40,22 @@ endef
 $(READY): requirements.lock pyproject.toml
 	$(call environment,.venv,requirements.lock)
 
+# More packages for .venv, from the list $(1).
+define packages
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --require-hashes --requirement $(1)
+	touch $@
+endef
+
+team: $(TEAM_READY) $(VEGA) ## make setup, and what a team's server and data need: PostgreSQL, S3, ssh (docs/team.md)
+
+$(TEAM_READY): $(READY) requirements-team.lock
+	$(call packages,requirements-team.lock)
+
+services: $(SERVICES_READY) ## make team, and what the tests of real services need; beside it, Debian's postgresql and openssh-server
+
+$(SERVICES_READY): $(TEAM_READY) tests/services/requirements.lock
+	$(call packages,tests/services/requirements.lock)
+
 # Draws the page of `dvc plots`, whose templates are written for version 5 of Vega-Lite.
 $(VEGA): $(READY)
 	mkdir -p $(@D)
@@ -52,7 +70,7 @@ repro: $(READY) $(VEGA) ## run the pipeline: what changed since the last run, an
 test: $(READY) ## run the tests
 	pytest -n 2 --dist loadgroup
 
-torture: $(READY) ## kill, starve, feed rubbish and run again at length: 25 random kills and more, thousands of mutations, two dozen reruns, 200 random trainings, a grid, five million predictions
+torture: $(READY) ## kill, starve, feed rubbish and run again at length: 25 random kills and more, thousands of mutations, two dozen reruns, 200 random trainings, 16 at once, a grid, five million predictions
 	TRUEFIT_TORTURE=1 pytest -n 2 --dist loadgroup -rA $(TORTURE)
 
 check: $(READY) ## check style, types, the direction of imports, and the documents
@@ -68,8 +86,8 @@ docs: $(READY) ## make the site of the documents, docs/_build/index.html
 	@echo "docs/_build/index.html"
 
 # --strict: a package that the service does not know, or does not answer for, is a failure. torch is not in the list.
-audit: $(READY) ## ask the advisory database for known vulnerabilities of the packages in requirements.lock; needs the network
-	pip-audit --strict --require-hashes --disable-pip --progress-spinner off --requirement requirements.lock
+audit: $(READY) ## ask the advisory database for known vulnerabilities of the packages in requirements.lock and requirements-team.lock; needs the network
+	pip-audit --strict --require-hashes --disable-pip --progress-spinner off --requirement requirements.lock --requirement requirements-team.lock
 
 # The store's address goes by the environment: it may hold a password, and make prints the line, as ps does.
 ui: $(READY) ## open the MLflow UI on http://127.0.0.1:5000 (another port: make ui PORT=5001)
@@ -89,9 +107,15 @@ bench-scale: $(BENCH_READY) ## time and memory of each stage from 0.2M to 50M ro
 	python benchmarks/scale.py $(if $(SCALE_DIR),--folder $(SCALE_DIR))
 	python benchmarks/report.py
 
-lock: $(READY) ## renew requirements.lock, and benchmarks/requirements.lock with the same versions
+# requirements-team.lock has what requirements.lock does not have.
+lock: $(READY) ## renew requirements.lock, and the lists of the team, the services and the benchmarks with the same versions
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --group dev --generate-hashes --no-annotate \
 		--no-emit-package torch --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --group bench --generate-hashes --no-annotate \
 		--no-emit-package torch --constraint requirements.lock --custom-compile-command "make lock" \
 		--output-file benchmarks/requirements.lock
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra team --generate-hashes --no-annotate \
+		$$(sed -n 's/^\([A-Za-z0-9._-]*\)==.*/--no-emit-package \1/p' requirements.lock) --no-emit-package torch \
+		--constraint requirements.lock --custom-compile-command "make lock" pyproject.toml --output-file requirements-team.lock
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --group services --generate-hashes --no-annotate \
+		--custom-compile-command "make lock" --output-file tests/services/requirements.lock

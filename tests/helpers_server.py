@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -25,49 +25,81 @@ from truefit.tracking.records import Metrics
 TRAIN = ("python", "src/train.py", "data/prepared", "results")
 
 
-class Server:
-    """An MLflow server with its own store, which can be killed and started again."""
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
-    def __init__(self, folder: Path) -> None:
+
+class Service:
+    """A process that is ready when it `answers`, which can be killed and started again; `log` has what it printed last."""
+
+    def __init__(
+        self, command: Sequence[str], folder: Path, environment: Mapping[str, str], answers: Callable[[], bool]
+    ) -> None:
         self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
+        self.log = folder / f"{Path(command[0]).name}.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self._command = command
+        self._environment = environment
+        self._answers = answers
+
+    def begin(self) -> None:
+        """Start it, unless it runs."""
+        if self.process is None:
+            with self.log.open("wb") as log:
+                self.process = subprocess.Popen(
+                    self._command, cwd=self.folder, env=self._environment, stdout=log, stderr=log, start_new_session=True
+                )
 
     def start(self) -> None:
         """Start it, unless it runs, and wait until it answers."""
-        if self.process is not None:
-            return
-        self.process = subprocess.Popen(
-            [
-                *(str(Path(sys.executable).parent / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(self.port)),
-                *("--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"),
-                *("--artifacts-destination", str(self.folder / "artifacts")),
-            ],
-            cwd=self.folder,
-            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        self.begin()
+        assert self.process is not None
         for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
-            except (urllib.error.URLError, OSError):
-                assert self.process.poll() is None, "the server ended by itself"
-                time.sleep(0.1)
-            else:
+            if self._answers():
                 return
-        raise AssertionError("the server does not answer")
+            assert self.process.poll() is None, f"it ended by itself: {self.log.read_text()}"
+            time.sleep(0.1)
+        raise AssertionError(f"no answer: {self.log.read_text()}")
 
-    def kill(self) -> None:
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """End it with all its processes, wherever they are."""
         if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            os.killpg(self.process.pid, number)
             self.process.wait()
             self.process = None
+
+
+def answers_http(address: str) -> bool:
+    """Say whether a GET of the address succeeds."""
+    try:
+        urllib.request.urlopen(address, timeout=5).close()
+    except (urllib.error.URLError, OSError):
+        return False
+    return True
+
+
+def answers_tcp(port: int) -> bool:
+    """Say whether somebody listens on a port of 127.0.0.1."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Server(Service):
+    """An MLflow server with its own store."""
+
+    def __init__(self, folder: Path) -> None:
+        port = free_port()
+        self.uri = f"http://127.0.0.1:{port}"
+        command = [
+            *(str(Path(sys.executable).parent / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port)),
+            *("--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"),
+            *("--artifacts-destination", str(folder / "artifacts")),
+        ]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        super().__init__(command, folder, environment, partial(answers_http, f"{self.uri}/health"))
 
 
 def wait_for_epochs(workspace: Workspace, process: subprocess.Popen[str], epochs: int) -> None:
@@ -94,9 +126,7 @@ def complaints(printed: str) -> list[str]:
 @contextmanager
 def serving_model(workspace: Workspace, run: Run) -> Iterator[Callable[[Any], tuple[int, Any]]]:
     """Give the function that asks the documents' `mlflow models serve` of the run's model; it is stopped at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+    port = free_port()
     model = f"runs:/{run.info.run_id}/model"
     command = ["mlflow", "models", "serve", "--env-manager", "local", "--port", str(port), "-m", model]
     with (workspace.path / f"{port}.log").open("wb") as log:
@@ -114,9 +144,8 @@ def _answer(server: subprocess.Popen[bytes], port: int, content: Any) -> tuple[i
     """Return the status and the answer, once the server takes connections."""
     for _ in range(600):
         assert server.poll() is None
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                break
+        if answers_tcp(port):
+            break
         time.sleep(0.1)
     else:
         raise AssertionError(f"nobody answers at port {port}")
