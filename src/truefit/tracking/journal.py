@@ -112,14 +112,15 @@ class Journal:
 
         One that is being sent, and for so many seconds or BUSY_SECONDS, goes when that has ended, or later.
         """
+        whole = False
         self.hold()
         with closing(self):
             with suppress(TrackingError), self.sending(seconds) as sent:
-                if next(self.read(sent.number), None) is None:
-                    self.remove()
-                    return
-            if (ended := self.status) and not ended.final:
+                whole = next(self.read(sent.number), None) is None
+            if not whole and (ended := self.status) and not ended.final:
                 self.append(ended.model_copy(update={"final": True}))
+        if whole:
+            self.path.unlink()  # the last of all: by now everything that was beside it is gone
 
     def read(self, after: int = 0) -> Iterator[tuple[Record, int]]:
         """Give the records behind the number `after`, each with its own; raises DamagedError for what is none."""
