@@ -73,6 +73,7 @@ def main() -> None:
     last = outcome.epochs[-1]
     say(f"epoch {last.epoch}: train loss {last.train_loss:.6g}, validation loss {last.validation_loss:.6g}", str(run))
     run.end()
+    errors.leave(0)  # at once: even to free what this function holds takes long enough to be killed in
 
 
 def parse() -> argparse.Namespace:
@@ -98,4 +99,4 @@ def save_outcome(outcome: Outcome, settings: TrainSettings, table: Table, result
 
 
 if __name__ == "__main__":
-    errors.leave(errors.run(main))
+    sys.exit(errors.run(main))
