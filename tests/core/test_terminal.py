@@ -56,6 +56,8 @@ def test_nothing_is_printed_but_by_the_terminals_own_functions() -> None:
     """Faults 15 and 16."""
     found = []
     for path in SRC.rglob("*.py"):
+        if path == SRC / "truefit/rerun/bring.py":  # a process of its own, whose output a rerun reads
+            continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)

@@ -18,11 +18,10 @@ import pytest
 from helpers_tracking import execute
 from workspace import ROOT
 
-from truefit.core.errors import TrackingError
+from truefit.core.errors import DamagedError, TrackingError
 from truefit.tracking import journal as module
 from truefit.tracking import journal_file
 from truefit.tracking.journal import Journal, pending
-from truefit.tracking.journal_file import DamagedError
 from truefit.tracking.records import Artifact, Header, Metrics, Record, Sent, Status, Values
 
 KEY = "0123456789abcdef" * 2

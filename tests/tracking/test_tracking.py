@@ -565,10 +565,10 @@ def test_experiment_made_in_the_ui_is_taken_with_its_own_folder(root: Path, trac
 
 
 def test_store_whose_driver_is_not_installed_is_named(track: TrackSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://user:secret@127.0.0.1:9/x")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mssql+pymssql://user:secret@127.0.0.1:9/x")
     with pytest.raises(TrackingError) as caught:
         complete(track, "name")
-    assert str(caught.value).startswith("MLflow store postgresql://127.0.0.1:9/x: its driver is not installed: No module")
+    assert str(caught.value).startswith("MLflow store mssql+pymssql://127.0.0.1:9/x: its driver is not installed: No module")
 
 
 def test_store_that_is_no_database_is_refused(track: TrackSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

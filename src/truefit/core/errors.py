@@ -6,7 +6,8 @@ The tree:
     ├── SettingsError    params.yaml: a key, a value, a combination
     ├── TableError       a CSV, or the table prepared from one
     ├── TrackingError    an MLflow store, or a journal kept for one, that cannot be used
-    │   └── StoreAwayError   … for now: a server that does not answer
+    │   ├── StoreAwayError   … for now: a server that does not answer
+    │   └── DamagedError     what is in the place of a journal is none
     └── StoppedError     a signal that asked a training to stop
 """
 
@@ -49,6 +50,10 @@ class TrackingError(TruefitError):
 
 class StoreAwayError(TrackingError):
     """The MLflow server does not answer, or cannot for the moment; what it is to have waits in the journal."""
+
+
+class DamagedError(TrackingError):
+    """What is in the place of a journal is none, or one of another format."""
 
 
 class StoppedError(TruefitError):

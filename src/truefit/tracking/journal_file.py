@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from truefit.core.errors import TrackingError
+from truefit.core.errors import DamagedError, TrackingError
 
 BUSY_SECONDS = 10.0  # that another process which has the journal is waited for
 LARGEST = 2**26  # bytes of a value
@@ -18,10 +18,6 @@ _OF_THE_DISK = {
     *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM),
     sqlite3.SQLITE_READONLY,
 }
-
-
-class DamagedError(TrackingError):
-    """What is in the place of a journal is none, or one of another format."""
 
 
 def connect(path: Path) -> sqlite3.Connection:

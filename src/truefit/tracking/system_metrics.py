@@ -1,12 +1,12 @@
 """What a long training takes of its machine: CPU, memory, disk, network and GPU, measured by MLflow's own monitors."""
 
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from truefit.core.errors import TrackingError
+from truefit.core.terminal import say
 
 START_SECONDS = 60.0  # a shorter training is not worth its curves
 INTERVAL_SECONDS = 10.0  # MLflow's own
@@ -60,7 +60,7 @@ class SystemMetrics:
             try:
                 record({name: value for monitor in monitors for name, value in monitor.aggregate_metrics().items()})
             except (OSError, TrackingError) as error:  # such as of a full disk, which the training meets as well
-                print(f"warning: no more system metrics: {error}", file=sys.stderr)
+                say(f"warning: no more system metrics: {error}", error=True)
                 return
             for monitor in monitors:
                 monitor.clear_metrics()

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from truefit.core.errors import TrackingError
+from truefit.core.errors import DamagedError, TrackingError
 from truefit.tracking.journal import Journal, pending, setting_aside
-from truefit.tracking.journal_file import DamagedError
 from truefit.tracking.names import FAILURE_TAG
 from truefit.tracking.records import Metrics, Sent, Status, Values
 from truefit.tracking.sending import Sender
