@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from helpers_tracking import TABLE, client, complete, digest_of, execute, fetch, origin, refuse, stored, waiting
+from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 
 from truefit.cli.main import commands
@@ -311,3 +312,21 @@ def test_artifact_that_is_damaged_sets_its_run_aside_and_the_others_are_sent(
     assert list(sync(track)) == ["good"]
     assert "the digest of record/a.txt is not that of its bytes; it is set aside as" in capsys.readouterr().err
     assert waiting(root, track) == []
+
+
+def test_artifacts_whose_own_store_cannot_be_reached_wait(
+    track: TrackSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The library for it raises what it likes, or is not installed."""
+    uri = f"sqlite:///{tmp_path / 'runs.db'}"
+    s3 = {"MLFLOW_S3_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "s3cret"}
+    for name, value in {"MLFLOW_TRACKING_URI": uri, "AWS_MAX_ATTEMPTS": "1", "AWS_DEFAULT_REGION": "nowhere", **s3}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    MlflowClient(uri).create_experiment(track.experiment, "s3://bucket/runs")
+    with Store().training_run(track, "name", digest_of(track, "name"), origin) as run:
+        run.log_artifacts({"figures/fit.png": b"picture"})
+    run.end()
+    (warning,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning")]
+    assert re.search(r": artifact \S+: \w+: .*; \S+ keeps run 'name': `truefit sync` sends it$", warning)
+    assert len(waiting(tmp_path, track)) == 1

@@ -137,7 +137,7 @@ class Sender:
             case Values(values=values):
                 client.log_batch(run_id, tags=[RunTag(key, value) for key, value in values.items()])
             case Artifact(name=name):
-                with journal.artifact(batch, number) as file, self._uploading(file.stat().st_size):
+                with journal.artifact(batch, number) as file, self._uploading(file.stat().st_size), _artifact_errors(name):
                     if is_model_file(name):
                         add_file(client, run_id, name, file)
                     else:
@@ -242,6 +242,20 @@ def _errors() -> tuple[type[Exception], ...]:
     from requests import HTTPError
 
     return MlflowException, HTTPError
+
+
+@contextmanager
+def _artifact_errors(name: str) -> Iterator[None]:
+    """Make a TrackingError of what the library of an artifact store raises, such as boto3, or of its not being there.
+
+    MLflow lets each through as it is.
+    """
+    try:
+        yield
+    except (TrackingError, OSError, *_errors()):
+        raise
+    except Exception as error:
+        raise TrackingError(f"artifact {name}: {type(error).__name__}: {error}") from error
 
 
 def _is_refusal(error: Exception) -> bool:
