@@ -62,15 +62,6 @@ def test_the_repositorys_own_store_is_the_same_when_it_is_named(root: Path, monk
         assert connection(monkeypatch, uri).address is None
 
 
-def test_a_journal_of_an_earlier_version_is_for_the_store_that_it_spelled_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault 13."""
-    server = connection(monkeypatch, "http://me:s3cret@h:5000")
-    assert server.address == "http://h:5000"
-    assert [server.holds(store) for store in ("http://h:5000", "http://h:5000/", "http://h:5001", None)] == [1, 1, 0, 0]
-    database = connection(monkeypatch, "postgresql://h/runs?password=s3cret")
-    assert database.holds("postgresql://h/runs?password=s3cret")
-
-
 @pytest.mark.parametrize(
     "uri",
     [

@@ -40,10 +40,6 @@ class Connection:
         self._client: MlflowClient | None = None
         self._experiments: dict[str, str] = {}
 
-    def holds(self, store: str | None) -> bool:
-        """Say whether a journal's store is this one, also where an earlier version spelled its address in another way."""
-        return store == self.address or (store is not None and redacted(self._normalised(store)) == self.redacted_uri)
-
     def connect(self) -> "MlflowClient":
         """Return the client; the first call makes it, and the store where that is a database without tables."""
         if self._client is None:

@@ -54,7 +54,7 @@ class Sender:
         Raises TrackingError or OSError where the store does not take it; what it took is not sent again.
         """
         header = journal.header
-        if not self.connection.holds(header.store):
+        if header.store != self.connection.address:
             raise TrackingError(f"is for the store {header.store or 'of this repository'}; see MLFLOW_TRACKING_URI")
         if header.completes and journal.sent().run_id is None:
             self._send_trainings(header)

@@ -45,7 +45,7 @@ class Waiting:
         found = []
         for journal in pending(self._runs):
             with suppress(FileNotFoundError), setting_aside(journal.path):
-                if self.end_dead(journal) and self._sender.connection.holds(journal.header.store):
+                if self.end_dead(journal) and journal.header.store == self._sender.connection.address:
                     found.append(journal)
         return found
 
