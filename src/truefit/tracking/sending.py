@@ -252,9 +252,9 @@ def _artifact_errors(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except (TrackingError, OSError, *_errors()):
-        raise
     except Exception as error:
+        if isinstance(error, (TrackingError, OSError, *_errors())):
+            raise
         raise TrackingError(f"artifact {name}: {type(error).__name__}: {error}") from error
 
 
