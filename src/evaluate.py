@@ -94,7 +94,8 @@ def print_next(run: Run, store: Store, experiment: str, picture: str) -> None:
     place = f"experiments/{store.experiment(experiment)}/runs/{run.run_id}/artifacts/{FIGURES}/{picture}"
     # Without the last part, MLflow 3 shows the pages for language models to a browser that is new to it.
     say(f"      {store.redacted_uri.rstrip('/') if remote else UI}/#/{place}?workflowType=machine_learning")
-    say(f"      truefit rerun {run.run_id[:8]}   run it again, and compare every bit")
+    if run.joined:  # what an evaluation alone has cannot be run again
+        say(f"      truefit rerun {run.run_id[:8]}   run it again, and compare every bit")
 
 
 if __name__ == "__main__":

@@ -72,6 +72,8 @@ def test_the_repositorys_own_store_is_the_same_when_it_is_named(root: Path, monk
         "https://t0/ken@h",
         "postgresql://me:s3@cret:x@h:port/runs",
         "postgresql://me:s3cret@h:port/runs",
+        "http://me:s3cret@[::1",
+        "https://me:s3cret@h:port",
     ],
 )
 def test_a_sign_that_should_be_encoded_is_refused_without_showing_it(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -331,11 +331,40 @@ def test_evaluations_of_two_clones_that_train_the_same_join_the_run_of_their_own
     assert evaluated(track, "model") == trained[-1]
 
 
-def test_evaluation_of_a_training_whose_run_is_gone_joins_no_other(root: Path, track: TrackSettings) -> None:
-    """Fault 2."""
-    other, mine = complete(track, "model"), complete(track, "model")
-    client(root).delete_run(str(mine.run_id))
-    assert evaluated(track, "model") not in (other.run_id, mine.run_id)
+def test_evaluation_of_a_training_whose_run_is_in_the_bin_waits_for_it_and_joins_no_other(
+    root: Path, track: TrackSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Faults 2 and 8."""
+    complete(track, "model")
+    mine = str(complete(track, "model").run_id)
+    client(root).delete_run(mine)
+    assert evaluated(track, "model") is None
+    assert f"`mlflow runs restore --run-id {mine}`" in capsys.readouterr().err
+    client(root).restore_run(mine)
+    assert [result.run_id for journal, result in Store().sync() if isinstance(result, Sent)] == [mine]
+
+
+def test_evaluation_finds_its_training_in_an_experiment_that_was_renamed(root: Path, track: TrackSettings) -> None:
+    mine = complete(track, "model")
+    experiment = client(root).get_experiment_by_name(track.experiment)
+    assert experiment is not None
+    client(root).rename_experiment(experiment.experiment_id, f"{track.experiment} of last year")
+    assert evaluated(track, "model") == mine.run_id
+
+
+def test_an_evaluation_of_a_colleagues_model_adds_nothing_to_her_run_nor_to_a_rerun(
+    root: Path, track: TrackSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the model came from DVC's cache, this clone has no training of it."""
+    monkeypatch.setenv("LOGNAME", "alice")
+    hers = complete(track, "shared")
+    monkeypatch.setenv("MLFLOW_RUN_CONTEXT", json.dumps({"rerun.of": hers.run_id, "rerun.key": "f" * 32}))
+    again = complete(track, "shared")
+    monkeypatch.delenv("MLFLOW_RUN_CONTEXT")
+    (root / ".truefit/trained" / digest_of(track, "shared")).unlink()
+    assert evaluated(track, "shared") == hers.run_id
+    monkeypatch.setenv("LOGNAME", "bob")
+    assert evaluated(track, "shared") not in (hers.run_id, again.run_id, None)
 
 
 @pytest.mark.parametrize("planted", [b"\x80\x04\x95", b'[{"key": "../../x"}]', b"{}"])

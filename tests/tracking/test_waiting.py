@@ -1,7 +1,9 @@
 """Runs that wait in their journals: of dead processes, for a store that is gone, refused for ever, damaged, given up."""
 
 import json
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -330,3 +332,17 @@ def test_artifacts_whose_own_store_cannot_be_reached_wait(
     (warning,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning")]
     assert re.search(r": artifact \S+: \w+: .*; \S+ keeps run 'name': `truefit sync` sends it$", warning)
     assert len(waiting(tmp_path, track)) == 1
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_under_a_journals_name_is_set_aside(
+    track: TrackSettings, root: Path, make: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fault 10."""
+    odd = root / f".truefit/runs/{'2' * 32}.sqlite"
+    make(odd)
+    complete(track, "name")
+    assert f"warning: {odd}: is no regular file; it is set aside as {'2' * 32}.damaged" in capsys.readouterr().err
+    assert not odd.exists()
+    for aside in odd.parent.glob("2*"):
+        aside.rmdir() if aside.is_dir() else aside.unlink()

@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from truefit.core.errors import TrackingError
 
@@ -53,6 +54,13 @@ def _refuse_unencoded(uri: str, scheme: str) -> None:
         behind = re.sub(r"[^/?#]*", "", uri.partition("://")[2], count=1)
     if "@" in behind:
         raise TrackingError("MLFLOW_TRACKING_URI: found an @, a slash, ? or # in its password, allowed: %40, %2F, %3F, %23")
+    try:
+        known = urlsplit(uri)
+        is_whole = is_direct(uri) or (known.hostname is not None and known.port != 0)
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise TrackingError(f"MLFLOW_TRACKING_URI: found no address behind {scheme}://, allowed: {_FORM}")
 
 
 def is_direct(uri: str) -> bool:

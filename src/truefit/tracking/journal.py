@@ -215,6 +215,8 @@ def pending(runs: Path) -> list[Journal]:
         match = re.fullmatch(r"\.?([0-9a-f]{32})(.*)", path.name)
         key, ending = match.groups() if match else ("", ".damaged")
         with suppress(FileNotFoundError), setting_aside(path):  # one that is gone was sent to the end in this moment
+            if ending == ".sqlite" and not path.is_file():
+                raise DamagedError(f"{path}: is no regular file")
             if ending == ".sqlite":
                 journals.append(Journal(path))
             elif ending == "":

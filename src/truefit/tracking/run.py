@@ -44,6 +44,7 @@ class Run:
         self.name = journal.header.name
         self.run_id: str | None = None
         self.digest: str | None = None  # of the model that it ends with
+        self.joined = False  # whether it is the run of a training, which an evaluation adds to
         self.waits = False  # for the store, which does not have all of it when the block has ended
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:

@@ -23,6 +23,7 @@ from truefit.tracking.names import (
     KEY_TAG,
     RERUN_KEY_TAG,
     SKIPPED_TAG,
+    USER_TAG,
 )
 from truefit.tracking.records import Artifact, Header, Metrics, Record, Sent, Status, Values
 
@@ -202,19 +203,33 @@ def _may_complete(header: Header, journal: Journal) -> bool:
 def _completed(client: "MlflowClient", experiment: str, header: Header) -> "MlflowRun | None":
     """Return the run that an evaluation completes, or None: that of its training or, if this is unknown, one with its model.
 
-    Of several it is the latest before the evaluation, since a later one has an evaluation of its own; if possible of the same
-    experiment or rerun.
+    That one is of the same user, and of the same rerun or of none: a colleague's run, or what a verdict is about, gets no other
+    scores. Of several it is the latest before the evaluation, since a later one has an evaluation of its own; if possible of
+    the same experiment.
     """
     if header.training:
-        return next(iter(_search(client, experiment, KEY_TAG, header.training)), None)
+        return _training(client, experiment, header.training)
     if not header.completes:
         return None
     finished = " and attributes.status = 'FINISHED'"
     found = _search(client, experiment, DIGEST_TAG, header.completes, finished, CANDIDATES)
-    before = [run for run in found if run.info.start_time <= header.start_time] or list(found)
-    tags = EXPERIMENT_TAG, RERUN_KEY_TAG
-    same = (run for run in before if all(run.data.tags.get(tag) == header.tags.get(tag) for tag in tags))
+    own = [run for run in found if _agree(run, header, USER_TAG, RERUN_KEY_TAG)]
+    before = [run for run in own if run.info.start_time <= header.start_time] or own
+    same = (run for run in before if _agree(run, header, EXPERIMENT_TAG))
     return next(same, before[0] if before else None)
+
+
+def _training(client: "MlflowClient", experiment: str, key: str) -> "MlflowRun | None":
+    """Return the run of a training, also where its experiment was renamed; raises TrackingError for one in the bin."""
+    from mlflow.entities import ViewType
+
+    places = dict.fromkeys([experiment, *(other.experiment_id for other in client.search_experiments())])
+    found = client.search_runs([*places], f"tags.`{KEY_TAG}` = '{key}'", ViewType.ALL, max_results=1)
+    return found[0] if found and _is_there(client, found[0].info.run_id) else None
+
+
+def _agree(run: "MlflowRun", header: Header, *tags: str) -> bool:
+    return all(run.data.tags.get(tag) == header.tags.get(tag) for tag in tags)
 
 
 def _batches(records: Iterable[tuple[Record, int]], model_id: str | None) -> "Iterator[tuple[list[Metric] | Record, int]]":

@@ -76,7 +76,7 @@ class Store:
     def evaluation_run(self, track: TrackSettings, digest: str) -> Iterator[Run]:
         """Add to the run of the training that ended here with the model of that state_dict digest.
 
-        Where none did it is the latest run with such a model, and where there is none either, a run of its own.
+        Where none did it is the user's latest run with such a model, and where there is none either, a run of its own.
         """
         self._check(track)
         header = self._header(track, f"evaluation of {digest[:8]}", completes=digest)
@@ -142,6 +142,7 @@ class Store:
                 journal.close()
             if uploader.sent:
                 run.name, run.run_id = uploader.sent.name, uploader.sent.run_id
+                run.joined = uploader.sent.is_anothers_run
                 if uploader.sent.skipped:
                     skipped = ", ".join(uploader.sent.skipped)[:5000]
                     say(f"warning: MLflow run {run.run_id}: the store refuses {skipped}; left out", error=True)
