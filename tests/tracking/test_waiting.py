@@ -340,6 +340,7 @@ def test_what_is_no_file_under_a_journals_name_is_set_aside(
 ) -> None:
     """Fault 10."""
     odd = root / f".truefit/runs/{'2' * 32}.sqlite"
+    odd.parent.mkdir(parents=True, exist_ok=True)
     make(odd)
     complete(track, "name")
     assert f"warning: {odd}: is no regular file; it is set aside as {'2' * 32}.damaged" in capsys.readouterr().err

@@ -203,7 +203,7 @@ def _may_complete(header: Header, journal: Journal) -> bool:
 def _completed(client: "MlflowClient", experiment: str, header: Header) -> "MlflowRun | None":
     """Return the run that an evaluation completes, or None: that of its training or, if this is unknown, one with its model.
 
-    That one is of the same user, and of the same rerun or of none: a colleague's run, or what a verdict is about, gets no other
+    That one is of the same user, and of the same rerun or of none: a colleague's run, or what a verdict is on, gets no other
     scores. Of several it is the latest before the evaluation, since a later one has an evaluation of its own; if possible of
     the same experiment.
     """
