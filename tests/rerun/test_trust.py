@@ -277,6 +277,32 @@ def test_what_a_commit_changes_is_told_where_it_is_here_on_no_branch_and_not_whe
         assert lines == (told if len(told) > 1 else [f"its commits: what they change cannot be told: {told[0]}"])
 
 
+def test_in_a_shallow_clone_no_run_of_a_shared_store_is_anyones(
+    tmp_path: Path, stages: Stages, shared: Shared, store: Store, own: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = tmp_path / "clone"
+    commit, _ = bundled(shared, tmp_path, 1)
+    shared.git("clone", "--quiet", "--depth", "1", f"file://{tmp_path}/mallory", str(clone))
+    (clone / ".dvc").mkdir()
+    for arguments in ([], ["--all"]):
+        command = ("truefit", "rerun", "--experiment", "truefit", *arguments)
+        done = stages.run(clone, *command, MLFLOW_TRACKING_URI=shared.uri, LOGNAME="alice")
+        assert done == (
+            2,
+            "error: git: this is a shallow clone, where no run can be told for this repository's; "
+            "`git fetch --unshallow` brings the rest\n",
+        )
+    run = shared.client.get_run(shared.make({"git.root": commit, "git.commit": commit}))
+    monkeypatch.setenv("DVC_ROOT", str(clone))
+    assert "git fetch --unshallow" in str(Owner.here(store).stranger(run))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert Owner.here(Store()) == Owner("alice", None)  # all runs of its own store are its own
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", shared.uri)
+    shared.git("-C", str(clone), "fetch", "--quiet", "--unshallow")
+    assert Owner.here(store) == Owner("alice", shared.head)
+    assert find(store, None, "truefit").info.run_id == own[-1]
+
+
 def test_one_error_is_reported_and_the_others_are_run_again_all_the_same(
     stages: Stages, shared: Shared, own: list[str]
 ) -> None:

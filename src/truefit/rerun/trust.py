@@ -17,7 +17,7 @@ from truefit.core.text import one_line
 from truefit.rerun.checkout import find_commit
 from truefit.rerun.leftovers import process_environment
 from truefit.tracking.connection import repository_root
-from truefit.tracking.git import complaint, git, root_commit
+from truefit.tracking.git import complaint, git, is_shallow, root_commit
 from truefit.tracking.names import (
     BASE_TAG,
     COMMIT_TAG,
@@ -36,14 +36,19 @@ if TYPE_CHECKING:
 
 _LONGEST = 200  # characters of a name or an address that are shown
 _MOST = 100  # changed files that are shown, of commits and of a patch each
+_UNSHALLOW = "this is a shallow clone, where no run can be told for this repository's; `git fetch --unshallow` brings the rest"
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A user and a repository, as runs are tagged with them; the store of `root` None is the repository's own."""
+    """A user and a repository, as runs are tagged with them; the store of `root` None is the repository's own.
+
+    Unless it is `shallow`: then the repository cannot be told in a store that is shared, and no run is this owner's.
+    """
 
     user: str | None
     root: str | None
+    shallow: bool = False
 
     @classmethod
     def here(cls, store: Store) -> Self:
@@ -51,11 +56,16 @@ class Owner:
         user = current_user()
         if user is None and store.address is not None:
             raise TrackingError("user: has no name here, by which runs are told apart; set LOGNAME to one")
-        return cls(user, None if store.address is None else root_commit(repository_root()))
+        if store.address is None:
+            return cls(user, None)
+        root = repository_root()
+        return cls(user, None, shallow=True) if is_shallow(root) else cls(user, root_commit(root))
 
     @property
     def where(self) -> str:
-        """The condition in a search for this owner's runs; raises TrackingError for a name that none can hold."""
+        """The condition in a search for this owner's runs; raises TrackingError where there is none to tell them by."""
+        if self.shallow:
+            raise TrackingError(f"git: {_UNSHALLOW}")
         if self.user is None:
             return f"tags.`{USER_TAG}` IS NULL"
         if (user := quoted(self.user)) is None:
@@ -67,6 +77,8 @@ class Owner:
         tags = run.data.tags
         if (user := tags.get(USER_TAG)) != self.user:
             return f"it is of {_name(user)}, not of {_name(self.user)}"
+        if self.shallow:
+            return _UNSHALLOW
         if self.root and (root := tags.get(ROOT_TAG)) != self.root:
             return f"it is of another repository: its tag {ROOT_TAG} is {_shown(root or 'not there')}, not {self.root}"
         if (commit := tags.get(COMMIT_TAG)) is not None and not _is_reachable(commit):
