@@ -230,6 +230,79 @@ def test_what_a_patch_touches_is_told_without_applying_it(
     assert not (shared.path / "src").exists()
 
 
+def bundled(shared: Shared, folder: Path, files: int) -> tuple[str, Path]:
+    """Return a commit with so many new files on top of the one here, as only a bundle has it, and that."""
+    clone, name = folder / "mallory", "commits.bundle"
+    shared.git("clone", "--quiet", "--no-local", str(shared.path), str(clone))
+    for number in range(files):
+        (clone / f"evil{number:03}.py").write_text("import os\n")
+    shared.git("-C", str(clone), "add", "--all")
+    shared.git("-C", str(clone), "commit", "--quiet", "--message", "second")
+    shared.git("-C", str(clone), "bundle", "create", "--quiet", name, "HEAD", f"^{shared.head}")
+    return shared.git("-C", str(clone), "rev-parse", "HEAD"), clone / name
+
+
+@pytest.mark.parametrize("base", ["here", None, "there"])
+def test_what_the_commits_of_a_bundle_change_is_told_of_a_base_that_is_here(
+    tmp_path: Path, shared: Shared, store: Store, base: str | None
+) -> None:
+    commit, bundle = bundled(shared, tmp_path, 102)
+    tag = {"here": shared.head, "there": commit, None: None}[base]
+    run_id = shared.make({"git.commit": commit, "git.base": tag})
+    shared.client.log_artifact(run_id, str(bundle), "record")
+    before = sorted(path for path in shared.path.rglob("*"))
+    lines = origin(store, shared.client.get_run(run_id))[1:]
+    code = f"its code: commit {commit}, with record/commits.bundle, which is on no branch and no tag here"
+    if base == "here":
+        files = [f"  +1 -0 evil{number:03}.py" for number in range(100)]
+        assert lines == [code, f"its commits, since {shared.head}:", *files, "  and 2 more", "its patch: none"]
+    else:
+        untold = f"what they build on, {tag or 'not recorded'}, is on no branch and no tag here"
+        assert lines == [code, f"its commits: what they change cannot be told: {untold}", "its patch: none"]
+    assert sorted(path for path in shared.path.rglob("*")) == before
+
+
+def test_what_a_commit_changes_is_told_where_it_is_here_on_no_branch_and_not_where_it_is_nowhere(
+    tmp_path: Path, shared: Shared, store: Store
+) -> None:
+    commit, bundle = bundled(shared, tmp_path, 1)
+    shared.git("fetch", "--quiet", str(bundle.parent))
+    for changed, told in {
+        commit: [f"its commits, since {shared.head}:", "  +1 -0 evil000.py"],
+        shared.git("commit-tree", "-m", "alone", "HEAD^{tree}"): ["they have no commit in common with HEAD"],
+        "f" * 40: [f"its commit {'f' * 40} is not in this repository; `git fetch` may bring it"],
+        "HEAD": ["HEAD is not a commit's whole hash"],
+    }.items():
+        lines = origin(store, shared.client.get_run(shared.make({"git.commit": changed})))[2:-1]
+        assert lines == (told if len(told) > 1 else [f"its commits: what they change cannot be told: {told[0]}"])
+
+
+def test_in_a_shallow_clone_no_run_of_a_shared_store_is_anyones(
+    tmp_path: Path, stages: Stages, shared: Shared, store: Store, own: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = tmp_path / "clone"
+    commit, _ = bundled(shared, tmp_path, 1)
+    shared.git("clone", "--quiet", "--depth", "1", f"file://{tmp_path}/mallory", str(clone))
+    (clone / ".dvc").mkdir()
+    for arguments in ([], ["--all"]):
+        command = ("truefit", "rerun", "--experiment", "truefit", *arguments)
+        done = stages.run(clone, *command, MLFLOW_TRACKING_URI=shared.uri, LOGNAME="alice")
+        assert done == (
+            2,
+            "error: git: this is a shallow clone, where no run can be told for this repository's; "
+            "`git fetch --unshallow` brings the rest\n",
+        )
+    run = shared.client.get_run(shared.make({"git.root": commit, "git.commit": commit}))
+    monkeypatch.setenv("DVC_ROOT", str(clone))
+    assert "git fetch --unshallow" in str(Owner.here(store).stranger(run))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert Owner.here(Store()) == Owner("alice", None)  # all runs of its own store are its own
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", shared.uri)
+    shared.git("-C", str(clone), "fetch", "--quiet", "--unshallow")
+    assert Owner.here(store) == Owner("alice", shared.head)
+    assert find(store, None, "truefit").info.run_id == own[-1]
+
+
 def test_one_error_is_reported_and_the_others_are_run_again_all_the_same(
     stages: Stages, shared: Shared, own: list[str]
 ) -> None:

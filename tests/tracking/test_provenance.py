@@ -96,3 +96,29 @@ def test_origin_has_one_digest_over_its_record_and_says_what_is_missing(
     assert "warning: commits that https://example.org/a.git lacks are not in the run's record: a GitHub token" in (
         capfd.readouterr().err
     )
+
+
+def test_a_shallow_clone_records_no_first_commit_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("whole", "shallow"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    git("init", "--quiet")
+    Path("params.yaml").write_text("generate: {rows: 9}\n")
+    git("add", "params.yaml")
+    for message in ("one", "two"):
+        git("commit", "--quiet", "--allow-empty", "--message", message)
+    first, _ = git("rev-list", "--reverse", "HEAD").split()
+    monkeypatch.chdir(tmp_path / "shallow")
+    git("clone", "--quiet", "--depth", "1", f"file://{tmp_path}/whole", ".")
+    origin = read_origin(Params(), {}, "numpy", TABLE, torch.device("cpu"), 1_000_000)
+    assert "git.root" not in origin.tags
+    assert capfd.readouterr().err == (
+        "warning: this is a shallow clone: in a shared store, `truefit rerun` takes its runs for nobody's, and needs --trust; "
+        "`git fetch --unshallow` before a training makes that run yours\n"
+    )
+    git("fetch", "--quiet", "--unshallow")
+    origin = read_origin(Params(), {}, "numpy", TABLE, torch.device("cpu"), 1_000_000)
+    assert origin.tags["git.root"] == first
+    assert capfd.readouterr().err == ""

@@ -52,6 +52,11 @@ def root_commit(cwd: Path | None = None) -> str:
     return git("rev-list", "--max-parents=0", "HEAD", cwd=cwd).stdout.decode().split()[-1]
 
 
+def is_shallow(cwd: Path | None = None) -> bool:
+    """Say whether the repository is a shallow clone: what git takes for its first commit is only where it was cut off."""
+    return git("rev-parse", "--is-shallow-repository", cwd=cwd).stdout.strip() == b"true"
+
+
 def complaint(done: "subprocess.CompletedProcess[bytes]") -> str:
     """Return the first line of what git wrote to its stderr, which may name a remote."""
     return redacted((done.stderr.decode(errors="replace").strip() or "failed").splitlines()[0])

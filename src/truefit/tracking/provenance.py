@@ -20,7 +20,8 @@ from truefit.data.columns.number import Number
 from truefit.data.table import Table
 from truefit.tracking import names
 from truefit.tracking.commits import Commits, read_commits
-from truefit.tracking.git import root_commit
+from truefit.tracking.connection import repository_root
+from truefit.tracking.git import is_shallow, root_commit
 from truefit.tracking.record import record_digest
 from truefit.tracking.records import Values
 from truefit.tracking.secrets import find_secret
@@ -118,7 +119,7 @@ def _workspace_tags(workspace: Workspace, withheld: list[LeftOut]) -> dict[str, 
     tags = {
         names.COMMIT_TAG: workspace.commit,
         names.SOURCE_COMMIT_TAG: workspace.commit,
-        names.ROOT_TAG: root_commit(),
+        names.ROOT_TAG: "" if is_shallow(repository_root()) else root_commit(),
         names.DIRTY_TAG: str(workspace.dirty).lower(),
         names.OMITTED_TAG: summary(left_out),
         names.INCOMPLETE_TAG: summary(file for file in left_out if file.needed),
@@ -133,6 +134,9 @@ def _commits_tags(commits: Commits) -> dict[str, str]:
 
 def _warn(tags: Mapping[str, str]) -> None:
     """Say at the start what will be missing, while it can still be committed, cleaned or pushed."""
+    if names.ROOT_TAG not in tags:
+        where = "warning: this is a shallow clone: in a shared store, `truefit rerun` takes its runs for nobody's, and needs"
+        say(f"{where} --trust; `git fetch --unshallow` before a training makes that run yours", error=True)
     if missing := tags.get(names.INCOMPLETE_TAG):
         say(f"warning: not in the run's record: {missing}; without that `truefit rerun` cannot judge it", error=True)
     if missing := tags.get(names.UNBUNDLED_TAG):
