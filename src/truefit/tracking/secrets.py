@@ -7,6 +7,7 @@ of a text alone: digests, of which a pipeline is full, look the same.
 
 import math
 import re
+import string
 from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -102,15 +103,27 @@ _KNOWN = {label: (tuple(parts.encode().split()), re.compile(form)) for label, (p
 _ADDRESS = re.compile(rb"://" rb"[^\s:/@\"'`<>]{0,200}:(?!\d+[/?#])([^\s@\"'`<>]{1,500})@")
 # Of a text in lower case, in which it is found at once.
 _KEYWORD = re.compile(
-    rb"(?:pass(?:word|wd|phrase)|pwd|secret|token|credential"
+    rb"(?:pass(?:word|wd|phrase|code)|pwd|secret|token|credential"
     rb"|(?:api|access|auth|account|private|service|client)[_-]?key)[\w-]{0,40}"
+    rb"|p(?:ass|w)(?![\w-])(?<![a-z0-9]pass)(?<![a-z0-9]pw)"  # db_pass, but no compass
 )
-# What is assigned to such a name, perhaps in brackets or with an annotation.
+# A line's end, and how the next begins, in a patch too.
+_BREAK = rb"[ \t]{0,4}\r?\n[-+ ]?[ \t]{0,80}"
+# What is assigned to such a name, perhaps with an annotation, in brackets or on the next line. Three quotes may end far away.
 _QUOTED = re.compile(
-    rb"""["'\]]{0,3}\s{0,4}(?::[\w.\[\]| ]{1,40})?(?::=|=>|[:=])\s{0,4}[A-Za-z@]{0,2}(["'`])([^"'`\s]{4,500})\1"""
+    rb"""["'\]]{0,3}\s{0,4}(?::[\w.\[\]| ]{1,40}(?==))?(?::=|=>|[:=])"""
+    rb"""(?:\s{0,4}|(?<==)[ \t]{0,4}(?:[(\\]%(br)b|\([ \t]{0,4}))[A-Za-z@]{0,2}"""
+    rb"""(["'`])(\1\1\\?(?:%(br)b)?)?((?!\s)[^"'`\r\n]{4,500}(?<!\s))(?(2)|[ \t]{0,4}\1)""" % {b"br": _BREAK}
 )
-_PLAIN = re.compile(rb"""["']?[ \t]{0,4}[:=](?!=)[ \t]{0,4}([^\s"'`,;#&]{4,500})""")
-_QUERY = re.compile(rb"[?&][\w-]*$")  # before such a name
+_PLAIN = re.compile(rb"""["']?[ \t]{0,4}[:=](?!=)[ \t]{0,4}(?:[|>][-+\d]{0,2}%b)?([^\s"'`,;#&]{4,500})""" % _BREAK)
+# Before a name in a text of several settings, "host=h password=…": no code looks like it.
+_SETTING = re.compile(rb"""=[^\s"'=]{0,60}[^\s"'=,;({\[][ ;]$""")
+_NAME = f"{string.ascii_letters}{string.digits}_-".encode()
+# A user and a password: auth=("me", "…"), and curl -u me:…
+_PAIR = re.compile(
+    rb"""(?<![A-Za-z])(?:auth|AUTH)["']?\s{0,4}[:=]\s{0,4}\(\s{0,9}(["'])[^"'\r\n]{1,100}\1\s{0,4},\s{0,9}(["'])([^"'\s]{4,500})\2\s{0,4},?\s{0,4}\)"""
+)
+_USER = re.compile(rb"""[\s"'](?:-u|--user[\s=,"'])[\s=,"']{0,5}[^\s:"'`]{1,60}:([^\s"'`]{4,500})""")
 # What such a name ends with where it is not the secret that it names, …
 _ABOUT = re.compile(
     rb"(?:file|path|dir|folder|name|url|uri|type|tag|env|var|header|field|length|size|count|limit|pattern)s?$", re.I
@@ -119,6 +132,13 @@ _ABOUT = re.compile(
 _PLACEHOLDER = re.compile(
     rb"""\$\w+|.*\{[^}]*\}.*|\$\(.*\)|.*<[\w -]+>.*|%\(?\w*\)?s?|[*.x_-]+|[~.]{0,2}/[\w./-]+|none|null|true|false"""
     rb"""|str(?:ing)?|bytes|password|passwd|secret|token|pass|pw|\W*(?:self|os|settings|config|args?)[.\[(].*|[a-z_.]+\(.*""",
+    re.I,
+)
+
+# What is said of a password, not one of several words.
+_PROSE = re.compile(
+    rb"[$%{<]|pass|secret|\b(?:an?|the|your|my|its?|of|to|for|in|on|at|by|as|with|from|is|are|be|was|must|may|can|not?|or|and|if"
+    rb"|when|too|enter|please|required|invalid|wrong)\b",
     re.I,
 )
 
@@ -161,19 +181,40 @@ def _assignments(path: str, content: bytes, lower: bytes) -> Iterator[tuple[byte
     """Give names that speak of secrets, with what is assigned to them; in code that is a text in quotes, or in an address."""
     code = PurePosixPath(path).suffix in _CODE and not path.endswith(".sh")
     for name in _KEYWORD.finditer(lower):
-        quoted, plain = _QUOTED.match(content, name.end()), _PLAIN.match(content, name.end())
-        if quoted:
-            yield name[0], quoted[2]
-        elif plain and (not code or _QUERY.search(content[max(0, name.start() - 40) : name.start()])):
+        if quoted := _QUOTED.match(content, name.end()):
+            yield name[0], quoted[3]
+        elif (not code or _is_in_text(content, name)) and (plain := _PLAIN.match(content, name.end())):
             yield name[0], plain[1]
+    if b"auth" in lower:
+        yield from ((b"password", pair[3]) for pair in _PAIR.finditer(content))
+    if b"curl" in lower:
+        for user in _USER.finditer(content):
+            command = content[max(0, user.start() - 300) : user.start() + 1].replace(b"\\\n", b" ")
+            if b"curl" in command.rpartition(b"\n")[2]:
+                yield b"password", user[1]
+
+
+def _is_in_text(content: bytes, name: re.Match[bytes]) -> bool:
+    """Say whether what is assigned in code is so inside a text: of an address, or of settings."""
+    before = content[max(0, name.start() - 100) : name.start()].rstrip(_NAME)
+    if before.endswith((b"?", b"&")):
+        return True
+    if not re.match(rb"=[^\s(]", content[name.end() : name.end() + 2]):
+        return False
+    return before.endswith((b'"', b"'")) or (before.endswith((b" ", b";")) and bool(_SETTING.search(before)))
 
 
 def _is_secret(name: bytes, value: bytes) -> bool:
-    if _ABOUT.search(name) or _PLACEHOLDER.fullmatch(value):
+    short = name in (b"pass", b"pw")  # which may as well be one of two passes
+    mixed = re.search(rb"\d", value) and re.search(rb"[a-df-z]", value, re.I)  # and no number: 1e-5
+    if (short and not mixed) or _ABOUT.search(name) or _PLACEHOLDER.fullmatch(value):
         return False
-    if name.startswith((b"pass", b"pwd")):
+    if re.search(rb"\s", value):
+        return bool(re.fullmatch(rb"pass(?:word|wd|phrase|code)\d*|pwd\d*", name)) and not _PROSE.search(value)
+    if name.startswith((b"pass", b"pwd")) and not short:
         return True
-    mixed = re.search(rb"\d", value) and re.search(rb"[A-Za-z]", value)
+    if short:
+        return len(value) >= 6
     return len(value) >= 8 and bool(mixed or _entropy(value) >= 3.5)
 
 
