@@ -46,6 +46,8 @@ def test_no_code_or_setting_of_this_repository_looks_like_a_secret() -> None:
         "passed='hunter2xyz'",
         "pwm: hunter2xyz",
         "first_pass: forward",
+        "tokenizer: gpt2-medium",
+        "password=$(cat /run/secrets/db)",
         "pass: 1.25e-05",
         "if done:\n    pass\nname = 'hunter2xyz'",
         "else: pass\nx: hunter2xyz",

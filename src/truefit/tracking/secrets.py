@@ -103,7 +103,7 @@ _KNOWN = {label: (tuple(parts.encode().split()), re.compile(form)) for label, (p
 _ADDRESS = re.compile(rb"://" rb"[^\s:/@\"'`<>]{0,200}:(?!\d+[/?#])([^\s@\"'`<>]{1,500})@")
 # Of a text in lower case, in which it is found at once.
 _KEYWORD = re.compile(
-    rb"(?:pass(?:word|wd|phrase|code)|pwd|secret|token|credential"
+    rb"(?:pass(?:word|wd|phrase|code)|pwd|secret|token(?!i[sz])|credential"
     rb"|(?:api|access|auth|account|private|service|client)[_-]?key)[\w-]{0,40}"
     rb"|p(?:ass|w)(?![\w-])(?<![a-z0-9]pass)(?<![a-z0-9]pw)"  # db_pass, but no compass
 )
@@ -130,7 +130,7 @@ _ABOUT = re.compile(
 )
 # … and what stands for a value that is put in later: ${NAME}, {name}, <name>, %(name)s, ****, a path, a word of the language.
 _PLACEHOLDER = re.compile(
-    rb"""\$\w+|.*\{[^}]*\}.*|\$\(.*\)|.*<[\w -]+>.*|%\(?\w*\)?s?|[*.x_-]+|[~.]{0,2}/[\w./-]+|none|null|true|false"""
+    rb"""\$\w+|.*\{[^}]*\}.*|\$\(.*|.*<[\w -]+>.*|%\(?\w*\)?s?|[*.x_-]+|[~.]{0,2}/[\w./-]+|none|null|true|false"""
     rb"""|str(?:ing)?|bytes|password|passwd|secret|token|pass|pw|\W*(?:self|os|settings|config|args?)[.\[(].*|[a-z_.]+\(.*""",
     re.I,
 )
