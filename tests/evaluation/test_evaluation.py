@@ -536,8 +536,14 @@ def test_the_stage_ends_with_where_its_pictures_are_and_what_to_type_next(
     uri: str, expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = SimpleNamespace(uri=uri, redacted_uri=uri, experiment={"mine": "7"}.get)
-    print_next(cast(Any, SimpleNamespace(run_id="42711d48d1eb4ab1")), cast(Any, store), "mine", "fit.png")
+    print_next(cast(Any, SimpleNamespace(run_id="42711d48d1eb4ab1", joined=True)), cast(Any, store), "mine", "fit.png")
     assert capsys.readouterr().out == expected
+
+
+def test_an_evaluation_without_a_training_is_not_said_to_be_run_again(capsys: pytest.CaptureFixture[str]) -> None:
+    store = SimpleNamespace(uri="http://mlflow", redacted_uri="http://mlflow", experiment={"mine": "7"}.get)
+    print_next(cast(Any, SimpleNamespace(run_id="42711d48d1eb4ab1", joined=False)), cast(Any, store), "mine", "fit.png")
+    assert "rerun" not in capsys.readouterr().out
 
 
 def test_a_run_that_waits_in_its_journal_can_be_sent_next(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -317,9 +318,11 @@ def test_artifact_that_is_damaged_sets_its_run_aside_and_the_others_are_sent(
 
 
 def test_artifacts_whose_own_store_cannot_be_reached_wait(
-    track: TrackSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    track: TrackSettings, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The library for it raises what it likes, or is not installed."""
+    complete(TrackSettings(experiment="another, so that there is a store"), "name")
+    shutil.copy(root / "mlflow.db", tmp_path / "runs.db")
     uri = f"sqlite:///{tmp_path / 'runs.db'}"
     s3 = {"MLFLOW_S3_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "s3cret"}
     for name, value in {"MLFLOW_TRACKING_URI": uri, "AWS_MAX_ATTEMPTS": "1", "AWS_DEFAULT_REGION": "nowhere", **s3}.items():
