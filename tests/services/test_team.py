@@ -39,8 +39,8 @@ def same_text(text: str) -> str:
 def trained(team: Team, alice: Person) -> Run:
     """The run of Alice's training, whose results she has shared."""
     alice.set_params(train__optimizer__lr=0.02)
-    # Another second than that of the clone: of a file of the same size and second, git knows by its index that it must look into
-    # it, until DVC, which stages dvc.lock, has written the index without that.
+    # Another second than that of the clone: of a file of the same size and second, git knows by its index that it must look
+    # into it, until DVC, which stages dvc.lock, has written the index without that.
     params = alice.path / "params.yaml"
     later = params.stat().st_mtime + 2
     os.utime(params, (later, later))
