@@ -12,7 +12,7 @@ from typing import Any
 import helpers_tracking
 import pytest
 from helpers_model import download_model, model_of
-from helpers_tracking import TABLE, digest_of, origin, refuse
+from helpers_tracking import TABLE, digest_of, origin, refuse, waiting
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
@@ -21,7 +21,6 @@ from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
 from truefit.core.errors import StoppedError, TrackingError
 from truefit.model import serving
 from truefit.tracking import logged_model, store
-from truefit.tracking.journal import pending
 from truefit.tracking.names import DIGEST_TAG
 from truefit.tracking.run import Run, TrackSettings
 from truefit.tracking.sending import Sender
@@ -85,7 +84,7 @@ def test_a_run_has_one_logged_model_wherever_its_sending_is_cut_off(
     with monkeypatch.context() as patch:
         patch.setattr(Sender, "send", refuse)
         trained(track, log=with_model)
-    (journal,) = pending(root / ".truefit/runs")
+    (journal,) = waiting(root, track)
     for name in ("create_logged_model", "log_model_artifact", "log_outputs", "finalize_logged_model"):
         with monkeypatch.context() as patch:
             patch.setattr(MlflowClient, name, answer_lost(getattr(MlflowClient, name)))
@@ -182,7 +181,7 @@ def test_a_parent_whose_creation_was_cut_off_is_taken_and_ended(
     with monkeypatch.context() as patch:
         patch.setattr(Sender, "send", refuse)
         trained(track)
-    (journal,) = pending(root / ".truefit/runs")
+    (journal,) = waiting(root, track)
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "create_run", answer_lost(MlflowClient.create_run))
         with pytest.raises(TrackingError, match="the answer was lost"):

@@ -17,7 +17,7 @@ from truefit.cli.main import commands
 from truefit.core.config import Params
 from truefit.core.errors import SettingsError, StoppedError, TrackingError
 from truefit.data.columns.number import Number
-from truefit.tracking import sending
+from truefit.tracking import finding
 from truefit.tracking.journal import Journal
 from truefit.tracking.names import DIGEST_TAG
 from truefit.tracking.provenance import Origin
@@ -256,8 +256,8 @@ def test_run_that_is_deleted_while_it_is_sent_loses_nothing_as_if_refused(
     journal.append(METRICS[1])
     journal.close()
     client(root).delete_run(deleted)
-    really, first = sending._is_there, iter([True])
-    monkeypatch.setattr(sending, "_is_there", lambda *given: next(first, False) or really(*given))
+    really, first = finding.is_there, iter([True])
+    monkeypatch.setattr("truefit.tracking.sending.is_there", lambda *given: next(first, False) or really(*given))
     assert "is deleted" in str(sync(track)["name"])
     client(root).restore_run(deleted)
     assert list(sync(track)) == ["name"]

@@ -5,39 +5,34 @@ store has lost is sent again from the beginning.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from truefit.core.errors import TrackingError
 from truefit.tracking.connection import Connection
+from truefit.tracking.finding import completed, is_there, may_complete, search
 from truefit.tracking.grid import parent_tags
 from truefit.tracking.journal import Journal, pending, setting_aside
 from truefit.tracking.logged_model import add_file, complete, find_model, is_model_file
 from truefit.tracking.names import (
     DATASET_TAG,
-    DIGEST_TAG,
-    EXPERIMENT_TAG,
     FAILURE_TAG,
     KEY_TAG,
-    RERUN_KEY_TAG,
     SKIPPED_TAG,
-    USER_TAG,
 )
 from truefit.tracking.records import Artifact, Header, Metrics, Record, Sent, Status, Values
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
-    from mlflow.entities import Run as MlflowRun
 
 # About so many metrics are sent, and acknowledged, together: an attempt that is cut off loses no more of its work.
 METRICS_A_BATCH = 1000
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"  # of MLflow: seconds for a connection, for taking a block of bytes, and for an answer
 SLOWEST = 1_000_000  # bytes a second with which a server may pass on an artifact, before it answers …
 LONGEST_ANSWER = 600  # … within so many seconds at most
-CANDIDATES = 100  # runs of the same model among which an evaluation looks for its own
 
 
 class Sender:
@@ -65,13 +60,13 @@ class Sender:
         """Send those trainings that the evaluation with this header may be of."""
         for journal in pending(self._runs):
             with suppress(FileNotFoundError), setting_aside(journal.path):  # it may be sent to the end in this moment
-                if _may_complete(header, journal):
+                if may_complete(header, journal):
                     self._send(journal)
 
     def _send(self, journal: Journal) -> Sent:
         with journal.sending() as sent, self.connection.errors():
             client = self.connection.connect()
-            if sent.run_id is None or not _is_there(client, sent.run_id):
+            if sent.run_id is None or not is_there(client, sent.run_id):
                 sent = self._find_or_create(client, journal.header)
             # The scores of an evaluation are those of the run's model too.
             model_id = find_model(client, str(sent.run_id)) if journal.header.completes else None
@@ -88,10 +83,10 @@ class Sender:
     def _find_or_create(self, client: "MlflowClient", header: Header) -> Sent:
         # An attempt whose answer was lost may have created it.
         experiment = self.connection.experiment(header.experiment)
-        if found := _search(client, experiment, KEY_TAG, header.key):
+        if found := search(client, experiment, KEY_TAG, header.key):
             return Sent(run_id=found[0].info.run_id, name=header.name)
-        if completed := _completed(client, experiment, header):
-            return Sent(run_id=completed.info.run_id, name=completed.info.run_name, is_anothers_run=True)
+        if run := completed(client, experiment, header):
+            return Sent(run_id=run.info.run_id, name=run.info.run_name, is_anothers_run=True)
         parent = parent_tags(client, experiment, header, self.connection.root / ".truefit/grid.lock")
         tags = {**header.tags, **parent, KEY_TAG: header.key}
         created = client.create_run(experiment, header.start_time, tags, header.name)
@@ -105,7 +100,7 @@ class Sender:
             self._log(client, journal, sent, batch, number)
         except _errors() as error:
             # A run that is in the bin refuses everything, and takes it when it is restored.
-            if not _is_refusal(error) or isinstance(batch, Status) or not _is_there(client, str(sent.run_id)):
+            if not _is_refusal(error) or isinstance(batch, Status) or not is_there(client, str(sent.run_id)):
                 raise
         else:
             return sent.skipped
@@ -161,75 +156,6 @@ class Sender:
         finally:
             self.uploads = False
             os.environ[TIMEOUT] = former
-
-
-def _is_there(client: "MlflowClient", run_id: str) -> bool:
-    """Say whether the store has the run; raises TrackingError where it is in the bin."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return False
-    if run.info.lifecycle_stage == "deleted":
-        fault = f"MLflow run {run_id} is deleted; `mlflow runs restore --run-id {run_id}` brings it back"
-        raise TrackingError(f"{fault}, `truefit sync --forget {run_id}` gives up what it does not have")
-    return True
-
-
-def _search(
-    client: "MlflowClient", experiment: str, tag: str, value: str | None, more: str = "", most: int = 1
-) -> "Sequence[MlflowRun]":
-    where = f"tags.`{tag}` = '{value}'{more}"
-    found: Sequence[MlflowRun] = client.search_runs(
-        [experiment], where, max_results=most, order_by=["attributes.start_time DESC"]
-    )
-    return found
-
-
-def _may_complete(header: Header, journal: Journal) -> bool:
-    """Say whether a journal is of the training that an evaluation is of; or, if that is unknown, of an earlier one like it."""
-    training = journal.header
-    if header.training or training.store != header.store or not training.fingerprint:
-        return header.training == training.key
-    records = [record for record, _ in journal.read() if isinstance(record, Values | Status)]
-    model = any(isinstance(record, Values) and record.values.get(DIGEST_TAG) == header.completes for record in records)
-    ended = any(isinstance(record, Status) and record.status == "FINISHED" for record in records)
-    return model and ended and training.start_time <= header.start_time
-
-
-def _completed(client: "MlflowClient", experiment: str, header: Header) -> "MlflowRun | None":
-    """Return the run that an evaluation completes, or None: that of its training or, if this is unknown, one with its model.
-
-    That one is of the same user, and of the same rerun or of none: a colleague's run, or what a verdict is on, gets no other
-    scores. Of several it is the latest before the evaluation, since a later one has an evaluation of its own; if possible of
-    the same experiment.
-    """
-    if header.training:
-        return _training(client, experiment, header.training)
-    if not header.completes:
-        return None
-    finished = " and attributes.status = 'FINISHED'"
-    found = _search(client, experiment, DIGEST_TAG, header.completes, finished, CANDIDATES)
-    own = [run for run in found if _agree(run, header, USER_TAG, RERUN_KEY_TAG)]
-    before = [run for run in own if run.info.start_time <= header.start_time] or own
-    same = (run for run in before if _agree(run, header, EXPERIMENT_TAG))
-    return next(same, before[0] if before else None)
-
-
-def _training(client: "MlflowClient", experiment: str, key: str) -> "MlflowRun | None":
-    """Return the run of a training, also where its experiment was renamed; raises TrackingError for one in the bin."""
-    from mlflow.entities import ViewType
-
-    places = dict.fromkeys([experiment, *(other.experiment_id for other in client.search_experiments())])
-    found = client.search_runs([*places], f"tags.`{KEY_TAG}` = '{key}'", ViewType.ALL, max_results=1)
-    return found[0] if found and _is_there(client, found[0].info.run_id) else None
-
-
-def _agree(run: "MlflowRun", header: Header, *tags: str) -> bool:
-    return all(run.data.tags.get(tag) == header.tags.get(tag) for tag in tags)
 
 
 def _batches(records: Iterable[tuple[Record, int]], model_id: str | None) -> "Iterator[tuple[list[Metric] | Record, int]]":
