@@ -92,7 +92,7 @@ TRAIN_KEYS = (
     "engine, device, seed, threads, scale, model, loss, optimizer, schedule, batch_size, shuffle, epochs, "
     "clip_norm, early_stopping, compile"
 )
-SECTION_NAMES = "generate, prepare, train, evaluate, track, checkpoint"
+SECTION_NAMES = "generate, prepare, train, launch, evaluate, track, checkpoint"
 
 
 @pytest.fixture(autouse=True)
