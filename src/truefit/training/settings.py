@@ -75,9 +75,9 @@ class TrainSettings(Settings):
     def _batch_has_a_row_for_each_shard(self) -> Self:
         if self.batch_size != "all" and self.shards > self.batch_size:
             raise invalid_value("shards", self.shards, f"a power of two up to train.batch_size, {self.batch_size}")
-        if self.shards > 1:
-            # Each shard's gradient is a graph's, and the gathering between two steps is in none.
-            require_defaults(self.compile, ("batches",), "with train.shards above 1")
+        if self.shards > 1 and self.compile.batches != (default := CompileSettings().batches):
+            allowed = f"{default} with shards above 1, since each shard's gradient is a graph"
+            raise invalid_value("compile.batches", self.compile.batches, allowed)
         return self
 
     @model_validator(mode="after")
