@@ -7,6 +7,7 @@ messages, and takes signals. Nothing that comes from another process is unpickle
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -42,9 +43,8 @@ class Group:
     """
 
     def __init__(self, rank: int = 0, size: int = 1, store: Store | None = None) -> None:
-        self.rank, self.size = rank, size
-        self.hosts = [socket.gethostname()]
-        self._store = store
+        self.rank, self.size, self._store = rank, size, store
+        self.hosts = self.texts(socket.gethostname())
 
     @property
     def is_first(self) -> bool:
@@ -97,7 +97,6 @@ class Group:
         """Raise GroupError, naming the machine and the fact, unless all processes have the same."""
         if self.size == 1:
             return
-        self.hosts = self.texts(socket.gethostname())
         each: list[dict[str, str]] = [json.loads(text) for text in self.texts(json.dumps(facts))]
         for host, others in zip(self.hosts, each, strict=True):
             for name in {**each[0], **others}:
@@ -216,4 +215,5 @@ def _end_with(error: TruefitError) -> NoReturn:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+    """Return what gloo, or the store, says of a connection, without the line of its source and its advice."""
+    return re.sub(r"^\[\S+\] |\. This is typically.*", "", str(error).strip().partition("\n")[0])
