@@ -42,7 +42,7 @@ from truefit.training.device import choose_device, configure
 from truefit.training.display import progress
 from truefit.training.engines.compiled_engine import CompiledEngine
 from truefit.training.engines.sharded_engine import CompiledShardedEngine
-from truefit.training.group import Group, join_group
+from truefit.training.group import Group, is_rank, join_group
 from truefit.training.launch import LaunchSettings
 from truefit.training.loop import fit
 from truefit.training.progress import Epoch, Outcome
@@ -54,6 +54,11 @@ def main() -> None:
     arguments, code, params = parse(), code_in_use(), Params()
     as_written, launch = params.section("train", TrainSettings), params.section("launch", LaunchSettings)
     device = choose_device(as_written.device_name)
+    if launch.processes > 1 and not is_rank():
+        # Imported here, since torch's launcher takes long to import, and no other process needs it.
+        from truefit.training.supervision import start_ranks
+
+        errors.leave(start_ranks([sys.executable, *sys.argv], launch))
     configure(as_written.threads)
     # Inductor unpickles what it finds in its cache; its own choice is a folder under /tmp, with a name that others can guess.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(repository_root() / ".truefit/inductor"))

@@ -83,10 +83,10 @@ DEFAULTS: dict[str, Any] = {
         "early_stopping": {"patience": None, "min_delta": 0.0},
         "compile": {"batches": 16, "cpp_wrapper": True},
     },
-    "launch": {"processes": 1, "hosts": 1, "rendezvous": None, "timeout": 60.0, "restarts": 0},
     "evaluate": {"sample": 1000},
     "track": {"experiment": "truefit", "run_name": None, "largest_file_mb": 10.0, "log_model": True},
     "checkpoint": {"epochs": None, "seconds": 10.0},
+    "launch": {"processes": 1, "hosts": 1, "rendezvous": None, "timeout": 60.0, "restarts": 0},
 }
 
 GENERATE_KEYS = "rows, seed, intercept, coefficients, low, high, noise_std"
@@ -94,7 +94,7 @@ TRAIN_KEYS = (
     "engine, device, seed, threads, scale, model, loss, optimizer, schedule, batch_size, shards, shuffle, epochs, "
     "clip_norm, early_stopping, compile"
 )
-SECTION_NAMES = "generate, prepare, train, launch, evaluate, track, checkpoint"
+SECTION_NAMES = "generate, prepare, train, evaluate, track, checkpoint, launch"
 
 
 @pytest.fixture(autouse=True)

@@ -113,6 +113,23 @@ def rerun_command(
     sys.exit(status)
 
 
+@commands.command()
+@click.argument("address", metavar="HOST:PORT")
+def join(address: str) -> None:
+    """Take part in a training of several hosts, whose first one runs `dvc repro` and listens at HOST:PORT.
+
+    Run it in a clone at the same commit, with the same section launch in params.yaml and the same table. For example:
+
+        truefit join 10.0.0.1:29500
+
+    It waits for the training, without end, and ends with it: with status 0 where it ended well, else 2. Ctrl-C asks the whole
+    training to stop, from where `dvc repro` on the first host goes on; a second one ends this host's part at once.
+    """
+    from truefit.cli.joining import take_part
+
+    sys.exit(take_part(address))
+
+
 @commands.command(name="predict")
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))

@@ -28,8 +28,8 @@ from truefit.core.errors import GroupError, LostError, TruefitError, leave
 from truefit.core.terminal import say
 from truefit.core.text import one_line, printable
 from truefit.data.shards import WHOLE, Cut
+from truefit.training.launch import LAUNCHED, end_with_parent
 
-LAUNCHED = "TRUEFIT_LAUNCHED"  # in the environment of processes whose launcher, ours, tells what ended them
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where torch's launcher looks for it
 _END = "end"  # the key under which a process that ends the training says why, and the first that it has ended well
 _POLL_SECONDS = 1.0
@@ -169,13 +169,20 @@ class Group:
 ALONE = Group()
 
 
+def is_rank() -> bool:
+    """Say whether torch's launcher started this process as one of several, or as the only one."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
 def join_group(device: torch.device, timeout: float) -> Group:
     """Return the group that torch's launcher started this process for, or one of this process alone.
 
     A process, or a connection, that does not answer for `timeout` seconds is lost. Raises LostError where not all come.
     """
-    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+    if not is_rank() or int(os.environ["WORLD_SIZE"]) == 1:
         return Group()
+    if LAUNCHED in os.environ:
+        end_with_parent()
     if int(os.environ["RANK"]):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # the first takes them, and ends the others
