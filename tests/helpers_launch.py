@@ -12,7 +12,7 @@ from typing import Any
 from workspace import ROOT
 
 TOY = ROOT / "tests/training/toy_rank.py"
-# What src/train.py does where launch asks for more than one process. Arguments: the section as JSON, HOST:PORT or -, the command.
+# What src/train.py does where launch asks for more than one. Arguments: the section as JSON, HOST:PORT or -, the command.
 PARENT = """
 import json, sys
 from truefit.core import errors
