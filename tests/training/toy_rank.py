@@ -1,7 +1,7 @@
 """A rank without a training: it gathers numbers until rank 0 says that it is enough, and ends as src/train.py's do.
 
-Arguments: a folder where each rank writes its process id, the seconds it takes, the process group's timeout. A file `fail.RANK`
-there with [text, status] makes that rank fail.
+Arguments: a folder where each rank writes its process id, the seconds it takes, the process group's timeout. A file
+`fail.RANK` there with [text, status] makes that rank fail.
 """
 
 import json

@@ -152,7 +152,8 @@ class Supervisor:
         """Set what the ranks find beside torchrun's variables."""
         os.environ[LAUNCHED] = str(os.getpid())
         os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"  # all hosts have the same number: no need to ask each other
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        # Its errors are exceptions too, which the ranks tell of.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
         # Otherwise gloo listens at the address of the host's name, where that has one.
         if interface := interface_towards(self._meeting.reached_at):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
