@@ -88,6 +88,9 @@ def rerun_command(
     A rerun executes the code in the record. A run of another user or repository, or whose commit is not in the history of
     this one, needs its id and --trust; whose it is, and which files its changes touch, is told first.
 
+    The training has the processes and hosts of `launch` in params.yaml here, whatever it had then: they decide no result.
+    Where its train.shards are not for as many, it has one.
+
     The exit status is the verdict: 0 identical, every number has the same bits; 3 close, within the tolerance and from another
     environment; 1 different; 4 inconclusive, it could not be run again or not be compared; 2 is an error.
     """

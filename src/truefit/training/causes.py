@@ -53,7 +53,7 @@ class Cause(BaseModel, frozen=True, strict=True, extra="forbid"):
     def _of_rank(cls, rank: int, failure: ProcessFailure, host: str, first: int) -> Self:
         status, text = failure.exitcode, _text(failure.error_file_data)
         if status == LOST:
-            return cls(rank=rank, host=host, how=f"lost the others: {text or 'no reason told'}", weight=Weight.LOST)
+            return cls(rank=rank, host=host, how=text or "lost another process", weight=Weight.LOST)
         if status < 0:
             name = _signal_name(-status)
             if failure.timestamp - first >= HUNG_SECONDS:
