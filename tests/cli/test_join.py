@@ -9,9 +9,14 @@ import threading
 from pathlib import Path
 
 import pytest
+from helpers_torture import long
 from workspace import ROOT
 
+from truefit.cli.joining import take_part
+from truefit.core.errors import TruefitError
+
 COMMAND = [sys.executable, "-c", "from truefit.cli.main import main; main()", "join"]
+OTHERS = [b"", b"SSH-2.0-OpenSSH_9.2\r\n"]
 HOSTS = "launch: {processes: 2, hosts: 2, rendezvous: '127.0.0.1:29500'}\n"
 
 
@@ -32,7 +37,9 @@ def refusal(address: str) -> str:
 
 @pytest.mark.parametrize("address", ["10.0.0.1", "10.0.0.1:0", "10.0.0.1:port", ":29500", "me@10.0.0.1:29500", "a/b:1"])
 def test_what_is_no_address_is_refused(address: str) -> None:
-    assert refusal(address) == f"error: {address}: found no address, allowed: HOST:PORT, such as 10.0.0.1:29500"
+    with pytest.raises(TruefitError) as caught:
+        take_part(address)
+    assert str(caught.value) == f"{address}: found no address, allowed: HOST:PORT, such as 10.0.0.1:29500"
 
 
 def test_a_name_that_nobody_knows_is_refused() -> None:
@@ -41,16 +48,17 @@ def test_a_name_that_nobody_knows_is_refused() -> None:
 
 def test_settings_for_one_host_are_refused() -> None:
     Path("params.yaml").write_text("launch: {processes: 2}\n")
-    assert refusal("127.0.0.1:29500") == "error: params.yaml: launch.hosts: found 1, allowed: as on the first host, 2 or more"
+    with pytest.raises(TruefitError, match=r"^params.yaml: launch.hosts: found 1, allowed: as on the first host, 2 or more$"):
+        take_part("127.0.0.1:29500")
 
 
 def test_a_folder_without_the_pipeline_is_refused() -> None:
     Path("dvc.yaml").unlink()
-    said = "error: dvc.yaml: No such file or directory; run it in a clone of the first host's repository"
-    assert refusal("127.0.0.1:29500") == said
+    with pytest.raises(TruefitError, match=r"^dvc.yaml: No such file or directory; run it in a clone of the first host's"):
+        take_part("127.0.0.1:29500")
 
 
-@pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"])
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", *(pytest.param(text, marks=long) for text in OTHERS)])
 def test_a_port_where_something_else_listens_is_refused(answer: bytes) -> None:
     def serve() -> None:
         while True:
@@ -71,6 +79,7 @@ def test_a_port_where_something_else_listens_is_refused(answer: bytes) -> None:
         connection.close()
 
 
+@long
 def test_a_server_of_torch_s_that_belongs_to_another_training_is_refused() -> None:
     code = "import torch.distributed as d; s = d.TCPStore('127.0.0.1', 0, is_master=True); print(s.port, flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:

@@ -168,7 +168,7 @@ class Meeting(RendezvousHandler):
             self._until(lambda: all(map(self._has, keys)), SETTLING_SECONDS)
         causes = [own, *(_parse_cause(self._get(key)) for key in keys if self._has(key))]
         silent = [self._name(host) for host, key in zip(others, keys, strict=True) if not self._has(key)]
-        root = max(causes, key=lambda cause: cause.weight)
+        root = max(causes, key=Cause.depth)
         self._silent = len(silent) if own.weight <= Weight.ENDED else 0  # others were not waited for
         if root.weight is Weight.LOST and silent:
             how = f"{root.how}; no word from {', '.join(silent)}, which is gone, or the link to it"
