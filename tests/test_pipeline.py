@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from ruamel.yaml import YAML
 from sklearn.datasets import load_diabetes
-from workspace import Workspace
+from test_torture import drop_torn_lock, kill, start, until_begun
+from workspace import Workspace, put_store
 
 from truefit.core.config import flatten
 from truefit.data.dataset import TableDataset
@@ -39,7 +40,7 @@ own_clone = pytest.mark.xdist_group("own clone")
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, str]:
     """A clone after its first `dvc repro`, committed, and what that printed."""
-    workspace = Workspace(tmp_path_factory.mktemp("clone"))
+    workspace = Workspace(tmp_path_factory.mktemp("clone"), store=False)
     printed = workspace.run("dvc", "repro").stdout
     workspace.commit()
     return workspace, printed
@@ -144,18 +145,31 @@ def test_only_code_that_decides_numbers_makes_a_stage_stale(workspace: Workspace
 
 
 @shared_clone
-def test_forced_repro_gives_the_same_bits_and_adds_one_run(workspace: Workspace) -> None:
-    before = workspace.runs()
-    printed = workspace.run("dvc", "repro", "--force").stdout
-    assert printed.count("Running stage") == len(ARGUMENTS)
+def test_repro_that_is_killed_while_it_trains_goes_on_to_the_committed_bits_in_one_run(
+    reproduced: tuple[Workspace, str], tmp_path: Path
+) -> None:
+    """In another clone of what was committed; killed anywhere, also in and between its other stages: `make torture`."""
+    first = reproduced[0]
+    first.run("git", "clone", "--quiet", ".", str(tmp_path / "clone"))
+    workspace = Workspace(tmp_path / "clone", copy=False)
+    put_store(workspace.path / "mlflow.db")
+    process = start(workspace, "dvc", "repro")
+    until_begun(workspace, process)
+    assert kill(process)
+    drop_torn_lock(workspace)
+    printed = workspace.run("dvc", "repro").stdout
+    assert re.findall(r"Running stage '(\w+)'", printed) == ["train", "evaluate"]
     workspace.run("git", "diff", "--exit-code", "HEAD")
-    after = workspace.runs()
-    assert len(after) == len(before) + 1
-    assert after[0].data.tags["git.dirty"] == "false"
-    assert after[0].data.tags["git.commit"] == workspace.run("git", "rev-parse", "HEAD").stdout.strip()
-    # The first run, from the first repro, is the last in the list.
-    assert after[0].data.tags["state_dict.sha256"] == after[-1].data.tags["state_dict.sha256"]
-    assert after[0].data.metrics["test_mse"] == after[-1].data.metrics["test_mse"]
+    for name in ("model.pt", "history.csv", "predictions.csv"):
+        assert (workspace.path / "results" / name).read_bytes() == (first.path / "results" / name).read_bytes()
+    assert not list(workspace.path.glob("**/.*.tmp"))
+    assert not list((workspace.path / ".truefit/runs").iterdir())
+    (run,) = workspace.runs()
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["git.dirty"] == "false"
+    assert run.data.tags["git.commit"] == first.run("git", "rev-parse", "HEAD").stdout.strip()
+    assert run.data.tags["state_dict.sha256"] == first.runs()[-1].data.tags["state_dict.sha256"]
+    assert run.data.metrics["test_mse"] == first.runs()[-1].data.metrics["test_mse"]
 
 
 @shared_clone
@@ -279,9 +293,9 @@ def test_own_csv_needs_only_params(tmp_path: Path, stages: Stages) -> None:
     workspace = Workspace(tmp_path)
     frame = load_diabetes(as_frame=True).frame
     frame.to_csv(tmp_path / "diabetes.csv", index=False)
-    descent = {"train__batch_size": "all", "train__optimizer__momentum": 0.9, "train__epochs": 1000}
+    descent = {"train__batch_size": "all", "train__optimizer__momentum": 0.9, "train__epochs": 300}
     workspace.set_params(prepare__csv="diabetes.csv", **descent)
-    # That DVC runs the other two as well is seen in test_security.py, with a CSV of a stranger name.
+    # That DVC runs the other two as well is seen in the next test.
     printed = workspace.run("dvc", "repro", "prepare").stdout
     assert re.findall(r"Running stage '(\w+)'", printed) == ["prepare"]
     run_stages(stages, tmp_path, "prepare", "train", "evaluate")
@@ -318,6 +332,7 @@ def test_the_page_on_a_file_met_for_the_first_time_shows_what_its_commands_print
     assert settings in printed
     assert changes in printed
     printed = workspace.run(*shlex.split(repro)).stdout
+    assert re.findall(r"Running stage '(\w+)'", printed) == ["prepare", "train", "evaluate"]
     # Another processor may round otherwise.
     assert re.sub(r"[\d.+-]+", "0", scores) in re.sub(r"[\d.+-]+", "0", printed)
     workspace.run(*shlex.split(predict))
@@ -342,17 +357,13 @@ def test_failing_training_leaves_a_failed_run_with_its_reason(workspace: Workspa
 
 
 @own_clone
-def test_auto_takes_the_compiled_engine_for_many_steps_and_the_run_says_so(
-    tmp_path: Path, stages: Stages, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # which torch sets in a process that compiles, as a test may
+def test_auto_takes_the_compiled_engine_for_many_steps_and_the_run_says_so(tmp_path: Path, stages: Stages) -> None:
     workspace = Workspace(tmp_path)
     workspace.set_params(train__engine="auto", train__batch_size=1, train__optimizer__lr=0.001, train__epochs=125)
-    workspace.set_params(train__compile__batches=4)  # a shorter graph is compiled sooner
-    run_stages(stages, tmp_path, "generate", "prepare")
-    printed = workspace.run("python", "src/train.py", *ARGUMENTS["train"]).stdout  # the folder of the cache is chosen but once
-    assert "engine: compiled, since for 100,000 steps compiling pays" in printed
-    assert re.search(r"^compiled in [\d.]+ s$", printed, re.MULTILINE)
+    workspace.set_params(train__compile__batches=4, train__compile__cpp_wrapper=False)  # compiled sooner
+    run_stages(stages, tmp_path, "generate", "prepare", "train")
+    assert "engine: compiled, since for 100,000 steps compiling pays" in stages.printed
+    assert re.search(r"^compiled in [\d.]+ s$", stages.printed, re.MULTILINE)
     (run,) = workspace.runs()
     assert run.data.params["train.engine"] == "auto"
     assert run.data.tags["engine"] == "compiled"
