@@ -100,7 +100,7 @@ def test_names_from_outside_break_out_of_nothing(tmp_path: Path, stages: Stages)
     assert "Running stage 'generate'" not in workspace.run("dvc", "repro", "prepare").stdout  # the one that DVC tells the name
     for stage, *arguments in (
         ["train", "data/prepared", "results"],
-        ["evaluate", "data/prepared", "results", "synthetic.csv"],
+        ["evaluate", "data/prepared", "results", "data/synthetic.csv"],
     ):
         assert stages.run(workspace.path, stage, *arguments).status == 0
 
