@@ -12,7 +12,7 @@ CHANGED = "    from truefit.new import SHIFT\n\n    return int(seed_sequence(see
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A clone in which a changed and a new source file were used, and are gone again; its remote lacks its last commit."""
+    """A clone in which two processes used a changed and a new source file, gone again; its remote lacks its last commit."""
     folder = tmp_path_factory.mktemp("rerun")
     workspace, origin = Workspace(folder / "clone"), str(folder / "origin.git")
     workspace.run("git", "clone", "--quiet", "--bare", str(workspace.path), origin)
@@ -24,7 +24,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     assert BEFORE in code
     seeds.write_text(code.replace(BEFORE, CHANGED))
     (workspace.path / "src/truefit/new.py").write_text(NEW)
-    workspace.set_params(train__epochs=4, train__engine="numpy")
+    workspace.set_params(train__epochs=4, train__shards=2, launch__processes=2)
     status = workspace.run("git", "status", "--porcelain").stdout
     workspace.run("dvc", "repro")
     # Recording leaves no trace: the new file is still one that git does not know.

@@ -90,6 +90,13 @@ def test_run_from_a_dirty_tree_is_identical_after_its_changes_are_stashed(worksp
         assert artifact(workspace, run, f"rerun/{again.info.run_id}.png").startswith(b"\x89PNG")
 
 
+def test_the_rerun_of_a_run_of_two_processes_has_as_many_as_params_yaml_says_here(workspace: Workspace, recorded: Run) -> None:
+    (again,) = [run for run in workspace.runs() if run.data.tags.get("rerun.of") == recorded.info.run_id]
+    tags = [{name: run.data.tags[name] for name in ("processes", "hosts", "shards")} for run in (recorded, again)]
+    assert tags == [{"processes": "2", "hosts": "1", "shards": "2"}, {"processes": "1", "hosts": "1", "shards": "2"}]
+    assert [run.data.params["launch.processes"] for run in (recorded, again)] == ["2", "1"]
+
+
 def test_the_latest_training_is_not_a_rerun(store: Store, recorded: Run) -> None:
     assert find(store, None, "truefit").info.run_id == recorded.info.run_id
     assert list(trainings(store, "truefit")) == [recorded.info.run_id]
