@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from truefit.core.config import Settings
 from truefit.core.errors import TableError
 from truefit.core.files import atomic_path
+from truefit.data.columns import AnyColumn
 from truefit.data.columns.base import Array, Column
 from truefit.data.columns.encoding import Encoding
 from truefit.data.moments import Moments
 from truefit.data.table import SPLITS, ArrayWriter, Dtype, Split, Weight
 from truefit.ingest.cells import Batch, Cells, cells_of
 from truefit.ingest.csv_check import require_kept, varying_column
-from truefit.ingest.split import Splitter
+from truefit.ingest.csv_format import FormatSettings
+from truefit.ingest.split import SplitSettings, Splitter
 from truefit.ingest.table_source import TableSource
 from truefit.ingest.weights import WeightSums, weight_cells
 
@@ -42,13 +44,24 @@ class MissingSettings(Settings):
     target: Literal["refuse", "drop"] = "refuse"
 
 
+class Reading(Settings):
+    """Which columns are read of a table, and how: as the settings say, with the kinds that features are by the files."""
+
+    format: FormatSettings
+    features: list[AnyColumn]
+    target: str
+    missing: MissingSettings
+    weight: str | None
+    split: SplitSettings
+    dtype: Dtype
+
+
 class Staged:
     """The rows that are kept of a CSV, on the disk until it is known which are the training rows: [N, stored], as parsed."""
 
-    def __init__(
-        self, file: IO[bytes], columns: list[Column], target: str, policy: MissingSettings, weight: str | None, dtype: Dtype
-    ) -> None:
-        self.learners = [column.learner(policy.features == "fill") for column in columns]
+    def __init__(self, file: IO[bytes], reading: Reading) -> None:
+        policy, target, weight = reading.missing, reading.target, reading.weight
+        self.learners = [column.learner(policy.features == "fill") for column in reading.features]
         features = [
             cells_of(
                 learner.column, learner, policy.features != "refuse", "prepare.missing: {features: fill} or {features: drop}"
@@ -65,7 +78,7 @@ class Staged:
             self._drops = self._drops[-1:] if policy.target == "drop" else []
         elif policy.target != "drop":
             self._drops = self._drops[:-1]
-        self._file, self.dtype = file, dtype
+        self._file, self.dtype = file, reading.dtype
         self._rows = 0
         self._lowest, self._highest = np.full(self.places[-1], np.inf), np.full(self.places[-1], -np.inf)
 
@@ -85,6 +98,19 @@ class Staged:
         self._file.write(np.ascontiguousarray(values).data)
         self._rows += len(values)
         return len(values), keys
+
+    @property
+    def met(self) -> list[list[str]]:
+        """The texts that were met of each feature whose numbers depend on them."""
+        return [[] if learner.numbering is None else learner.numbering.texts for learner in self.learners]
+
+    def join(self, met: list[list[str]]) -> list[tuple[int, NDArray[np.int64]]]:
+        """Take what another reader `met` in the rows behind these; return the places whose numbers become others, and these.
+
+        Raises ValueError where the rows have to be read after these, to tell what is wrong.
+        """
+        numbered = zip(self.learners, self.places, met, strict=False)
+        return [(at, learner.numbering.join(texts)) for learner, at, texts in numbered if learner.numbering is not None]
 
     def require_kept(self, source: TableSource) -> None:
         """Raise TableError for a column of numbers that the dtype does not tell apart, or rounds coarsely."""
