@@ -4,6 +4,7 @@ They wait on the disk until their number, and so the size of each split, is know
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import accumulate
 from pathlib import Path
@@ -187,20 +188,33 @@ def write_splits(
     names = len(encoding.names)
     moments, width = Moments(names + 1), staged.places[-1]
     most = max(1, MOMENT_BYTES // ((names + 1) * np.dtype(staged.dtype).itemsize))
+
+    def write(parts: list[Array]) -> None:
+        for part, writer in zip(parts, writers.values(), strict=True):
+            writer.write(part)
+
+    def count(parts: list[Array]) -> None:
+        if weights is not None:
+            weights.add([part[:, -1] for part in parts])
+        for start in range(0, len(parts[0]), most):
+            rows = encoding.rows(parts[0][start : start + most])
+            moments.add(rows[:, : names + 1], None if weights is None else rows[:, -1])
+
     with ExitStack() as stack:
         paths = {name: stack.enter_context(atomic_path(folder / f"{name}.npy")) for name in sizes}
         writers = {name: stack.enter_context(ArrayWriter(paths[name], sizes[name], width, staged.dtype)) for name in sizes}
+        # Each thread takes the chunks in their order, as one would; NumPy leaves Python's lock to the others.
+        writing, counting = (stack.enter_context(ThreadPoolExecutor(1, name)) for name in ("write", "count"))
+        working: list[Future[None]] = []
         for values, codes in staged.chunks(splitter):
             # Sorted by their splits, whose rows stay in order: one gather takes less time than a mask for each.
             ordered = values.take(np.argsort(codes, kind="stable"), axis=0)
             staged.finish(ordered)
             parts = np.split(ordered, np.bincount(codes, minlength=len(SPLITS)).cumsum()[:-1])
-            for part, writer in zip(parts, writers.values(), strict=True):
-                writer.write(part)
-            if weights is not None:
-                weights.add([part[:, -1] for part in parts])
-            for start in range(0, len(parts[0]), most):
-                rows = encoding.rows(parts[0][start : start + most])
-                moments.add(rows[:, : names + 1], None if weights is None else rows[:, -1])
+            for done in working:
+                done.result()
+            working = [writing.submit(write, parts), counting.submit(count, parts)]
+        for done in working:
+            done.result()
         digests = {name: writer.sha256 for name, writer in writers.items()}
         return moments, digests, None if weights is None else weights.fitted()
