@@ -4,8 +4,8 @@ They wait on the disk until their number, and so the size of each split, is know
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from truefit.core.config import Settings
 from truefit.core.errors import TableError
 from truefit.core.files import atomic_path
+from truefit.data.ahead import read_ahead
 from truefit.data.columns import AnyColumn
 from truefit.data.columns.base import Array, Column
 from truefit.data.columns.encoding import Encoding
@@ -155,12 +156,15 @@ class Staged:
         _require_different(path, columns, self._valued[-1].name)
         return columns
 
-    def finish(self, rows: Array) -> None:
-        """Make rows [C, stored] as they were parsed those that are stored, in place."""
+    def by_split(self, values: Array, codes: NDArray[np.uint8]) -> list[Array]:
+        """Return the rows [C, stored] of each split, as they are stored, when all was learned."""
+        # Sorted by their splits, whose rows stay in order: one gather takes less time than a mask for each.
+        rows = values.take(np.argsort(codes, kind="stable"), axis=0)
         for learner, at in zip(self.learners, self.places, strict=False):
             if learner.learns:
                 place = slice(at, at + learner.column.stored)
                 rows[:, place] = learner.stored(rows[:, place])
+        return np.split(rows, np.bincount(codes, minlength=len(SPLITS)).cumsum()[:-1])
 
 
 def _require_different(path: Path, columns: Sequence[Column], target: str) -> None:
@@ -189,10 +193,6 @@ def write_splits(
     moments, width = Moments(names + 1), staged.places[-1]
     most = max(1, MOMENT_BYTES // ((names + 1) * np.dtype(staged.dtype).itemsize))
 
-    def write(parts: list[Array]) -> None:
-        for part, writer in zip(parts, writers.values(), strict=True):
-            writer.write(part)
-
     def count(parts: list[Array]) -> None:
         if weights is not None:
             weights.add([part[:, -1] for part in parts])
@@ -203,18 +203,12 @@ def write_splits(
     with ExitStack() as stack:
         paths = {name: stack.enter_context(atomic_path(folder / f"{name}.npy")) for name in sizes}
         writers = {name: stack.enter_context(ArrayWriter(paths[name], sizes[name], width, staged.dtype)) for name in sizes}
-        # Each thread takes the chunks in their order, as one would; NumPy leaves Python's lock to the others.
-        writing, counting = (stack.enter_context(ThreadPoolExecutor(1, name)) for name in ("write", "count"))
-        working: list[Future[None]] = []
-        for values, codes in staged.chunks(splitter):
-            # Sorted by their splits, whose rows stay in order: one gather takes less time than a mask for each.
-            ordered = values.take(np.argsort(codes, kind="stable"), axis=0)
-            staged.finish(ordered)
-            parts = np.split(ordered, np.bincount(codes, minlength=len(SPLITS)).cumsum()[:-1])
-            for done in working:
-                done.result()
-            working = [writing.submit(write, parts), counting.submit(count, parts)]
-        for done in working:
-            done.result()
+        counting = stack.enter_context(ThreadPoolExecutor(1, "count"))
+        chunks = stack.enter_context(closing(read_ahead(staged.chunks(splitter))))
+        for parts in stack.enter_context(closing(read_ahead(staged.by_split(*chunk) for chunk in chunks))):
+            counted = counting.submit(count, parts)
+            for part, writer in zip(parts, writers.values(), strict=True):
+                writer.write(part)
+            counted.result()
         digests = {name: writer.sha256 for name, writer in writers.items()}
         return moments, digests, None if weights is None else weights.fitted()
