@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from truefit.core.config import Settings
 from truefit.core.errors import TableError
-from truefit.core.files import atomic_path
 from truefit.data.ahead import read_ahead
 from truefit.data.columns import AnyColumn
 from truefit.data.columns.base import Array, Column
 from truefit.data.columns.encoding import Encoding
 from truefit.data.moments import Moments
-from truefit.data.table import SPLITS, ArrayWriter, Dtype, Split, Weight
+from truefit.data.table import SPLITS, Dtype, Split, Weight
+from truefit.data.writing import split_writer
 from truefit.ingest.cells import Batch, Cells, cells_of
 from truefit.ingest.csv_check import require_kept, varying_column
 from truefit.ingest.csv_format import FormatSettings
@@ -186,7 +186,7 @@ def write_splits(
     columns: list[Column],
     sizes: dict[Split, int],
     weights: WeightSums | None,
-) -> tuple[Moments, dict[Split, str], Weight | None]:
+) -> tuple[Moments, dict[Split, str | list[str]], Weight | None]:
     """Write each split's array; return the moments of the training rows' features and target, the digests, and the weight."""
     encoding = Encoding(columns)
     names = len(encoding.names)
@@ -201,8 +201,9 @@ def write_splits(
             moments.add(rows[:, : names + 1], None if weights is None else rows[:, -1])
 
     with ExitStack() as stack:
-        paths = {name: stack.enter_context(atomic_path(folder / f"{name}.npy")) for name in sizes}
-        writers = {name: stack.enter_context(ArrayWriter(paths[name], sizes[name], width, staged.dtype)) for name in sizes}
+        writers = {
+            name: stack.enter_context(split_writer(folder, name, rows, width, staged.dtype)) for name, rows in sizes.items()
+        }
         counting = stack.enter_context(ThreadPoolExecutor(1, "count"))
         chunks = stack.enter_context(closing(read_ahead(staged.chunks(splitter))))
         for parts in stack.enter_context(closing(read_ahead(staged.by_split(*chunk) for chunk in chunks))):
