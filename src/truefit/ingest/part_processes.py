@@ -1,39 +1,32 @@
 """The parts of a table read by several processes, one part each at a time: the rows that one process gives, in its order.
 
-What depends on the parts before, and what is wrong with a part, is settled in this process, in the parts' order. The sockets
-between the processes tell each side when the other has ended, however that came.
+What depends on the parts before, and what is wrong with a part, is settled in this process, in the parts' order.
 """
 
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-import truefit
 from truefit.core.cores import usable_cores
 from truefit.core.errors import TruefitError
+from truefit.core.workers import EndedError, Worker
 from truefit.ingest.cells import Batch, Batches, Wanted
-from truefit.ingest.part_reader import PartRows, put_task
+from truefit.ingest.part_reader import PartRows, task_of
 from truefit.ingest.split_keys import KeyColumn
 from truefit.ingest.staging import Reading, Staged
 from truefit.ingest.table_source import Part, ReadPart, TableSource, read_part
 
 PROCESS_BYTES = 1 << 27  # of the parts for each process: with less it would not be worth its start
 AHEAD = 2  # parts for each process that are being read, or wait on the disk for those before them
-COMMAND = [sys.executable, "-P", "-m", "truefit.ingest.part_reader"]  # -P: no module comes from the current folder
+MODULE = "truefit.ingest.part_reader"
 
 Numbers = NDArray[np.int64]
 
@@ -68,9 +61,9 @@ class _Readers:
         size = sum(part.size for part in parts)
         self._bar = stack.enter_context(tqdm(total=size, desc="prepare", unit="B", unit_scale=True, disable=None))
         self._selector = stack.enter_context(DefaultSelector())
-        self._idle = [_Process(stack) for _ in range(count)]
-        for process in self._idle:
-            self._selector.register(process.socket, EVENT_READ, process)
+        # With one thread of Arrow's each, since there is a core for each.
+        self._idle = [Worker(stack, 1, MODULE) for _ in range(count)]
+        self._begun = dict[Worker, Part]()
 
     def read(self, part: Part, wanted: Wanted, title: str) -> Batches:
         """Give the rows of the next part, as `read_part` does."""
@@ -99,52 +92,27 @@ class _Readers:
         while self._idle and self._left and len(self._files) < self._most:
             part = self._left.popleft()
             file = self._files[part.path] = TemporaryFile(dir=self._folder)  # noqa: SIM115 (closed when its rows were given)
-            put_task(file, part, self._reading)
-            self._idle.pop().begin(part, file)
+            worker = self._idle.pop()
+            worker.begin(task_of(part, self._reading), file)
+            self._begun[worker] = part
+            self._selector.register(worker, EVENT_READ, worker)
         for key, _ in self._selector.select(timeout):
-            process: _Process = key.data
-            self._known[process.part.path] = process.end()
-            self._bar.update(process.part.size)
-            self._idle.append(process)
+            worker = key.data
+            self._selector.unregister(worker)
+            part = self._begun.pop(worker)
+            self._known[part.path] = _answer(worker, part)
+            self._bar.update(part.size)
+            self._idle.append(worker)
 
 
-class _Process:
-    """A process that reads parts, one after the other; `part` is the last that it began with."""
-
-    part: Part
-
-    def __init__(self, stack: ExitStack) -> None:
-        self.socket, theirs = socket.socketpair()
-        stack.enter_context(self.socket)
-        # The code beside this one, which need not be what is installed.
-        paths = [str(Path(truefit.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        # With no threads of Arrow's beside that which reads, since there is a core for each process.
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-        with theirs:
-            # In a group of its own: Ctrl-C is for this process, which ends the others.
-            self._process = subprocess.Popen(COMMAND, stdin=theirs.fileno(), env=environment, process_group=0)
-        stack.enter_context(self._process)
-        stack.callback(self._process.kill)
-        self._answers = stack.enter_context(self.socket.makefile("rb"))
-
-    def begin(self, part: Part, file: IO[Any]) -> None:
-        """Have the part read that the file describes."""
-        self.part = part
-        with suppress(ConnectionError):  # of a process that has ended, as its answer tells
-            socket.send_fds(self.socket, [b"0"], [file.fileno()])
-
-    def end(self) -> PartRows | None:
-        """Return what is known of the part, when there is an answer; raises TruefitError when the process has ended."""
-        answer = b""
-        with suppress(ConnectionError):
-            answer = self._answers.readline()
-        if not answer.endswith(b"\n"):
-            status = self._process.wait()
-            how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-            advice = "run again; if memory was short, on fewer cores: `taskset -c 0 dvc repro`"
-            raise TruefitError(f"{self.part.path}: the process that read it was ended {how}; {advice}")
-        known = json.loads(answer)
-        return None if known is None else PartRows(*known)
+def _answer(worker: Worker, part: Part) -> PartRows | None:
+    """Return what is known of a part, or None where it cannot be used; raises TruefitError where the worker has ended."""
+    try:
+        known = worker.answer()
+    except EndedError as error:
+        advice = "run again; if memory was short, on fewer cores: `taskset -c 0 dvc repro`"
+        raise TruefitError(f"{part.path}: the process that read it was ended {error}; {advice}") from None
+    return None if known is None else PartRows(*known)
 
 
 def _renumbered(batch: Batch, columns: list[tuple[int, Numbers]], keys: Numbers | None) -> Batch:

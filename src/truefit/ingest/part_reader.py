@@ -1,23 +1,17 @@
 """A process that reads parts of a table for another: `python -m truefit.ingest.part_reader`.
 
-Its standard input is a socket. For each byte that comes there, with a file, it reads the part that the file's text describes,
-writes the rows over that text, and answers with a line of JSON: `PartRows` about them, or null where the part cannot be used.
-When the socket is closed at the other end, as it also is when the process there is killed, this one ends at once.
+With each task comes an empty file, to which it writes the part's rows. It answers with `PartRows`.
 """
 
-import gc
-import json
 import os
-import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from queue import SimpleQueue
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from truefit.core.errors import GARBAGE_AFTER, TruefitError
+from truefit.core.errors import TruefitError
+from truefit.core.workers import work
 from truefit.ingest.cells import Batch, Wanted
 from truefit.ingest.parquet_file import ParquetFile
 from truefit.ingest.split import key_column
@@ -48,20 +42,13 @@ class PartRows(NamedTuple):
             yield Batch(values, np.fromfile(file, keys or "u1", rows if keys else 0), lowest, highest)
 
 
-def put_task(file: IO[bytes], part: Part, reading: Reading) -> None:
-    """Write into an empty file which part is to be read, and how."""
-    # By json, since a path need be no text, which pydantic wants.
-    task = {"path": str(part.path), "parquet": isinstance(part, ParquetFile), "reading": reading.model_dump()}
-    file.write(json.dumps(task).encode())
-    file.flush()
+def task_of(part: Part, reading: Reading) -> dict[str, Any]:
+    """Return what says which part is to be read, and how."""
+    return {"path": str(part.path), "parquet": isinstance(part, ParquetFile), "reading": reading.model_dump()}
 
 
-def write_part(file: IO[bytes]) -> PartRows:
-    """Read the part that the file describes, and write its rows in the place of the description."""
-    file.seek(0)
-    task = json.loads(file.read())
-    file.seek(0)
-    file.truncate()
+def write_part(task: dict[str, Any], file: IO[bytes]) -> PartRows:
+    """Read the task's part, and write its rows to the file."""
     reading = Reading.model_validate(task["reading"])
     staged, key = Staged(file, reading), key_column(reading.split, reading.format)
     width, batches = staged.places[-1], list[tuple[int, str]]()
@@ -74,33 +61,17 @@ def write_part(file: IO[bytes]) -> PartRows:
             file.write(batch.keys.data)
             np.minimum(lowest, batch.lowest, out=lowest)
             np.maximum(highest, batch.highest, out=highest)
-    file.flush()
     return PartRows(part.sha256, batches, lowest.tolist(), highest.tolist(), staged.met, key.met if key else [])
 
 
-def _answer(descriptor: int) -> str:
+def _answer(task: dict[str, Any], descriptor: int) -> PartRows | None:
     try:
-        with os.fdopen(descriptor, "r+b") as file:
-            return json.dumps(write_part(file))
+        with os.fdopen(descriptor, "wb") as file:
+            return write_part(task, file)
     except (TruefitError, OSError, MemoryError):
         # Whoever asked reads the part itself then, when those before it are read, and tells what is wrong.
-        return "null"
-
-
-def _receive(control: socket.socket, put: Callable[[int], object]) -> None:
-    while files := socket.recv_fds(control, 1, 1)[1]:
-        put(files[0])
-    os._exit(0)
-
-
-def main() -> None:
-    """Read parts until the other process ends, or wants no more."""
-    gc.set_threshold(GARBAGE_AFTER)
-    control, tasks = socket.socket(fileno=0), SimpleQueue[int]()
-    threading.Thread(target=_receive, args=(control, tasks.put), daemon=True).start()
-    while True:
-        control.sendall(_answer(tasks.get()).encode() + b"\n")
+        return None
 
 
 if __name__ == "__main__":
-    main()
+    work(_answer)
