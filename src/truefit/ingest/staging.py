@@ -142,10 +142,11 @@ class Staged:
         learning = [(learner, at) for learner, at in zip(self.learners, self.places, strict=False) if learner.learns]
         if learning:
             every = -(-train_rows // max(1, min(MEDIAN_ROWS, MEDIAN_NUMBERS // len(learning))))
-            for values, codes in self.chunks(splitter):
-                train = values[codes == 0]
-                for learner, at in learning:
-                    learner.add(train[:, at : at + learner.column.stored], every)
+            with closing(read_ahead(self.chunks(splitter))) as chunks:
+                for values, codes in chunks:
+                    train = values[codes == 0]
+                    for learner, at in learning:
+                        learner.add(train[:, at : at + learner.column.stored], every)
         columns = []
         for learner in self.learners:
             try:
