@@ -65,7 +65,7 @@ def truefit(folder: Path) -> tuple[float, float]:
     model = untrained_model(datasets, settings)
     engine, chunks = build_engine(model, datasets[0], settings, cpu), epoch_chunks(model, datasets[0], settings, cpu)
     engine.begin_epoch(1, settings.optimizer.lr)
-    for features, target in chunks.epoch(1):
+    for _, features, target in chunks.epoch(1):
         engine.train_chunk(features, target, chunks.batch_size)
     return prepared - started, time.perf_counter() - prepared
 

@@ -8,6 +8,7 @@ from truefit.evaluation.report import EvaluateSettings
 from truefit.ingest.prepare import PrepareSettings
 from truefit.tracking.run import TrackSettings
 from truefit.training.checkpoint import CheckpointSettings
+from truefit.training.launch import LaunchSettings
 from truefit.training.settings import TrainSettings
 
 PARAMS_YAML = Path(__file__).parents[1] / "params.yaml"
@@ -19,4 +20,5 @@ SECTIONS: dict[str, type[Settings]] = {
     "evaluate": EvaluateSettings,
     "track": TrackSettings,
     "checkpoint": CheckpointSettings,
+    "launch": LaunchSettings,
 }

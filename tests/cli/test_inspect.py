@@ -13,9 +13,9 @@ from workspace import ROOT
 
 from truefit.cli.inspecting import write_params
 from truefit.cli.main import commands
-from truefit.cli.params_text import with_value, without
 from truefit.core.config import Params
 from truefit.core.errors import SettingsError, TruefitError
+from truefit.core.params_text import with_value, without
 from truefit.ingest.recommend import Advice
 
 CARS = "".join(f"{row};{'yes' if row % 3 else 'no'};{'ABC'[row % 3]};{row % 7 or ''};{3 * row},5\n" for row in range(120))

@@ -76,6 +76,7 @@ DEFAULTS: dict[str, Any] = {
         "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0},
         "schedule": {"name": "cosine"},
         "batch_size": 16,
+        "shards": 1,
         "shuffle": "full",
         "epochs": 50,
         "clip_norm": None,
@@ -85,14 +86,15 @@ DEFAULTS: dict[str, Any] = {
     "evaluate": {"sample": 1000},
     "track": {"experiment": "truefit", "run_name": None, "largest_file_mb": 10.0, "log_model": True},
     "checkpoint": {"epochs": None, "seconds": 10.0},
+    "launch": {"processes": 1, "hosts": 1, "rendezvous": None, "timeout": 60.0, "restarts": 0},
 }
 
 GENERATE_KEYS = "rows, seed, intercept, coefficients, low, high, noise_std"
 TRAIN_KEYS = (
-    "engine, device, seed, threads, scale, model, loss, optimizer, schedule, batch_size, shuffle, epochs, "
+    "engine, device, seed, threads, scale, model, loss, optimizer, schedule, batch_size, shards, shuffle, epochs, "
     "clip_norm, early_stopping, compile"
 )
-SECTION_NAMES = "generate, prepare, train, evaluate, track, checkpoint"
+SECTION_NAMES = "generate, prepare, train, evaluate, track, checkpoint, launch"
 
 
 @pytest.fixture(autouse=True)
@@ -444,6 +446,15 @@ def test_prepare_refuses(values: str, line: str) -> None:
         ("{threads: 0}", "threads: found 0, allowed: greater than or equal to 1"),
         (f"{{threads: {2**31}}}", f"threads: found {2**31}, allowed: less than or equal to 1024"),
         ("{batch_size: 0}", "batch_size: found 0, allowed: all, or a whole number of at least 1"),
+        ("{shards: 0}", "shards: found 0, allowed: greater than or equal to 1"),
+        ("{shards: 6}", "shards: found 6, allowed: a power of two"),
+        ("{shards: 32}", "shards: found 32, allowed: a power of two up to train.batch_size, 16"),
+        ("{shards: 2, engine: numpy}", "engine: found 'numpy', allowed: torch, since numpy takes shards: 1"),
+        ("{shards: 2, engine: autograd}", "engine: found 'autograd', allowed: torch, since autograd takes shards: 1"),
+        (
+            "{shards: 2, engine: compiled, compile: {batches: 4}}",
+            "compile.batches: found 4, allowed: 16 with shards above 1, since each shard's gradient is a graph",
+        ),
         ("{batch_size: full}", "batch_size: found 'full', allowed: all, or a whole number of at least 1"),
         ("{shuffle: none}", "shuffle: found 'none', allowed: 'full' or 'block'"),
         ("{epochs: 0}", "epochs: found 0, allowed: greater than or equal to 1"),

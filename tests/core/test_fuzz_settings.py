@@ -95,6 +95,10 @@ CHOICES: dict[Place, list[Any]] = {
     ("train", "clip_norm"): [1.0],
     ("train", "batch_size"): ["all", 1, "some"],
     ("checkpoint", "epochs"): [1, 0],
+    ("launch", "processes"): [2, 3, 4],
+    ("launch", "hosts"): [2, 4],
+    ("launch", "rendezvous"): ["127.0.0.1:29500", "127.0.0.1", "a:b", "[::1]:1"],
+    ("launch", "restarts"): [1],
 }
 
 

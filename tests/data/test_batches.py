@@ -109,7 +109,7 @@ def test_a_loaders_chunks_are_bounded_in_bytes(dtype: str, tmp_path: Path, monke
     monkeypatch.setattr(batches, "CHUNK_BYTES", 400)
     dataset = TableDataset(tmp_path / "prepared", "train")
 
-    for chunks in (sequential_loader(dataset), EpochChunks(dataset, 1, 42, "full").epoch(1)):
+    for chunks in (sequential_loader(dataset), ((x, y) for _, x, y in EpochChunks(dataset, 1, 42, "full").epoch(1))):
         assert {x.nbytes + y.nbytes for x, y in chunks} == {400}
 
 

@@ -36,14 +36,14 @@ CHANGED = "    from truefit.new import SHIFT\n\n    return int(seed_sequence(see
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A clone in which a changed and a new source file were used, and are gone again."""
+    """A clone in which a changed and a new source file were used, by two processes, and are gone again."""
     workspace = Workspace(tmp_path_factory.mktemp("clone"))
     seeds = workspace.path / "src/truefit/core/seeds.py"
     code = seeds.read_text()
     assert BEFORE in code
     seeds.write_text(code.replace(BEFORE, CHANGED))
     (workspace.path / "src/truefit/new.py").write_text(NEW)
-    workspace.set_params(train__epochs=4)
+    workspace.set_params(train__epochs=4, train__shards=2, launch__processes=2)
     status = workspace.run("git", "status", "--porcelain").stdout
     workspace.run("dvc", "repro")
     # Recording leaves no trace: the new file is still one that git does not know.
@@ -116,6 +116,13 @@ def test_run_from_a_dirty_tree_is_identical_after_its_changes_are_stashed(worksp
         assert (run.data.tags["rerun.verdict"], run.data.tags["rerun.by"]) == ("identical", again.info.run_id)
         assert json.loads(artifact(workspace, run, f"rerun/{again.info.run_id}.json")) == report
         assert artifact(workspace, run, f"rerun/{again.info.run_id}.png").startswith(b"\x89PNG")
+
+
+def test_the_rerun_of_a_run_of_two_processes_has_as_many_as_params_yaml_says_here(workspace: Workspace, recorded: Run) -> None:
+    (again,) = [run for run in workspace.runs() if run.data.tags.get("rerun.of") == recorded.info.run_id]
+    tags = [{name: run.data.tags[name] for name in ("processes", "hosts", "shards")} for run in (recorded, again)]
+    assert tags == [{"processes": "2", "hosts": "1", "shards": "2"}, {"processes": "1", "hosts": "1", "shards": "2"}]
+    assert [run.data.params["launch.processes"] for run in (recorded, again)] == ["2", "1"]
 
 
 def test_the_latest_training_is_not_a_rerun(store: Store, recorded: Run) -> None:

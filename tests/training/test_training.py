@@ -216,8 +216,8 @@ def test_shuffling_blocks_orders_a_table_of_several_blocks_in_another_way(tmp_pa
 
 def test_every_setting_of_a_training_is_one_that_the_tests_here_change() -> None:
     tested = {"seed", "scale", "model", "loss", "optimizer", "schedule", "batch_size", "shuffle", "epochs", "clip_norm"}
-    # The engine changes the way and not the curve; device and threads are test_device's.
-    assert set(TrainSettings.model_fields) == tested | {"early_stopping", "engine", "compile", "device", "threads"}
+    # The engine changes the way and not the curve; device and threads are test_device's, shards are test_group's.
+    assert set(TrainSettings.model_fields) == tested | {"early_stopping", "engine", "compile", "device", "threads", "shards"}
 
 
 def test_batch_size_all_is_one_step_an_epoch_on_all_rows(tmp_path: Path) -> None:

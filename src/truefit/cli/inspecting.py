@@ -6,10 +6,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from truefit.cli.params_text import block, flow, with_value, without
 from truefit.core.config import PARAMS, Params
 from truefit.core.errors import SettingsError
 from truefit.core.files import write_bytes
+from truefit.core.params_text import block, flow, with_value, without
 from truefit.core.text import one_line
 from truefit.ingest.column_kinds import Column
 from truefit.ingest.column_statistics import frequent, least_and_greatest

@@ -88,6 +88,9 @@ def rerun_command(
     A rerun executes the code in the record. A run of another user or repository, or whose commit is not in the history of
     this one, needs its id and --trust; whose it is, and which files its changes touch, is told first.
 
+    The training has the processes and hosts of `launch` in params.yaml here, whatever it had then: they decide no result.
+    Where its train.shards are not for as many, it has one.
+
     The exit status is the verdict: 0 identical, every number has the same bits; 3 close, within the tolerance and from another
     environment; 1 different; 4 inconclusive, it could not be run again or not be compared; 2 is an error.
     """
@@ -111,6 +114,23 @@ def rerun_command(
             trusted = trust and run is not None and found.info.run_id.startswith(run)
             status = rerun(store, found, trusted, tolerance, keep, as_json)
     sys.exit(status)
+
+
+@commands.command()
+@click.argument("address", metavar="HOST:PORT")
+def join(address: str) -> None:
+    """Take part in a training of several hosts, whose first one runs `dvc repro` and listens at HOST:PORT.
+
+    Run it in a clone at the same commit, with the same section launch in params.yaml and the same table. For example:
+
+        truefit join 10.0.0.1:29500
+
+    It waits for the training, without end, and ends with it: with status 0 where it ended well, else 2. Ctrl-C asks the whole
+    training to stop, from where `dvc repro` on the first host goes on; a second one ends this host's part at once.
+    """
+    from truefit.cli.joining import take_part
+
+    sys.exit(take_part(address))
 
 
 @commands.command(name="predict")

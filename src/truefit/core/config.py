@@ -18,7 +18,7 @@ from ruamel.yaml.reader import ReaderError
 
 from truefit.core.errors import SettingsError
 
-SECTIONS = ("generate", "prepare", "train", "evaluate", "track", "checkpoint")
+SECTIONS = ("generate", "prepare", "train", "evaluate", "track", "checkpoint", "launch")
 PARAMS = Path("params.yaml")
 # Aliases can make a small file hold more than any memory, or contain itself. A table may have 10,000 columns.
 MOST_VALUES, DEEPEST = 100_000, 20

@@ -8,6 +8,8 @@ The tree:
     ├── TrackingError    an MLflow store, or a journal kept for one, that cannot be used
     │   ├── StoreAwayError   … for now: a server that does not answer
     │   └── DamagedError     what is in the place of a journal is none
+    ├── GroupError       processes that cannot train together, or no longer
+    │   └── LostError        … since one of them, or the way to it, is gone
     └── StoppedError     a signal that asked a training to stop
 """
 
@@ -56,6 +58,16 @@ class DamagedError(TrackingError):
     """What is in the place of a journal is none, or one of another format."""
 
 
+class GroupError(TruefitError):
+    """The processes of a training differ in what decides its numbers, or one of them ended it."""
+
+
+class LostError(GroupError):
+    """Another process of the training, or the way to it, is gone."""
+
+    status = os.EX_SOFTWARE
+
+
 class StoppedError(TruefitError):
     """SIGTERM or SIGINT asked a training to stop, and it has saved where it was."""
 
@@ -66,7 +78,7 @@ class StoppedError(TruefitError):
 
 def is_final(error: BaseException | None) -> bool:
     """Say whether `error`, or none, ends a training for good: one that would come again with the same inputs does."""
-    return error is None or (isinstance(error, TruefitError) and not isinstance(error, StoppedError))
+    return error is None or (isinstance(error, TruefitError) and not isinstance(error, StoppedError | GroupError))
 
 
 def lacks_memory(error: MemoryError | RuntimeError) -> bool:

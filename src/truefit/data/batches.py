@@ -4,9 +4,9 @@ Epoch e's order depends on (seed, e) alone. Orders are tensors: with `full` 4 by
 and as many for the next one's; with `block` a bounded buffer, or a batch where that is larger.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,10 +15,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from truefit.core.seeds import torch_seed
 from truefit.data.ahead import read_ahead
 from truefit.data.dataset import TableDataset
+from truefit.data.shards import WHOLE, Cut
 
 Shuffle = Literal["full", "block"]
+T = TypeVar("T")
 Chunk = tuple[Tensor, Tensor]  # features [C, F], target [C, 1], or [C, 2] with the rows' weights
 Loader = DataLoader[Chunk]
+Share = tuple[int, Tensor, Tensor]  # the rows C of a chunk, and (features, target) of those that are a process's own
 Transform = Callable[[Tensor], Chunk]  # of rows [C, F + 1 or 2], which it may change
 
 CPU = torch.device("cpu")
@@ -160,10 +163,17 @@ def make_loader(
     `batch_size=None` makes the loader ask the dataset once for a whole chunk. The loader's own generator, which only worker
     processes use, keeps it from drawing on the global stream. For CUDA the chunks come in pinned memory.
     """
+    return _load(_chunks_of(dataset, device, transform), sampler, device)
+
+
+def _chunks_of(dataset: TableDataset, device: torch.device, transform: Transform | None) -> _Transformed:
+    # Of views, torch would make another copy first, in memory that is not pinned.
+    return _Transformed(dataset, transform, whole=device.type == "cuda")
+
+
+def _load(chunks: Dataset[T], sampler: Iterable[Any], device: torch.device) -> DataLoader[T]:
     generator = torch.Generator().manual_seed(0)
     pinned = device.type == "cuda"
-    # Of views, torch would make another copy first, in memory that is not pinned.
-    chunks = _Transformed(dataset, transform, whole=pinned)
     return DataLoader(chunks, sampler=sampler, batch_size=None, generator=generator, pin_memory=pinned)
 
 
@@ -172,8 +182,50 @@ def sequential_loader(dataset: TableDataset, device: torch.device = CPU, transfo
     return make_loader(dataset, SequentialChunks(len(dataset), dataset.row_bytes), device, transform)
 
 
+class _Own(Sampler[tuple[int, Tensor]]):
+    """The chunks of a sampler: of each the number of its rows, and those in own shards; without a size a chunk is a batch."""
+
+    def __init__(self, chunks: Sampler[Tensor], cut: Cut, batch_size: int | None) -> None:
+        self.chunks, self.cut, self.batch_size = chunks, cut, batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        for chunk in self.chunks:
+            yield len(chunk), self.cut.rows(chunk, self.batch_size or len(chunk))
+
+
+class _Numbered(Dataset[Share]):
+    """The chunks of a table, each with the number that is asked for with it."""
+
+    def __init__(self, chunks: _Transformed) -> None:
+        self.chunks = chunks
+
+    def __getitem__(self, asked: tuple[int, Tensor]) -> Share:
+        number, index = asked
+        features, target = self.chunks[index]
+        return number, features, target
+
+
+def validation_shares(dataset: TableDataset, cut: Cut, device: torch.device, transform: Transform) -> Iterable[Share]:
+    """Return all rows but those in the shards of other processes, in the table's order; a chunk is cut as a batch is."""
+    return _shares(dataset, SequentialChunks(len(dataset), dataset.row_bytes), cut, None, device, transform)
+
+
+def _shares(
+    dataset: TableDataset,
+    chunks: Sampler[Tensor],
+    cut: Cut,
+    batch_size: int | None,
+    device: torch.device,
+    transform: Transform | None,
+) -> DataLoader[Share]:
+    return _load(_Numbered(_chunks_of(dataset, device, transform)), _Own(chunks, cut, batch_size), device)
+
+
 class EpochChunks:
-    """The training rows, chunk by chunk, in each epoch's own order; an engine cuts batches of `batch_size` out of a chunk."""
+    """The training rows, chunk by chunk, in each epoch's own order; an engine cuts batches of `batch_size` out of a chunk.
+
+    Of each batch they are those that are the process's own, by `cut`.
+    """
 
     def __init__(
         self,
@@ -184,12 +236,13 @@ class EpochChunks:
         epochs: int | None = None,
         device: torch.device = CPU,
         transform: Transform | None = None,
+        cut: Cut = WHOLE,
     ) -> None:
         self.batch_size = batch_size
         self._sampler = ShuffledChunks(len(dataset), batch_size, seed, shuffle, epochs, dataset.row_bytes)
-        self._loader = make_loader(dataset, self._sampler, device, transform)
+        self._shares = _shares(dataset, self._sampler, cut, batch_size, device, transform)
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[Chunk]:
+    def epoch(self, number: int, start: int = 0) -> Iterator[Share]:
         """Give the chunks of an epoch, counted from 1, without its first `start` rows, each read while the last is in use."""
         self._sampler.set_epoch(number, start)
-        return read_ahead(self._loader)
+        return read_ahead(self._shares)

@@ -23,7 +23,11 @@ class Dropout(nn.Module):
 
     def begin_epoch(self, epoch: int, device: torch.device) -> None:
         """Set the generator, on the device of the values to come, to the epoch's own stream."""
-        self.generator = torch.Generator(device).manual_seed(torch_seed(self.seed, "dropout", self.layer, epoch))
+        self.generator = self.stream(epoch, device)
+
+    def stream(self, epoch: int, device: torch.device, *shard: int) -> torch.Generator:
+        """Return the epoch's stream, or that of one shard of its batches."""
+        return torch.Generator(device).manual_seed(torch_seed(self.seed, "dropout", self.layer, epoch, *shard))
 
     def forward(self, values: Tensor) -> Tensor:
         """Return the values [B, H], masked and scaled in training."""

@@ -62,7 +62,7 @@ class Scaling(nn.Module):
         if self.settings.target == "log":
             target[:, :1].log_()
         if self.feature_mean is not None or self.target_mean is not None:
-            _scale(rows, self._row("mean", torch.zeros_like(rows[0])), self._row("std", torch.ones_like(rows[0])))
+            _scale(rows, self._row("mean", rows.new_zeros(rows.shape[1])), self._row("std", rows.new_ones(rows.shape[1])))
         return features, target
 
     def _row(self, kind: str, unscaled: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 import json
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from truefit.core.config import Params, flatten
+from truefit.core.config import PARAMS, Params, flatten
 from truefit.core.errors import StoppedError, TrackingError
 from truefit.core.redaction import redacted
 from truefit.core.signals import Deferred
@@ -35,6 +36,7 @@ from truefit.tracking.names import (
 )
 from truefit.tracking.run import TrackSettings
 from truefit.tracking.store import Store
+from truefit.training.launch import LaunchSettings
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -67,6 +69,13 @@ def run_again(store: Store, run: "MlflowRun", tolerance: float, keep: bool = Fal
             attempt.leave(stopped=isinstance(error, StoppedError))
         raise
     return Rerun(report, run.info.run_name, picture, attempt.kept)
+
+
+def _launch_here(recorded: Mapping[str, Any]) -> LaunchSettings:
+    """Return what params.yaml here says of processes, or one of them where the recorded shards are not for as many."""
+    settings = Params(repository_root() / PARAMS).section("launch", LaunchSettings)
+    fits = int(recorded.get("train.shards", 1)) % settings.processes == 0
+    return settings if fits else LaunchSettings()
 
 
 class _Attempt:
@@ -131,6 +140,8 @@ class _Attempt:
                 self.kept = worktree.tree
             if reason:
                 return reason
+            if "launch.processes" in params:  # older code knows one process alone
+                worktree.launch(_launch_here(params))
             self._make_room(worktree, str(params.get("track.experiment", TrackSettings().experiment)))
             say(f"running {self._run.info.run_name!r} again in {worktree.project}", error=True)
             done = worktree.dvc(["repro", "--no-run-cache", "--force", "evaluate"], self._environment())

@@ -15,7 +15,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from truefit.core.code import code_digest, read_code
+from truefit.core.config import PARAMS
 from truefit.core.errors import StoppedError, TableError
+from truefit.core.params_text import with_value
 from truefit.core.redaction import redacted
 from truefit.core.signals import Deferred
 from truefit.ingest.part_files import ALL, data_digest, part_paths
@@ -23,6 +25,7 @@ from truefit.rerun.checkout import AS_STORED, bring_submodules, find_commit, pro
 from truefit.rerun.leftovers import TREE, known_folder, process_environment
 from truefit.tracking.git import complaint, git
 from truefit.tracking.names import RECORDED_BUNDLE
+from truefit.training.launch import LaunchSettings
 
 PATIENCE = 20.0  # seconds, before a pipeline that is asked to stop is killed
 _BRING = Path(__file__).with_name("bring.py")
@@ -79,6 +82,14 @@ class Worktree:
         # A cache of its own, whatever the project's settings: these go before them.
         settings.write_text(f"[cache]\n    dir = {os.path.relpath(self.folder / 'cache', settings.parent)}\n")
         return None
+
+    def launch(self, settings: LaunchSettings) -> None:
+        """Let the training have as many processes and hosts as `settings` say, which decides none of its numbers."""
+        path = self.project / PARAMS
+        text = path.read_text(encoding="utf-8")
+        for key, value in settings.model_dump().items():
+            text = with_value(text, ["launch", key], value)
+        path.write_text(text, encoding="utf-8")
 
     def bring_csv(self, csv: str, digest: str, record: Path, parts: str = ALL) -> str | None:
         """Bring the CSV, unless a stage makes it, from the working tree or DVC; return why none has the digest, or None.

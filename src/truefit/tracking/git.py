@@ -44,6 +44,12 @@ def git(
     return done
 
 
+def head_commit() -> str:
+    """Return the commit that is checked out; raises TruefitError where there is none."""
+    advice = "; every run records its commit: `git init` and commit"
+    return git("rev-parse", "--verify", "HEAD", advice=advice).stdout.decode().strip()
+
+
 def root_commit(cwd: Path | None = None) -> str:
     """Return the first commit in the history of the one checked out, which all clones of a repository have in common.
 

@@ -16,6 +16,7 @@ EXPERIMENT_TAG, BASELINE_TAG, GRID_TAG = "dvc.exp", "dvc.baseline", "dvc.grid"
 # Tags of a training: what came of it.
 DIGEST_TAG = "state_dict.sha256"  # of the state that the model has
 CHANGED_TAG = "changed"  # the files that changed while the training ran
+PROCESSES_TAG, HOSTS_TAG, SHARDS_TAG = "processes", "hosts", "shards"
 COMPILE_SECONDS_TAG = "compile_seconds"
 FAILURE_TAG = "failure"
 EVALUATED_CODE_TAG = "evaluated.code.sha256"

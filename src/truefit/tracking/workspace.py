@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from truefit.core.text import one_line
 from truefit.tracking.changes import Change, read_changes, sizes, submodules
-from truefit.tracking.git import git
+from truefit.tracking.git import git, head_commit
 from truefit.tracking.secrets import find_secret, may_hold_secrets
 
 # Of the files that git does not know, those that are recorded: code and configuration, by their names.
@@ -63,8 +63,7 @@ def read_workspace(limit: int) -> Workspace:
 
     Raises TruefitError where there is no repository or no commit in it.
     """
-    advice = "; every run records its commit: `git init` and commit"
-    commit = git("rev-parse", "--verify", "HEAD", advice=advice).stdout.decode().strip()
+    commit = head_commit()
     rules = _Rules(limit)
     with tempfile.TemporaryDirectory() as folder:
         # A copy of the index, so that files which git does not know yet can be added to it without a trace.

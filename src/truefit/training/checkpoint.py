@@ -101,20 +101,20 @@ class Checkpoints:
             path.unlink()
         self._saved = time.monotonic()
 
-    def load(self) -> State | None:
-        """Return the latest checkpoint that is whole, or None; says on stderr which ones are damaged."""
+    def load(self) -> bytes:
+        """Return the latest checkpoint that is whole, for `read_tensors`, or nothing; says on stderr which are damaged."""
         for path in reversed(self._paths()):
             digest, _, content = path.read_bytes().partition(b"\n")
             fault = "damaged: its digest is not that of its content"
             if hashlib.sha256(content).hexdigest().encode() == digest:
                 try:
-                    state: State = read_tensors(content)
+                    read_tensors(content)
                 except ValueError as error:
                     fault = str(error)
                 else:
-                    return state
+                    return content
             say(f"warning: {path}: {fault}; going on from what was saved before it", error=True)
-        return None
+        return b""
 
     def _remove_finished(self) -> None:
         """Remove the checkpoints of all trainings that are over, also of those that were killed while they did it."""

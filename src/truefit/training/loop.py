@@ -2,19 +2,23 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 
 import torch
 
 from truefit.core.errors import StoppedError
-from truefit.data.batches import EpochChunks, Loader, sequential_loader
+from truefit.data.batches import EpochChunks, Share, validation_shares
 from truefit.data.dataset import TableDataset, total_weight
+from truefit.data.shards import Cut
+from truefit.model.files import read_tensors
 from truefit.model.models import Model
 from truefit.training.build import build_engine, epoch_chunks, untrained_model
 from truefit.training.checkpoint import Checkpoints
 from truefit.training.divergence import NotFiniteError, failed, require_even, require_learned
 from truefit.training.engines.base import Engine
+from truefit.training.engines.sharded_engine import ShardedEngine
+from truefit.training.group import ALONE, Group
 from truefit.training.losses import degree
 from truefit.training.progress import Epoch, Outcome, Progress
 from truefit.training.settings import TrainSettings
@@ -39,8 +43,9 @@ def fit(
     datasets: Sequence[TableDataset],
     settings: TrainSettings,
     device: torch.device,
-    on_epoch: Callable[[Epoch], None],
+    on_epoch: Callable[[Epoch], None] = lambda _: None,
     checkpoints: Checkpoints | None = None,
+    group: Group = ALONE,
 ) -> Outcome:
     """Train for `settings.epochs`, or until early stopping, calling `on_epoch` after each epoch.
 
@@ -48,25 +53,34 @@ def fit(
     on from the latest, calling `on_epoch` for the epochs before it too, and ends with the bits of one that was never
     interrupted. The state kept is the best where early stopping has a patience, or else the final one. Raises TruefitError for
     a training that failed, or must (see divergence.py), and StoppedError after the checkpoint that a signal asked for.
+
+    In a group of several processes each calls it, with the engine that was made for the group; only the first has checkpoints,
+    and only there it returns. The others end when that process does.
     """
     train_rows, validation_rows = datasets
-    chunks = epoch_chunks(model, train_rows, settings, device)
-    validation = sequential_loader(validation_rows, device, model.scale)
+    cut = group.cut(settings.shards)
+    chunks = epoch_chunks(model, train_rows, settings, device, cut)
+    validation = Validation(validation_shares(validation_rows, cut, device, model.scale), cut, group)
     unit = model.scale.unit ** degree(settings.loss)
     require_even(datasets, settings)
     progress = Progress(settings, engine.state_dict())
-    if checkpoints is not None and (saved := checkpoints.load()) is not None:
+    if content := group.first(checkpoints.load() if checkpoints is not None else b""):
+        saved = read_tensors(content)
         progress.load_state(saved["progress"])
         engine.load_training_state(saved["engine"])
         for epoch in progress.epochs:
             on_epoch(epoch)
 
     def checkpoint_if_due(ended_epoch: int | None = None) -> None:
-        if checkpoints is not None and checkpoints.due(ended_epoch):
-            checkpoints.save({"progress": progress.state(), "engine": engine.training_state()})
-            if checkpoints.signal is not None:
+        own = (checkpoints.due(ended_epoch), checkpoints.signal or 0) if checkpoints is not None else (False, 0)
+        due, number = group.first(bytes(own))  # a signal's number is below 65
+        if due:
+            state = {"progress": progress.state(), "engine": engine.training_state()}
+            if checkpoints is not None:
+                checkpoints.save(state)
+            if number:
                 where = f"after {len(progress.epochs)} of {settings.epochs} epochs; the next run goes on from there"
-                raise StoppedError(checkpoints.signal, where)
+                raise StoppedError(number, where)
 
     with checkpoints.deferred_signals if checkpoints is not None else nullcontext():
         try:
@@ -76,12 +90,16 @@ def fit(
                     engine.begin_epoch(number, progress.schedule.learning_rate)
                 train_epoch(engine, chunks, number, progress, checkpoint_if_due)
                 epoch = _validated(engine, validation, number, progress, unit)
+                if group.size > 1:
+                    group.require_same_state(engine.state_dict(), f"epoch {number}")
                 if progress.end_epoch(epoch):
                     progress.best_state = engine.state_dict()
                 on_epoch(epoch)
                 checkpoint_if_due(number)
         except NotFiniteError as error:
+            group.end_with_first()
             raise failed(str(error), datasets, settings, device) from None
+    group.end_with_first()
     final, best = model.state_around(engine.state_dict()), model.state_around(progress.best_state)
     kept, epoch_kept = (
         (final, len(progress.epochs)) if settings.early_stopping.patience is None else (best, progress.best_epoch)
@@ -95,25 +113,46 @@ def train_epoch(engine: Engine, chunks: EpochChunks, number: int, progress: Prog
     """Take the steps of an epoch from its position on, which moves with each chunk."""
     position = progress.position
     started = time.perf_counter() - position.seconds
-    for features, target in chunks.epoch(number, start=position.rows):
-        losses = engine.train_chunk(features, target, chunks.batch_size)  # [K]
+    for rows, features, target in chunks.epoch(number, start=position.rows):
+        if isinstance(engine, ShardedEngine):
+            losses = engine.train_chunk(features, target, chunks.batch_size, rows)  # [K]
+        else:
+            losses = engine.train_chunk(features, target, chunks.batch_size)
         finite = torch.isfinite(losses)
         if not finite.all():
             batch = position.batches + int(finite.logical_not().nonzero()[0]) + 1
             raise NotFiniteError(f"epoch {number}, batch {batch}: the training loss is not finite")
         position.loss += float(losses.sum())
-        position.rows += len(features)
+        position.rows += rows
         position.batches += len(losses)
         position.seconds = time.perf_counter() - started
         after_chunk()
 
 
-def _validated(engine: Engine, validation: Loader, number: int, progress: Progress, unit: float) -> Epoch:
+class Validation:
+    """The validation rows: each chunk is cut into shards as a batch is, and their losses are added in the table's order."""
+
+    def __init__(self, shares: Iterable[Share], cut: Cut, group: Group) -> None:
+        self._shares, self._cut, self._group = shares, cut, group
+
+    def sums(self, engine: Engine) -> tuple[float, float]:
+        """Return the loss summed over all rows, and their weight."""
+        own = [
+            (engine.validation_loss(*shard), total_weight(shard[1]))
+            for rows, features, target in self._shares
+            for shard in self._cut.parts(rows, features, target)
+        ]
+        every = self._group.gather(torch.tensor(own, dtype=torch.float64).view(-1, self._cut.own, 2))  # [W, chunks, own, 2]
+        total, weight = 0.0, 0.0
+        for loss, shard_weight in every.transpose(0, 1).reshape(-1, 2).tolist():
+            total, weight = total + loss, weight + shard_weight
+        return total, weight
+
+
+def _validated(engine: Engine, validation: Validation, number: int, progress: Progress, unit: float) -> Epoch:
     """Return the epoch's figures; `unit` is a loss of 1 between scaled values, in the data's units."""
     started = time.perf_counter()
-    total, weight = 0.0, 0.0
-    for features, target in validation:
-        total, weight = total + engine.validation_loss(features, target), weight + total_weight(target)
+    total, weight = validation.sums(engine)
     position = progress.position
     # Training rows weigh as much as there are of them.
     losses = position.loss / position.rows * unit, total / weight * unit

@@ -49,5 +49,5 @@ def falling_rate(
 
 def _batches(chunks: EpochChunks) -> Iterator[Chunk]:
     for number in itertools.count(1):
-        for features, target in chunks.epoch(number):
+        for _, features, target in chunks.epoch(number):
             yield from zip(features.split(chunks.batch_size), target.split(chunks.batch_size), strict=True)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from truefit.core.config import Settings, invalid_value, require_defaults
 from truefit.core.errors import TruefitError
@@ -24,6 +24,12 @@ def _check_batch_size(value: object) -> object:
     if value == "all" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value
     raise ValueError("all, or a whole number of at least 1")
+
+
+def _check_shards(value: int) -> int:
+    if value & (value - 1):
+        raise ValueError("a power of two")
+    return value
 
 
 class EarlyStoppingSettings(Settings):
@@ -52,6 +58,7 @@ class TrainSettings(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     batch_size: Annotated[int | Literal["all"], BeforeValidator(_check_batch_size)] = 16
+    shards: Annotated[int, AfterValidator(_check_shards)] = Field(1, ge=1)
     shuffle: Shuffle = "full"
     epochs: int = Field(50, ge=1)
     clip_norm: float | None = Field(None, gt=0, le=HIGHEST)
@@ -62,6 +69,15 @@ class TrainSettings(Settings):
     def _learning_rate_falls(self) -> Self:
         if self.schedule.min_lr > self.optimizer.lr:
             raise invalid_value("schedule.min_lr", self.schedule.min_lr, f"at most train.optimizer.lr, {self.optimizer.lr}")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_has_a_row_for_each_shard(self) -> Self:
+        if self.batch_size != "all" and self.shards > self.batch_size:
+            raise invalid_value("shards", self.shards, f"a power of two up to train.batch_size, {self.batch_size}")
+        if self.shards > 1 and self.compile.batches != (default := CompileSettings().batches):
+            allowed = f"{default} with shards above 1, since each shard's gradient is a graph"
+            raise invalid_value("compile.batches", self.compile.batches, allowed)
         return self
 
     @model_validator(mode="after")
@@ -79,6 +95,7 @@ class TrainSettings(Settings):
             ("the loss mse", self.loss.name == "mse"),
             ("plain sgd", self.optimizer == OptimizerSettings(lr=self.optimizer.lr)),
             ("no clip_norm", self.clip_norm is None),
+            ("shards: 1", self.shards == 1),
         ]:
             if not found:
                 raise invalid_value("engine", self.engine, f"torch, since {self.engine} takes {needed}")

@@ -5,11 +5,14 @@ from typing import Literal
 import torch
 from torch import nn
 
+from truefit.data.shards import Cut
 from truefit.training.engines.autograd_engine import AutogradEngine
 from truefit.training.engines.base import Engine, StepSettings
 from truefit.training.engines.compiled_engine import CompiledEngine, CompileSettings, Graph, unmet_need
 from truefit.training.engines.numpy_engine import NumpyEngine
+from truefit.training.engines.sharded_engine import CompiledShardedEngine, ShardedEngine
 from truefit.training.engines.torch_engine import TorchEngine
+from truefit.training.group import Group
 
 EngineName = Literal["numpy", "autograd", "torch", "compiled"]
 # From so many steps on, what the graph saves at each, 0.2 to 0.6 ms, is about what making it takes, 20 to 70 s: see the lab
@@ -45,3 +48,13 @@ def make_engine(
             return AutogradEngine(body, step.loss.reduction, device)
         case "numpy":
             return NumpyEngine(body, step.loss.reduction)
+
+
+def make_sharded(
+    name: EngineName, body: nn.Module, step: StepSettings, device: torch.device, group: Group, cut: Cut, graph: Graph
+) -> Engine:
+    """Return the engine called `name`, torch or compiled, whose batches are cut into shards, for a process of the group."""
+    if name == "compiled":
+        return CompiledShardedEngine(body, step, device, group, cut, graph)
+    assert name == "torch"
+    return ShardedEngine(body, step, device, group, cut)

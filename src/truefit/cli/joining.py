@@ -1,0 +1,42 @@
+"""`truefit join`: this host's part of a training that another one has begun."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from string import Template
+
+from ruamel.yaml import YAML
+
+from truefit.core.config import PARAMS, Params
+from truefit.core.errors import SettingsError, TruefitError
+from truefit.training.addresses import parse_address
+from truefit.training.launch import LaunchSettings
+
+PIPELINE = Path("dvc.yaml")
+
+
+def take_part(address: str) -> int:
+    """Run this host's ranks until the training at `HOST:PORT` has ended well; raises TruefitError for any other end."""
+    first = parse_address(address)
+    settings = Params().section("launch", LaunchSettings)
+    if settings.hosts == 1:
+        raise SettingsError(f"{PARAMS}: launch.hosts: found 1, allowed: as on the first host, 2 or more")
+    # torch reads it when it is imported; it would warn of each address that has no name.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from truefit.training.supervision import start_ranks
+
+    return start_ranks(train_command(), settings, first)
+
+
+def train_command() -> list[str]:
+    """Return the command of stage train in dvc.yaml, for this Python; raises TruefitError where there is none."""
+    try:
+        pipeline = YAML(typ="safe", pure=True).load(PIPELINE)
+        values = {name: value for each in pipeline["vars"] for name, value in each.items()}
+        _python, *arguments = shlex.split(Template(pipeline["stages"]["train"]["cmd"]).substitute(values))
+    except OSError as error:
+        raise TruefitError(f"{PIPELINE}: {error.strerror}; run it in a clone of the first host's repository") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise TruefitError(f"{PIPELINE}: stages.train.cmd: found no command, or a variable without a value: {error}") from None
+    return [sys.executable, *arguments]

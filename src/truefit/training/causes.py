@@ -1,0 +1,89 @@
+"""Why the ranks of a host ended, and which of several reasons is the one that the others follow from."""
+
+import re
+import signal
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Any, Self
+
+from pydantic import BaseModel
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from truefit.core.text import one_line
+from truefit.training.launch import LOST
+
+HUNG_SECONDS = 25  # torch's launcher kills what has not ended 30 s after another rank failed
+LONGEST = 500  # characters of a rank's own text
+
+
+class Weight(IntEnum):
+    """How near a reason is to the root: the highest of several is told."""
+
+    LOST = 0  # another rank, or the link to it, went away
+    ENDED = 1  # by SIGTERM, or since it did not end by itself
+    STATUS = 2
+    ERROR = 3  # with a text of its own
+    KILLED = 4
+
+
+class Cause(BaseModel, frozen=True, strict=True, extra="forbid"):
+    """A rank's end. `told`: rank 0 has printed why; `final`: the same inputs would end it again, or a signal asked for it."""
+
+    rank: int
+    host: str
+    how: str
+    weight: Weight
+    status: int = 2
+    told: bool = False
+    final: bool = False
+
+    def line(self, hosts: int) -> str:
+        """Return it as the line of an error."""
+        where = f" on {self.host}" if hosts > 1 else ""
+        return f"rank {self.rank}{where} {self.how}"
+
+    @classmethod
+    def of(cls, failures: Mapping[int, ProcessFailure], host: str) -> Self:
+        """Return the root of the ranks' failures, which are in the order of their discovery."""
+        first = min(failure.timestamp for failure in failures.values())
+        causes = [cls._of_rank(rank, failure, host, first) for rank, failure in failures.items()]
+        return max(causes, key=lambda cause: cause.weight)
+
+    @classmethod
+    def _of_rank(cls, rank: int, failure: ProcessFailure, host: str, first: int) -> Self:
+        status, text = failure.exitcode, _text(failure.error_file_data)
+        if status == LOST:
+            return cls(rank=rank, host=host, how=text or "lost another process", weight=Weight.LOST)
+        if status < 0:
+            name = _signal_name(-status)
+            if failure.timestamp - first >= HUNG_SECONDS:
+                return cls(rank=rank, host=host, how="did not end with the others, and was killed", weight=Weight.ENDED)
+            weight = Weight.ENDED if status == -signal.SIGTERM else Weight.KILLED
+            hint = " (is the memory enough?)" if status == -signal.SIGKILL else ""
+            return cls(rank=rank, host=host, how=f"was killed by {name}{hint}", weight=weight)
+        if rank == 0 and status > 128:
+            how = f"was stopped by {_signal_name(status - 128)}"
+            return cls(rank=rank, host=host, how=how, weight=Weight.ENDED, status=status, told=True, final=True)
+        if rank == 0 and status == 2:
+            how = "ended with an error, which it has told there"
+            return cls(rank=rank, host=host, how=how, weight=Weight.ERROR, told=True, final=True)
+        if text:
+            return cls(rank=rank, host=host, how=f"failed: {text}", weight=Weight.ERROR, final=status == 2)
+        return cls(rank=rank, host=host, how=f"ended with status {status}", weight=Weight.STATUS)
+
+
+def _text(error_file: Mapping[str, Any]) -> str:
+    """Return the text that a rank has put in its error file, as torch's `ErrorHandler` does, or none."""
+    message = error_file.get("message")
+    text = message.get("message") if isinstance(message, dict) else None
+    if not text:
+        return ""
+    text = re.sub(r"^\[\S+:\d+\] ", "", str(text))  # gloo's texts begin with a line of its source, and end with jokes
+    return one_line(" ".join(text.partition(". This is typically")[0].split()), LONGEST)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

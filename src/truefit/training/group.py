@@ -1,0 +1,226 @@
+"""The processes of one training, and what they tell each other: sums in one fixed order, the first one's decisions, its end.
+
+A process is one of several where torch's launcher, torchrun, started it. The first, of rank 0, alone writes files, records and
+messages, and takes signals. Nothing that comes from another process is unpickled.
+"""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
+
+from truefit.core.errors import GroupError, LostError, TruefitError, leave
+from truefit.core.terminal import say
+from truefit.core.text import one_line, printable
+from truefit.data.shards import WHOLE, Cut
+from truefit.training.launch import LAUNCHED, end_with_parent
+
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where torch's launcher looks for it
+_END = "end"  # the key under which a process that ends the training says why, and the first that it has ended well
+_POLL_SECONDS = 1.0
+
+
+class Group:
+    """The processes of a training, in the order of their ranks; by default this one alone.
+
+    `hosts` has the name of the machine of each. As a context, of several, it ends the processes that are not the first with
+    their errors.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, store: Store | None = None) -> None:
+        self.rank, self.size, self._store = rank, size, store
+        self.hosts = self.texts(socket.gethostname())
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what the training is to leave behind."""
+        return self.rank == 0
+
+    @property
+    def host_count(self) -> int:
+        """The number of machines, or of launchers, of which each started as many processes."""
+        return 1 if self.size == 1 else self.size // int(os.environ["LOCAL_WORLD_SIZE"])
+
+    def cut(self, shards: int) -> Cut:
+        """Return which of so many shards of a batch are this process's; raises GroupError where they cannot be shared out."""
+        if shards % self.size:
+            found = f"train.shards: found {shards} for {self.size} processes"
+            raise GroupError(f"{found}, allowed: a number that they divide, such as {self.size}, or fewer launch.processes")
+        own = shards // self.size
+        return WHOLE if shards == 1 else Cut(shards, self.rank * own, own)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Return the tensors [W, …] of all processes, which have one shape and type."""
+        if self.size == 1:
+            return tensor[None]
+        every = tensor.new_empty(self.size, *tensor.shape)
+        with self._connected():
+            dist.all_gather_single(every.view(-1), tensor.contiguous().view(-1))
+        return every
+
+    def first(self, content: bytes) -> bytes:
+        """Return what the first process has as `content`."""
+        if self.size == 1:
+            return content
+        length = torch.tensor([len(content)])
+        with self._connected():
+            dist.broadcast(length, 0)
+            received = torch.empty(int(length), dtype=torch.uint8)
+            if self.is_first and content:
+                received = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+            dist.broadcast(received, 0)
+        return received.numpy().tobytes()
+
+    def texts(self, text: str) -> list[str]:
+        """Return the texts of all processes."""
+        content = text.encode()
+        longest = int(self.gather(torch.tensor([len(content)])).max())
+        padded = torch.frombuffer(bytearray(content.ljust(longest, b"\0") or b"\0"), dtype=torch.uint8)
+        return [bytes(row.tolist()).rstrip(b"\0").decode() for row in self.gather(padded)]
+
+    def require_same(self, facts: Mapping[str, str]) -> None:
+        """Raise GroupError, naming the machine and the fact, unless all processes have the same."""
+        if self.size == 1:
+            return
+        each: list[dict[str, str]] = [json.loads(text) for text in self.texts(json.dumps(facts))]
+        for host, others in zip(self.hosts, each, strict=True):
+            for name in {**each[0], **others}:
+                if (found := others.get(name)) != (allowed := each[0].get(name)):
+                    here = f"host {host}: {name}: found {one_line(str(found))}"
+                    way_out = "bring both to the same commit, settings, table (`dvc pull`) and torch"
+                    raise GroupError(f"{here}, allowed: {one_line(str(allowed))}, as on host {self.hosts[0]}; {way_out}")
+
+    def require_same_state(self, state: Mapping[str, Tensor], when: str) -> None:
+        """Raise GroupError, naming the machine, unless all processes have the same parameters, bit by bit."""
+        if self.size == 1:
+            return
+        digest = hashlib.sha256()
+        for tensor in state.values():
+            digest.update(tensor.contiguous().numpy().data)
+        every = self.gather(torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8))
+        for rank, other in enumerate(every):
+            if not torch.equal(other, every[0]):
+                found = f"found other parameters on host {self.hosts[rank]} (rank {rank}) than on host {self.hosts[0]}"
+                raise GroupError(f"{when}: {found}, allowed: hosts that round alike, of one kind of CPU and with one torch")
+
+    def end_with_first(self) -> None:
+        """Return at once in the first process; any other waits until that has ended well, and ends.
+
+        Raises GroupError with the reason of a training that has failed.
+        """
+        if self.is_first:
+            return
+        assert self._store is not None
+        with self._connected():
+            while not self._store.check([_END]):
+                time.sleep(_POLL_SECONDS)
+            if reason := self._store.get(_END).decode():
+                raise GroupError(reason)
+        leave(0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._store is None:
+            return
+        if error is None or (isinstance(error, TruefitError) and not isinstance(error, LostError)):
+            self._tell_others("" if error is None else f"the training ended on host {socket.gethostname()}: {error}")
+        if isinstance(error, TruefitError) and not (self.is_first and not isinstance(error, LostError)):
+            _end_with(error)
+
+    def _tell_others(self, reason: str) -> None:
+        assert self._store is not None
+        if self.is_first or reason:
+            with self._connected():
+                self._store.compare_set(_END, "", reason)
+
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
+        """Raise LostError, with the reason that another process has told, for a connection that is lost."""
+        try:
+            yield
+        except RuntimeError as error:  # torch's, of which dist.DistError is a kind, and gloo's
+            raise LostError(self._told() or f"lost another process of the training: {_first_line(error)}") from None
+
+    def _told(self) -> str:
+        assert self._store is not None
+        try:
+            return self._store.get(_END).decode() if self._store.check([_END]) else ""
+        except RuntimeError:
+            return ""
+
+
+ALONE = Group()
+
+
+def is_rank() -> bool:
+    """Say whether torch's launcher started this process as one of several, or as the only one."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def join_group(device: torch.device, timeout: float) -> Group:
+    """Return the group that torch's launcher started this process for, or one of this process alone.
+
+    A process, or a connection, that does not answer for `timeout` seconds is lost. Raises LostError where not all come.
+    """
+    if not is_rank() or int(os.environ["WORLD_SIZE"]) == 1:
+        return Group()
+    if LAUNCHED in os.environ:
+        end_with_parent()
+    if int(os.environ["RANK"]):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # the first takes them, and ends the others
+    seconds = timedelta(seconds=timeout)
+    backend = "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=seconds))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=seconds)
+    except RuntimeError as error:
+        _end_with(LostError(f"found no other process of the training for {timeout:g} s: {_first_line(error)}"))
+    return Group(rank, size, store)
+
+
+def ordered_sum(parts: Sequence[Tensor]) -> Tensor:
+    """Return the sum of a power of two of tensors, by a balanced binary tree: neighbours first, then their sums.
+
+    So the sum of each half, or quarter, can be made elsewhere, and the bits stay the same.
+    """
+    while len(parts) > 1:
+        parts = [left + right for left, right in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+def _end_with(error: TruefitError) -> NoReturn:
+    """End this process with the error: told by the launcher where that is ours, or else here."""
+    line = printable(str(error))
+    if path := os.environ.get(_ERROR_FILE):
+        # As torch.distributed.elastic writes it, which reads it.
+        content = {"message": {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        Path(path).write_text(json.dumps(content), encoding="utf-8")
+    if LAUNCHED not in os.environ:
+        say(f"error: {line}", error=True)
+    leave(error.status)
+
+
+def _first_line(error: Exception) -> str:
+    """Return what gloo, or the store, says of a connection, without the line of its source and its advice."""
+    return re.sub(r"^\[\S+\] |\. This is typically.*", "", str(error).strip().partition("\n")[0])

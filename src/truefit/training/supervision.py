@@ -1,0 +1,255 @@
+"""The parent of a host's ranks: torch's launcher in a thread, and in the main one what ends it all in bounded time."""
+
+import logging
+import os
+import signal
+import tempfile
+import threading
+import time
+from concurrent.futures import Future
+from contextlib import suppress
+from types import FrameType
+
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.rendezvous import RendezvousGracefulExitError
+
+from truefit.core.errors import StoppedError, TruefitError
+from truefit.core.signals import STOPPING
+from truefit.core.terminal import say
+from truefit.training.addresses import Address, interface_towards
+from truefit.training.causes import Cause, Weight
+from truefit.training.launch import LAUNCHED, LaunchSettings
+from truefit.training.meeting import SETTLING_SECONDS, Meeting
+
+GREETING_SECONDS = 10.0  # for what listens at an address to show that it is the first host
+NO_TRAINING = "what listens there does not answer as the first host of a training does"
+
+
+def start_ranks(command: list[str], settings: LaunchSettings, joins: Address | None = None) -> int:
+    """Run `command` as this host's ranks until the training has ended, and return the exit status.
+
+    Without `joins` this is the first host. The status is 0, or rank 0's own where it has told an error or was stopped. Raises
+    TruefitError for any other end, and where hosts cannot meet. SIGINT, SIGTERM and SIGHUP are passed to rank 0.
+    """
+    return Supervisor(command, settings, joins).run()
+
+
+class Ranks(LocalElasticAgent):
+    """torch's launcher of this host's ranks, which settles with the other hosts after each round; `end` is its outcome."""
+
+    def __init__(self, command: list[str], settings: LaunchSettings, meeting: Meeting, folder: str) -> None:
+        spec = WorkerSpec(
+            role="rank",
+            local_world_size=settings.processes_here,
+            entrypoint=command[0],
+            args=tuple(command[1:]),
+            rdzv_handler=meeting,
+            max_restarts=settings.restarts + 1,  # one more than are made: `_restart_workers` decides after each round
+            monitor_interval=0.1,
+        )
+        super().__init__(spec, DefaultLogsSpecs(log_dir=folder))
+        self._meeting = meeting
+        self._restarts, self._hosts = settings.restarts, settings.hosts
+        self._cause: Cause | None = None
+        self.end: Cause | None = None
+        self.settling = False
+        self.stopping: int | None = None
+
+    def pids(self) -> dict[int, int]:
+        """Return the processes of this host's ranks, by rank, from when they have started."""
+        workers = self.get_worker_group().workers
+        return {worker.global_rank: worker.id for worker in workers if isinstance(worker.id, int)}
+
+    def send(self, number: int) -> None:
+        """Hand rank 0, which is to be here, a signal; from then on no rank starts again."""
+        self.stopping = number
+        with suppress(ProcessLookupError, KeyError):
+            os.kill(self.pids()[0], number)
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        number = self._meeting.asked_to_stop()
+        if number is not None and self.stopping is None:
+            self.send(number)
+        result: RunResult = super()._monitor_workers(worker_group)
+        if result.is_failed():
+            self._cause = Cause.of(result.failures, self._meeting.name)
+        return result
+
+    def _restart_workers(self, worker_group: WorkerGroup) -> None:
+        self._stop_workers(worker_group)
+        self._settle(self._cause)
+        if not self._meeting.again:
+            raise RendezvousGracefulExitError
+        self.settling = False
+        if self.end is not None and self._meeting.joins is None:
+            count = f"restart {self._meeting.round} of {self._restarts}"
+            say(f"warning: {self.end.line(self._hosts)}; going on from the last checkpoint, {count}", error=True)
+        super()._restart_workers(worker_group)
+
+    def _exit_barrier(self) -> None:
+        self._settle(None)
+
+    def _settle(self, cause: Cause | None) -> None:
+        self._meeting.heard = time.monotonic()
+        self.settling = True
+        may_restart = self.stopping is None and self._meeting.round < self._restarts
+        self.end = cause  # what there is to tell where the other hosts do not answer
+        self.end = self._meeting.settle(cause, may_restart)
+
+
+class Supervisor:
+    """Runs this host's ranks, passes signals on, and ends what does not end by itself.
+
+    torch's launcher and the store of the hosts can block, as for a link that is down: so they have a thread of their own.
+    """
+
+    def __init__(self, command: list[str], settings: LaunchSettings, joins: Address | None) -> None:
+        self._command = command
+        self._settings = settings
+        self._joins = joins
+        self._meeting = Meeting(settings, joins)
+        self._ranks: Ranks | None = None
+        self._greeting: float | None = None
+        self._signals: list[int] = []
+        self._stopped: int | None = None
+        self._deadline = float("inf")
+        self._done: Future[None] = Future()
+        _silence_torch()
+
+    def run(self) -> int:
+        """Run them until the training has ended, and return the exit status; raises TruefitError."""
+        with tempfile.TemporaryDirectory(prefix="truefit-", ignore_cleanup_errors=True) as folder:
+            former = {number: signal.signal(number, self._receive) for number in STOPPING if not _ignored(number)}
+            thread = threading.Thread(target=self._work, args=(folder,), daemon=True, name="ranks")
+            thread.start()
+            try:
+                while thread.is_alive() and not self._overdue():
+                    time.sleep(0.05)
+                    self._pass_signals_on()
+                return self._conclude(thread)
+            finally:
+                for number, handler in former.items():
+                    signal.signal(number, handler)
+
+    def _work(self, folder: str) -> None:
+        try:
+            if self._joins is not None:
+                self._meeting.reach(self._joins)
+                self._greeting = time.monotonic()
+                self._meeting.greet(self._joins)
+                self._greeting = None
+            self._set_environment()
+            self._ranks = Ranks(self._command, self._settings, self._meeting, folder)
+            self._ranks.run()
+        except (TruefitError, RuntimeError, OSError, ValueError) as error:
+            self._done.set_exception(error)
+        else:
+            self._done.set_result(None)
+
+    def _set_environment(self) -> None:
+        """Set what the ranks find beside torchrun's variables."""
+        os.environ[LAUNCHED] = str(os.getpid())
+        os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"  # all hosts have the same number: no need to ask each other
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        # Otherwise gloo listens at the address of the host's name, where that has one.
+        if interface := interface_towards(self._meeting.reached_at):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        self._signals.append(number)
+
+    def _pass_signals_on(self) -> None:
+        while self._signals:
+            number = self._signals.pop(0)
+            again, self._stopped = self._stopped is not None, self._stopped or number
+            self._deadline = min(self._deadline, time.monotonic() + self._settings.timeout)
+            if self._ranks is None or not self._ranks.pids() or (self._joins is not None and again):
+                self._deadline = 0
+            elif self._joins is not None:
+                threading.Thread(target=self._meeting.ask_to_stop, args=(signal.SIGTERM,), daemon=True).start()
+            else:
+                # A rank makes a checkpoint at SIGINT and SIGTERM.
+                self._ranks.send(signal.SIGTERM if number == signal.SIGHUP else number)
+
+    def _overdue(self) -> bool:
+        """Say whether to wait no longer; raises TruefitError where the first host cannot be joined."""
+        now, patience, silent = time.monotonic(), self._settings.timeout, time.monotonic() - self._meeting.heard
+        if now > self._deadline:
+            return True
+        if self._greeting is not None and now - self._greeting > GREETING_SECONDS:
+            raise TruefitError(f"{self._joins}: {NO_TRAINING}")
+        if self._ranks is None:
+            return False
+        if self._ranks.settling:
+            return silent > (patience if self._ranks.end is None else SETTLING_SECONDS)
+        if self._joins is not None and not self._meeting.met and silent > patience:
+            raise TruefitError(f"{self._joins}: the first host has not answered for {patience:g} s")
+        return False
+
+    def _conclude(self, thread: threading.Thread) -> int:
+        """Return the status of a training that went well, or whose rank 0 has told why not; raises TruefitError otherwise."""
+        whole = not thread.is_alive()
+        if not whole and not (self._ranks and self._ranks.settling):
+            self._kill()
+            thread.join(SETTLING_SECONDS)
+        if self._done.done() and (error := self._done.exception()) is not None:
+            self._kill()
+            raise self._explained(error)
+        ranks, repro = self._ranks, self._go_on
+        if ranks is None or not ranks.pids():
+            self._give_seat_back()
+            raise StoppedError(self._stopped or signal.SIGTERM, "while it waited for other hosts")
+        end = ranks.end
+        if whole and end is None:
+            return 0
+        if end is not None and end.told and self._joins is None:
+            return end.status
+        if self._stopped is not None and (end is None or end.weight <= Weight.ENDED):
+            where = "before it could save" if self._joins is None else "on all hosts"
+            raise StoppedError(self._stopped, f"{where}; {repro}")
+        if end is None:
+            raise TruefitError(f"{self._joins}: the first host has not answered for {self._settings.timeout:g} s; {repro}")
+        raise TruefitError(end.line(self._settings.hosts) + ("" if end.final else f"; {repro}"))
+
+    def _give_seat_back(self) -> None:
+        if self._joins is not None and self._meeting.host:
+            leaving = threading.Thread(target=self._meeting.leave, daemon=True)
+            leaving.start()
+            leaving.join(1)
+
+    def _explained(self, error: BaseException) -> TruefitError:
+        if isinstance(error, TruefitError):
+            return error
+        if self._greeting is not None:
+            return TruefitError(f"{self._joins}: {NO_TRAINING}: {_first_line(error)}")
+        where = "here" if self._joins is None else f"{self._joins}: the first host, or the link to it, went away"
+        end = self._ranks and self._ranks.end
+        why = f"{end.line(self._settings.hosts)}; " if end else ""
+        return TruefitError(f"{why}{where}: {_first_line(error)}; {self._go_on}")
+
+    @property
+    def _go_on(self) -> str:
+        there = "" if self._joins is None else " on the first host"
+        return f"`dvc repro`{there} goes on from the last checkpoint"
+
+    def _kill(self) -> None:
+        for pid in self._ranks.pids().values() if self._ranks else ():
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+
+
+def _ignored(number: int) -> bool:
+    return signal.getsignal(number) == signal.SIG_IGN
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _silence_torch() -> None:
+    """Let this process, not its ranks, print nothing of torch's own about them."""
+    logger = logging.getLogger("torch.distributed")
+    logger.handlers, logger.propagate = [logging.NullHandler()], False
