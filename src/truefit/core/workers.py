@@ -21,6 +21,7 @@ from typing import IO, Any, NoReturn
 
 import truefit
 from truefit.core.errors import GARBAGE_AFTER
+from truefit.core.signals import Deferred
 
 READ_BYTES = 1 << 16  # of a task, at a time
 
@@ -39,11 +40,11 @@ class Worker:
         paths = [str(Path(truefit.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, "-P", "-m", module, *arguments]  # -P: no module comes from the current folder
-        with theirs:
+        with Deferred(), theirs:  # a signal waits until it is known what has to be ended
             # In a group of its own: Ctrl-C is for this process, which ends the others.
             self._process = subprocess.Popen(command, stdin=theirs.fileno(), env=environment, process_group=0)
-        stack.enter_context(self._process)
-        stack.callback(self._process.kill)
+            stack.enter_context(self._process)
+            stack.callback(self._process.kill)
         self._answers = stack.enter_context(self._socket.makefile("rb"))
 
     def fileno(self) -> int:
