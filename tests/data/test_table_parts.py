@@ -19,7 +19,7 @@ from torch import Tensor
 from truefit.core.errors import TableError
 from truefit.core.files import sha256
 from truefit.data import table
-from truefit.data.batches import EpochChunks, sequential_loader
+from truefit.data.batches import ShuffledChunks, make_loader, sequential_loader
 from truefit.data.dataset import TableDataset, open_verified
 from truefit.data.parts import PartRows
 from truefit.data.table import Split, Table, divided, read_table
@@ -180,7 +180,8 @@ def test_rows_of_many_files_are_those_of_one_array() -> None:
 
 
 def test_an_epoch_is_that_of_one_file(both: tuple[TableDataset, TableDataset]) -> None:
-    whole, parted = (list(EpochChunks(dataset, 3, 7, "full").epoch(2)) for dataset in both)
+    chunks = ShuffledChunks(len(both[0]), 3, 7, "full")
+    whole, parted = (list(make_loader(dataset, chunks)) for dataset in both)
 
     assert all(torch.equal(a, b) for one, other in zip(whole, parted, strict=True) for a, b in zip(one, other, strict=True))
 
@@ -264,7 +265,7 @@ def test_a_training_on_parts_has_the_bits_of_one_on_whole_files(
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     content, tables = numbered_csv(3000, features=2), list[Table]()
     sections = ["train: {engine: torch, epochs: 2, batch_size: 64}"]
-    sections += [f"{name}: {{}}" for name in ("generate", "prepare", "evaluate", "checkpoint", "track")]
+    sections += [f"{name}: {{}}" for name in ("generate", "prepare", "evaluate", "checkpoint", "track", "launch")]
     (tmp_path / "params.yaml").write_text("\n".join(sections))
     for name, most in (("whole", 1 << 35), ("parted", 5000)):
         monkeypatch.setattr(table, "PART_BYTES", most)
