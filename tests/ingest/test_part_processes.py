@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from helpers_torture import long
 
 from truefit.core.errors import TableError
 from truefit.ingest import part_processes
@@ -37,9 +38,11 @@ sys.exit(errors.run(prepare.main))
 """
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("_parts")
+
+
+@pytest.fixture
+def _parts(_in_an_empty_folder: None) -> None:
     Path("parts").mkdir()
 
 
@@ -150,6 +153,7 @@ def test_what_is_wrong_with_a_part_by_those_before_it_is_told_as_by_one_process(
     )
 
 
+@long
 @pytest.mark.usefixtures("two")
 def test_parts_without_rows_are_told_as_by_one_process() -> None:
     for number in range(2):
@@ -190,7 +194,7 @@ def readers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=long)])
 def test_a_signal_ends_all_processes_with_a_line_and_leaves_no_file(
     number: signal.Signals, driver: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -203,6 +207,7 @@ def test_a_signal_ends_all_processes_with_a_line_and_leaves_no_file(
     assert not list(Path("prepared").iterdir())
 
 
+@long
 def test_the_processes_end_with_the_one_that_was_killed(driver: Callable[..., subprocess.Popen[str]]) -> None:
     process = driver()
     found = readers(process)
