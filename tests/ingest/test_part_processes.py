@@ -118,7 +118,7 @@ def test_two_processes_write_the_bytes_of_one(
 
 
 @pytest.fixture
-def three_parts() -> None:
+def three_parts(_parts: None) -> None:
     for number in range(3):
         write_csv(number, gaps=False)
 
