@@ -14,6 +14,7 @@ from tqdm import tqdm
 from truefit.core import errors
 from truefit.core.code import code_digest, read_code
 from truefit.core.config import Params, flatten
+from truefit.core.errors import SettingsError
 from truefit.core.files import write_bytes
 from truefit.core.terminal import say, shown
 from truefit.data.dataset import TableDataset, open_verified
@@ -58,12 +59,16 @@ def main() -> None:
         # Imported here, since torch's launcher takes long to import, and no other process needs it.
         from truefit.training.supervision import start_ranks
 
+        if as_written.shards % launch.processes:
+            found = f"{params.path}: launch.processes: found {launch.processes}"
+            raise SettingsError(f"{found}, allowed: a number that divides train.shards, {as_written.shards}")
         errors.leave(start_ranks([sys.executable, *sys.argv], launch))
     configure(as_written.threads)
     # Inductor unpickles what it finds in its cache; its own choice is a folder under /tmp, with a name that others can guess.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(repository_root() / ".truefit/inductor"))
     with join_group(device, launch.timeout) as group:
-        datasets = open_verified(arguments.table, "train", "validation")
+        # What lies on this machine its processes verify together.
+        datasets = open_verified(arguments.table, "train", "validation", share=group.local_rank, of=group.local_size)
         table = datasets[0].table
         settings, reason = with_engine(as_written, len(datasets[0]), device)
         if group.size > 1:

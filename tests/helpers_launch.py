@@ -12,7 +12,7 @@ from typing import Any
 from workspace import ROOT
 
 TOY = ROOT / "tests/training/toy_rank.py"
-# What src/train.py does where launch asks for more than one. Arguments: the section as JSON, HOST:PORT or -, the command.
+# What src/train.py does where launch asks for more processes. Arguments: the section as JSON, HOST:PORT or -, the command.
 PARENT = """
 import json, sys
 from truefit.core import errors
@@ -36,7 +36,7 @@ class Host:
         self.processes = launch["processes"]
         folder.mkdir(exist_ok=True)
         toy = [str(TOY), str(folder), str(seconds), str(launch.get("timeout", 60))]
-        environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "TORCH_CPP_LOG_LEVEL": "FATAL"}
         self.process = subprocess.Popen(
             [*before, sys.executable, "-c", PARENT, json.dumps(launch), joins, *toy],
             env=environment,

@@ -17,6 +17,7 @@ import gc, json, os, resource, runpy, sys
 import mlflow.store.tracking.sqlalchemy_store, pyarrow.csv, torch
 import truefit.cli.main, truefit.evaluation.figures, truefit.evaluation.report, truefit.training.loop
 torch.optim.SGD([torch.zeros(1)])  # imports more
+os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)  # which that sets, and which a stage sets for itself
 gc.freeze()  # else the first collection in each fork copies all of them
 for line in sys.stdin:
     folder, variables, limit, *sys.argv = json.loads(line)

@@ -3,9 +3,11 @@
 import os
 import time
 
+import pytest
 from hypothesis import Phase, settings
 
 TORTURE = os.environ.get("TRUEFIT_TORTURE") == "1"
+long = pytest.mark.skipif(not TORTURE, reason="another form of what a test beside it holds: `make torture`")
 # Of the random moments; TRUEFIT_SEED repeats a run.
 SEED = int(os.environ.get("TRUEFIT_SEED", time.time_ns() % 2**32 if TORTURE else 7))
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from truefit.core.files import write_json
 from truefit.data.columns.number import Number
 from truefit.data.dataset import features_and_target, open_verified
-from truefit.data.table import TABLE_JSON, ArrayWriter, CsvSource, Dtype, Split, Table, Weight
+from truefit.data.table import TABLE_JSON, CsvSource, Dtype, Split, Table, Weight
+from truefit.data.writing import ArrayWriter
 from truefit.model.files import save_model
 from truefit.model.models import Model, ModelSettings, build_model
 from truefit.model.scaling import ScaleSettings, Scaling
@@ -59,7 +60,7 @@ def write_prepared(
         "test": (validation_rows if test_rows is None else test_rows).astype(dtype),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    digests: dict[Split, str] = {}
+    digests: dict[Split, str | list[str]] = {}
     for split, array in arrays.items():
         rows, columns = array.shape
         with ArrayWriter(folder / f"{split}.npy", rows, columns, dtype) as writer:

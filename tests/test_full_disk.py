@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from helpers_stages import Done, Stages
+from workspace import put_store
 
 PARAMS = """
 generate: {rows: 5000}
@@ -70,6 +71,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, stages: Stages) -> Path:
     """The folder in which all stages ran undisturbed, and in which the store is."""
     reference = tmp_path_factory.mktemp("reference")
     (reference / "params.yaml").write_text(PARAMS)
+    put_store(reference / "mlflow.db")
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     for command in (["init", "--quiet"], ["add", "params.yaml"], [*identity, "commit", "--quiet", "--message", "state"]):
         subprocess.run(["git", *command], cwd=reference, check=True)

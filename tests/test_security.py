@@ -97,7 +97,12 @@ def test_names_from_outside_break_out_of_nothing(tmp_path: Path, stages: Stages)
         track__experiment=f"experiment {HOSTILE}\n2",
         track__run_name=f"run {HOSTILE}\n2",
     )
-    assert "Running stage 'generate'" not in workspace.run("dvc", "repro", "evaluate").stdout
+    assert "Running stage 'generate'" not in workspace.run("dvc", "repro", "prepare").stdout  # the one that DVC tells the name
+    for stage, *arguments in (
+        ["train", "data/prepared", "results"],
+        ["evaluate", "data/prepared", "results", "data/synthetic.csv"],
+    ):
+        assert stages.run(workspace.path, stage, *arguments).status == 0
 
     client = workspace.client
     experiment = client.get_experiment_by_name(f"experiment {HOSTILE}\n2")

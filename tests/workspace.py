@@ -5,14 +5,32 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from ruamel.yaml import YAML
 
+from truefit.tracking.database import open_store
+
 ROOT = Path(__file__).parents[1]
+
+
+@cache
+def _empty_store() -> bytes:
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "mlflow.db")
+        open_store(f"sqlite:///{file}")
+        return file.read_bytes()
+
+
+def put_store(file: Path) -> str:
+    """Write a database with MLflow's tables and nothing in them, which takes a second to make; return its address."""
+    file.write_bytes(_empty_store())
+    return f"sqlite:///{file}"
 
 
 def copy_working_tree(to: Path) -> None:
@@ -28,14 +46,17 @@ def copy_working_tree(to: Path) -> None:
 class Workspace:
     """A git repository of its own with the files of the working tree, committed, and an environment that runs them.
 
-    The repository is at `path`, or at `top`, with the files below it at `path`; without `copy` it is there already.
+    The repository is at `path`, or at `top`, with the files below it at `path`; without `copy` it is there already. It has an
+    empty store, or without `store` none.
     """
 
-    def __init__(self, path: Path, top: Path | None = None, copy: bool = True) -> None:
+    def __init__(self, path: Path, top: Path | None = None, copy: bool = True, store: bool = True) -> None:
         self.path = path
         self.environment = self._environment()
         if copy:
             self._copy(top or path)
+            if store:
+                put_store(path / "mlflow.db")
 
     def _copy(self, top: Path) -> None:
         copy_working_tree(self.path)

@@ -91,7 +91,7 @@ def test_raw_cells_and_gaps_become_the_features_that_training_saw(feature: str, 
     assert feature in model[1].encoding.names
     rows, done = written(model, "\n".join([HEADER, *ROWS]))
     assert predictions(rows) == values
-    assert done == Predicted(5, 0, 0, {}, {})
+    assert done == Predicted(5, 0, 0, {}, {}, {})
 
 
 def test_columns_of_all_kinds_are_found_by_name_in_any_order() -> None:
@@ -108,7 +108,7 @@ def test_values_that_the_model_does_not_know_are_others_and_are_counted_by_colum
     rows, done = written(model, "make,region\naudi,east\n,north\nfiat,west\nbmw,South\n")
     # No training row lacked a make, so that one that is missing is another one too; but it is no value.
     assert predictions(rows) == [1, 10, 11, 1]
-    assert done == Predicted(4, 0, 0, {}, {"region": 3, "make": 1})
+    assert done == Predicted(4, 0, 0, {}, {"region": 3, "make": 1}, {})
 
 
 @pytest.mark.parametrize("blanks", [False, True])
@@ -116,12 +116,12 @@ def test_a_column_that_lacks_is_missing_values_where_the_model_fills_them(blanks
     model = model_of({"age": 1.0, "sold_at.days": 1000.0, "region=(missing)": 0.5, "smoker": 100_000.0})
     found, done = written(model, "sold_at,smoker\n2026-01-01,yes\n,no\n", blanks=blanks)
     assert predictions(found) == [100_035.5, 2035.5]
-    assert done == Predicted(2, 0, 0, {}, {}, ("age", "region"))
+    assert done == Predicted(2, 0, 0, {}, {}, {"age": 2, "region": 2})
     assert done.warnings() == ["found no column 'age', 'region', which the model fills as missing values in all 2 rows"]
 
     found, done = written(model, "sold_at,region\nnever,west\n2026-01-01,east\n", blanks=True)
     assert predictions(found) == [None, 100_035]
-    assert done == Predicted(2, 1, 0, {"sold_at": 1}, {"region": 1}, ("age", "smoker"))
+    assert done == Predicted(2, 1, 0, {"sold_at": 1}, {"region": 1}, {"age": 2, "smoker": 2})
 
 
 def test_a_column_that_lacks_is_refused_where_the_model_does_not_fill_it() -> None:
@@ -182,7 +182,7 @@ def test_a_bad_row_has_an_empty_prediction_and_the_others_have_theirs(bad: list[
     rows, done = written(model_of({"age": 1.0}), b"\n".join(lines), blanks=True)
     first = [*[None] * len(bad)] if columns != {"smoker": 1, "sold_at": 1} else [None, None]
     assert predictions(rows) == [1, *first, 1, *first, 1]
-    assert done == Predicted(3 + 2 * len(bad), 2 * len(bad), 0, {name: 2 * count for name, count in columns.items()}, {})
+    assert done == Predicted(3 + 2 * len(bad), 2 * len(bad), 0, {name: 2 * count for name, count in columns.items()}, {}, {})
 
 
 @pytest.mark.parametrize("kind", ["number", "boolean", "category", "date"])
@@ -192,14 +192,14 @@ def test_a_missing_value_that_is_not_filled_leaves_its_row_blank(kind: str) -> N
     model = model_of({"x": 1.0}, content, columns={"a": kind}, missing={"features": "refuse"})
     rows, done = written(model, f"a,x\n{cell},1\n,2\nNA,3\n{cell},4\n", blanks=True)
     assert predictions(rows) == [1, None, None, 4]
-    assert done == Predicted(4, 2, 0, {"a": 2}, {})
+    assert done == Predicted(4, 2, 0, {"a": 2}, {}, {})
 
 
 def test_a_prediction_that_is_not_finite_is_left_blank_and_counted_apart() -> None:
     model = model_of({"x": 1e200}, "x,y\n" + "1,1\n2,2\n" * 100, columns={})
     rows, done = written(model, "x\n0\n1e140\nb\n0\n", blanks=True)
     assert [row["prediction"] for row in rows] == ["100", "", "", "100"]
-    assert done == Predicted(4, 2, 1, {"x": 1}, {})
+    assert done == Predicted(4, 2, 1, {"x": 1}, {}, {})
 
 
 def test_bad_rows_of_several_blocks_are_blank_at_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,6 +275,6 @@ def test_the_command_tells_on_stderr_what_it_left_blank_and_what_it_did_not_know
 
 def test_ten_columns_are_named_and_the_others_counted() -> None:
     unseen = {f"c{number}": number for number in range(1, 13)}
-    (line,) = Predicted(99, 0, 0, {}, unseen).warnings()
+    (line,) = Predicted(99, 0, 0, {}, unseen, {}).warnings()
     assert line.endswith("'c10' 10 and 2 more columns")
     assert np.char.count(line, "\n") == 0

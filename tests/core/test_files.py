@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from truefit.core.files import atomic_path, naming, sha256, write_bytes, write_json
+from truefit.core.files import atomic_folder, atomic_path, naming, sha256, write_bytes, write_json
 
 SRC = Path(__file__).parents[2] / "src"
 
@@ -351,3 +351,63 @@ def test_sha256_knows_the_standards_example(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")  # FIPS 180-4, the one-block example
 
     assert sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# --- folders
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("before", [None, {}, {"a": "former", "b": "former"}], ids=["absent", "empty", "full"])
+def test_a_folder_takes_its_name_when_the_block_ends_well(before: dict[str, str] | None, tmp_path: Path) -> None:
+    path = tmp_path / "deep/out"
+    if before is not None:
+        path.mkdir(parents=True)
+    for name, content in (before or {}).items():
+        (path / name).write_text(content)
+    with atomic_folder(path) as folder:
+        assert list(folder.iterdir()) == []
+        (folder / "a").write_text("new")
+        assert tree(path) == (before or {})
+
+    assert tree(tmp_path) == {"deep/out/a": "new"}
+    assert names(tmp_path / "deep") == ["out"]
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
+def test_a_folder_whose_block_raises_is_as_it_was(error: BaseException, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a").write_text("former")
+    with pytest.raises(type(error)), atomic_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("new")
+        raise error
+
+    assert tree(tmp_path) == {"out/a": "former"}
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_second_writer_of_a_folder_is_refused_and_what_a_killed_one_left_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    for left in ("new", "former"):
+        (tmp_path / f".out.tmp/{left}/deep").mkdir(parents=True)
+    (tmp_path / ".out.tmp/lock").write_bytes(b"")
+    with atomic_folder(path) as folder:
+        assert list(folder.iterdir()) == []
+        with pytest.raises(OSError, match="being written by another process; try again when that has ended") as caught:
+            atomic_folder(path).__enter__()
+        assert caught.value.filename == str(path)
+        (folder / "a").write_text("new")
+
+    assert tree(tmp_path) == {"out/a": "new"}
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_link_in_the_place_of_the_temporary_folder_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".out.tmp").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="found a symbolic link, allowed: a folder"):
+        atomic_folder(tmp_path / "out").__enter__()
+
+    assert names(tmp_path / "elsewhere") == []

@@ -12,7 +12,8 @@ from helpers_data import numbered_csv, prepare
 from truefit.core.errors import TableError
 from truefit.core.files import sha256
 from truefit.data.columns import KINDS
-from truefit.data.table import ArrayWriter, SplitFile, Table, read_table
+from truefit.data.table import SplitFile, Table, read_table
+from truefit.data.writing import ArrayWriter
 
 FOLDER = Path("prepared")
 X1 = {"kind": "number", "name": "x1"}

@@ -16,9 +16,7 @@ from truefit.ingest.prepare import PrepareSettings
 NUMBERED = numbered_csv(20)
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("_in_an_empty_folder")
 
 
 def refusal(content: str | bytes, **settings: Any) -> str:

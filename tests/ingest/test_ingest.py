@@ -63,14 +63,7 @@ def zipped(*contents: bytes, names: tuple[str, ...] = ("folder/", "folder/data.c
 compressed = pytest.mark.parametrize("compress", [gzip_in_two_members, zstd, bz2_in_two_members, xz_in_two_members, zipped])
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(split_module, "SPLIT_CHUNK_ROWS", 7)
+pytestmark = pytest.mark.usefixtures("_in_an_empty_folder")
 
 
 def refusal(content: str | bytes, **settings: Any) -> str:

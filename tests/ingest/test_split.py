@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from truefit.core.errors import TableError
 from truefit.ingest import csv_arrow
-from truefit.ingest import split as split_module
 from truefit.ingest.csv_format import FormatSettings
 from truefit.ingest.split import SplitSettings, make_splitter
 from truefit.ingest.split_keys import GroupColumn, OrderColumn
@@ -22,14 +21,7 @@ TRAIN, VALIDATION, TEST = range(3)
 SLOW = "9007199254740992"  # a cell that only the reader that goes cell by cell takes
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(split_module, "SPLIT_CHUNK_ROWS", 7)
+pytestmark = pytest.mark.usefixtures("_in_an_empty_folder")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from truefit.model.models import ModelSettings
 from truefit.model.serving import MODEL_ROWS, PACKAGES, ROOMS, ServedModel, predictions
 from truefit.tracking.mlflow_model import pack_model
 
-# One clone and its servers for all tests of them.
+# One clone and its server for all tests of them.
 shared = pytest.mark.xdist_group("served")
 
 FEATURES = ["age", "größe, cm", "x 3"]
@@ -88,29 +87,28 @@ def expected(runs: tuple[Workspace, dict[Dtype, Run]], stages: Stages) -> dict[D
 
 
 @pytest.fixture(scope="module")
-def servers(runs: tuple[Workspace, dict[Dtype, Run]]) -> Iterator[dict[Dtype, Callable[[Any], tuple[int, Any]]]]:
-    """For each run, the function that asks a server of its model."""
+def ask(runs: tuple[Workspace, dict[Dtype, Run]]) -> Iterator[Callable[[Any], tuple[int, Any]]]:
+    """The function that asks a server of the model in float32; one in float64 is asked in test_serving_kinds.py."""
     workspace, by_dtype = runs
-    with ExitStack() as stack:
-        yield {dtype: stack.enter_context(serving_model(workspace, run)) for dtype, run in by_dtype.items()}
+    with serving_model(workspace, by_dtype["float32"]) as ask:
+        yield ask
 
 
 @shared
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_a_served_model_answers_with_the_bits_of_predict(
-    dtype: Dtype, servers: dict[Dtype, Callable[[Any], tuple[int, Any]]], expected: dict[Dtype, Array]
+    ask: Callable[[Any], tuple[int, Any]], expected: dict[Dtype, Array]
 ) -> None:
-    frame = rows(ROWS, seed=1)[[*reversed(FEATURES)]]
+    frame, predicted = rows(ROWS, seed=1)[[*reversed(FEATURES)]], expected["float32"].astype(np.float64)
     for first in range(0, ROWS, ASKED):
         part = slice(first, first + ASKED)
-        status, answer = servers[dtype]({"dataframe_split": frame[part].to_dict("split", index=False)})
+        status, answer = ask({"dataframe_split": frame[part].to_dict("split", index=False)})
         assert status == 200
-        assert np.array_equal(np.array(answer["predictions"], np.float64), expected[dtype][part].astype(np.float64))
+        assert np.array_equal(np.array(answer["predictions"], np.float64), predicted[part])
     # A row alone, with whole numbers and with a column that the model does not know.
-    status, answer = servers[dtype]({"dataframe_records": [frame.iloc[0].to_dict() | {"other": "a"}]})
-    assert (status, answer) == (200, {"predictions": [float(expected[dtype][0])]})
-    status, answer = servers[dtype]({"dataframe_records": [dict.fromkeys(FEATURES, 2)]})
-    assert (status, answer) == servers[dtype]({"dataframe_records": [dict.fromkeys(FEATURES, 2.0)]})
+    status, answer = ask({"dataframe_records": [frame.iloc[0].to_dict() | {"other": "a"}]})
+    assert (status, answer) == (200, {"predictions": [float(predicted[0])]})
+    status, answer = ask({"dataframe_records": [dict.fromkeys(FEATURES, 2)]})
+    assert (status, answer) == ask({"dataframe_records": [dict.fromkeys(FEATURES, 2.0)]})
     assert status == 200
 
 
@@ -126,9 +124,9 @@ def test_a_served_model_answers_with_the_bits_of_predict(
     ],
 )
 def test_a_served_model_refuses_what_is_no_number(
-    changed: dict[str, Any], reason: str, servers: dict[Dtype, Callable[[Any], tuple[int, Any]]]
+    changed: dict[str, Any], reason: str, ask: Callable[[Any], tuple[int, Any]]
 ) -> None:
-    status, answer = servers["float32"]({"dataframe_records": [dict.fromkeys(FEATURES, 1.0) | changed]})
+    status, answer = ask({"dataframe_records": [dict.fromkeys(FEATURES, 1.0) | changed]})
     assert status == 400
     assert reason in json.dumps(answer)
 
@@ -165,20 +163,20 @@ for dtype, uri in [("float64", "runs:/{by_dtype["float64"].info.run_id}/model"),
 
 @shared
 def test_a_run_holds_an_mlflow_model_with_signature_example_and_pinned_requirements(
-    runs: tuple[Workspace, dict[Dtype, Run]], servers: dict[Dtype, Callable[[Any], tuple[int, Any]]], tmp_path: Path
+    runs: tuple[Workspace, dict[Dtype, Run]], ask: Callable[[Any], tuple[int, Any]], tmp_path: Path
 ) -> None:
     workspace, by_dtype = runs
-    folder = download_model(workspace.client, by_dtype["float64"], tmp_path)
+    folder = download_model(workspace.client, by_dtype["float32"], tmp_path)
     info = mlflow.models.get_model_info(str(folder))
     columns = Schema([ColSpec(AnyType(), name) for name in FEATURES])  # type: ignore[no-untyped-call]
-    assert info.signature == ModelSignature(columns, Schema([TensorSpec(np.dtype("float64"), (-1,))]))
+    assert info.signature == ModelSignature(columns, Schema([TensorSpec(np.dtype("float32"), (-1,))]))
     required = (folder / "requirements.txt").read_text().split()
     assert required == [f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES]
     assert {path.suffix for path in folder.rglob("*") if path.is_file()} == {"", ".json", ".pt", ".py", ".txt", ".yaml"}
-    status, answer = servers["float64"](json.loads((folder / "serving_input_example.json").read_text()))
+    status, answer = ask(json.loads((folder / "serving_input_example.json").read_text()))
     assert status == 200
     assert len(answer["predictions"]) == 3
-    assert model_of(workspace.client, by_dtype["float64"]).status == "READY"
+    assert model_of(workspace.client, by_dtype["float32"]).status == "READY"
 
 
 @shared

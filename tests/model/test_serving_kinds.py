@@ -102,13 +102,13 @@ def frames(path: Path) -> dict[str, pd.DataFrame]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, stages: Stages) -> tuple[Workspace, Run]:
-    """A clone with a run of an mlp on columns of all kinds, whose gaps are filled."""
+    """A clone with a run of an mlp in float64 on columns of all kinds, whose gaps are filled."""
     workspace = Workspace(tmp_path_factory.mktemp("kinds"))
     write(workspace.path / "data/own.csv", raw_rows(500, seed=0))
     write(workspace.path / "new.csv", raw_rows(3000, seed=1))
     mlp = {"train__model__name": "mlp", "train__model__hidden": [16]}
     workspace.set_params(prepare__csv="data/own.csv", prepare__columns=KINDS, prepare__missing__features="fill", **mlp)
-    workspace.set_params(train__epochs=3)
+    workspace.set_params(prepare__dtype="float64", train__epochs=3)
     for stage, *arguments in [("prepare", TABLE), ("train", TABLE, RESULTS)]:
         done = stages.run(workspace.path, stage, *arguments)
         assert done.status == 0, done.line
@@ -123,7 +123,7 @@ def expected(run: tuple[Workspace, Run], stages: Stages) -> Array:
     assert done.status == 0
     assert done.line.startswith("new.csv: found values that the model does not know, and takes for '(other)', in 'region' ")
     with (workspace.path / "out.csv").open() as file:
-        predicted = np.array([float(row["prediction"]) for row in csv.DictReader(file)], np.float32)
+        predicted = np.array([float(row["prediction"]) for row in csv.DictReader(file)])
     assert len(np.unique(predicted)) > 2900
     return predicted
 
@@ -157,7 +157,7 @@ assert "/model/code/truefit/" in sys.modules["truefit.model.cells"].__file__
     loaded = {path.stem: np.load(path) for path in workspace.path.glob("*.npy")}
     assert {*loaded} == {"texts", "objects", "guessed", "typed", "zoned"}
     for name, predicted in loaded.items():
-        assert predicted.dtype == np.float32, name
+        assert predicted.dtype == np.float64, name
         assert np.array_equal(predicted, expected), name
 
 
@@ -179,7 +179,7 @@ def test_a_served_model_answers_raw_columns_with_the_bits_of_predict(
     split = {"columns": [*frame], "data": [[*map(as_json, row)] for row in frame.astype(object).to_numpy().tolist()]}
     status, answer = ask({"dataframe_split": split})
     assert status == 200, answer
-    assert np.array_equal(np.array(answer["predictions"], np.float32), expected)
+    assert np.array_equal(np.array(answer["predictions"]), expected)
 
 
 @shared

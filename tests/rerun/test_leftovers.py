@@ -14,6 +14,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from workspace import put_store
 
 from truefit.core.errors import TrackingError
 from truefit.rerun.leftovers import FOLDER, clear_leftovers, known_folder, process_environment
@@ -36,8 +37,8 @@ PIPELINE = "stages:\n  train:\n    cmd: touch {place}/ripe && sleep 600\n"
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The address of a store, which takes seconds to make."""
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    """The address of a store for all tests."""
+    return put_store(tmp_path_factory.mktemp("store") / "mlflow.db")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from helpers_stages import Done, Stages
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from workspace import Workspace
+from workspace import Workspace, put_store
 
 from truefit.cli import rerunning
 from truefit.core.errors import TrackingError
@@ -43,7 +43,7 @@ class Shared:
         self.path = folder / "clone"
         (self.path / ".dvc").mkdir(parents=True)
         (self.path / "file").touch()
-        self.uri = f"sqlite:///{folder / 'shared.db'}"
+        self.uri = put_store(folder / "shared.db")
         self.client = MlflowClient(self.uri)
         self.experiments = {name: self.client.create_experiment(name, folder.as_uri()) for name in ("truefit", "other")}
         for command in (["init", "--quiet"], ["add", "file"], ["commit", "--quiet", "--message", "first"]):
@@ -542,43 +542,24 @@ def test_of_very_many_runs_of_a_name_a_few_are_named(shared: Shared, store: Stor
 # --- two clones, one store
 
 
-@pytest.fixture(scope="module")
-def clones(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Workspace]:
-    """Clones of alice and bob with a shared store; alice has trained with what she has not pushed, and not committed."""
-    folder = tmp_path_factory.mktemp("team")
-    alice, origin = Workspace(folder / "alice"), str(folder / "origin.git")
-    alice.set_params(train__epochs=4, train__engine="numpy")
-    alice.commit()
-    alice.run("git", "clone", "--quiet", "--bare", str(alice.path), origin)
-    alice.run("git", "remote", "add", "-f", "origin", origin)
-    alice.run("git", "clone", "--quiet", origin, str(folder / "bob"))
-    bob = Workspace(folder / "bob", copy=False)
-    for user, clone in (("alice", alice), ("bob", bob)):
-        clone.environment |= {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'shared.db'}", "LOGNAME": user}
-    alice.add_comment("model")
-    alice.commit()
-    alice.add_comment("core")
-    alice.run("dvc", "repro")
-    return alice, bob
-
-
 def test_anothers_run_is_run_again_with_trust_as_its_child_in_its_experiment_of_any_name(
-    clones: tuple[Workspace, Workspace],
+    workspace: Workspace, recorded: Run
 ) -> None:
-    """Faults 1, 6, 19 and 20."""
-    alice, bob = clones
-    bob.run("git", "cat-file", "-e", alice.run("git", "rev-parse", "HEAD").stdout.strip(), status=1)
-    client = MlflowClient(alice.environment["MLFLOW_TRACKING_URI"])
-    experiment = client.get_experiment_by_name("truefit")
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
-    client.rename_experiment(experiment.experiment_id, "renamed")
-    report = rerun(bob, run.info.run_id, "--trust")
-    assert (report["verdict"], report["inputs"], report["record_checked"]) == ("identical", {}, True)
-    again = client.get_run(report["again"])
-    assert again.info.experiment_id == run.info.experiment_id
-    assert again.data.tags["mlflow.parentRunId"] == run.info.run_id
-    assert again.data.tags["mlflow.user"] == "bob"
+    """Faults 1, 6, 19 and 20: the run of the other tests, as bob has it, in a clone without what was not pushed."""
+    client, folder = workspace.client, workspace.path.parent
+    workspace.run("git", "clone", "--quiet", str(folder / "origin.git"), str(folder / "bob"))
+    bob = Workspace(folder / "bob", copy=False)
+    bob.environment |= {"MLFLOW_TRACKING_URI": f"sqlite:///{workspace.path / 'mlflow.db'}", "LOGNAME": "bob"}
+    bob.run("git", "cat-file", "-e", recorded.data.tags["git.commit"], status=1)
+    client.rename_experiment(recorded.info.experiment_id, "renamed")
+    report = rerun(bob, recorded.info.run_id, "--trust")
     assert client.get_experiment_by_name("truefit") is None
-    tags = client.get_run(run.info.run_id).data.tags
+    client.rename_experiment(recorded.info.experiment_id, "truefit")
+    assert (report["verdict"], report["record_checked"]) == ("identical", True)
+    assert report["inputs"] == {"params": {"launch.processes": ["2", "1"]}}  # as many as bob's params.yaml says
+    again = client.get_run(report["again"])
+    assert again.info.experiment_id == recorded.info.experiment_id
+    assert again.data.tags["mlflow.parentRunId"] == recorded.info.run_id
+    assert again.data.tags["mlflow.user"] == "bob"
+    tags = client.get_run(recorded.info.run_id).data.tags
     assert (tags["rerun.verdict"], tags["rerun.verdict.bob"], tags["rerun.by"]) == ("identical", "identical", report["again"])

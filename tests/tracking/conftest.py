@@ -3,14 +3,17 @@
 from pathlib import Path
 
 import pytest
+from workspace import put_store
 
 from truefit.tracking.run import TrackSettings
 
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose store is opened once, since creating one takes seconds."""
-    return tmp_path_factory.mktemp("root")
+    """A folder with a store."""
+    root = tmp_path_factory.mktemp("root")
+    put_store(root / "mlflow.db")
+    return root
 
 
 @pytest.fixture

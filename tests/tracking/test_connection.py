@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from workspace import put_store
 
 from truefit.core.errors import StoreAwayError, TrackingError
 from truefit.tracking import connection as module
@@ -13,10 +14,8 @@ from truefit.tracking.database import open_store
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A database of its own, whose creation takes seconds; for tests with experiments of different names."""
-    uri = f"sqlite:///{tmp_path_factory.mktemp('elsewhere') / 'runs.db'}"
-    open_store(uri)
-    return uri
+    """A database of its own, for tests with experiments of different names."""
+    return put_store(tmp_path_factory.mktemp("elsewhere") / "runs.db")
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """The MLflow store: where it is, what a run holds, how it ends, how it goes on, and what is refused."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -16,7 +15,6 @@ from helpers_model import download_model
 from helpers_torture import TORTURE
 from helpers_tracking import (
     TABLE,
-    TRAINING,
     client,
     complete,
     digest_of,
@@ -28,7 +26,6 @@ from helpers_tracking import (
     stored,
     waiting,
 )
-from workspace import ROOT
 
 from truefit.core.errors import StoppedError, TrackingError, TruefitError
 from truefit.model import serving
@@ -440,10 +437,9 @@ def test_secrets_in_the_address_of_the_git_remote_are_not_recorded(
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     commit = ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "--allow-empty", "--message", "one"]
     subprocess.run(["git", *commit], cwd=tmp_path, check=True)
-    stage = tmp_path / "stage.py"
-    stage.write_text(TRAINING.replace("TrackSettings()", f"TrackSettings(experiment={track.experiment!r})"))
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "DVC_ROOT": str(root)}
-    subprocess.run([sys.executable, str(stage)], cwd=tmp_path, env=environment, check=True)
+    (tmp_path / "stage.py").touch()
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "stage.py")])  # MLflow looks for the repository that it is in
+    complete(track, "name")
     (run,) = stored(root, track.experiment)
     assert run.data.tags["mlflow.source.git.repoURL"] == "https://example.org/a.git"
     assert not any("ter2" in value for value in run.data.tags.values())
@@ -630,19 +626,21 @@ def test_store_that_fails_as_well_does_not_hide_the_reason(
     assert capsys.readouterr().err.endswith(f"; {journal.path} keeps run 'name': `truefit sync` sends it\n")
 
 
-def test_four_processes_may_open_a_fresh_store_at_once(tmp_path: Path) -> None:
-    """Fault 13: two of them are of other clones, which share it by its address."""
-    own, *others = (tmp_path / name for name in ("own", "one", "two"))
-    started = [start(own), start(own), *(start(other, f"sqlite:///{own / 'mlflow.db'}") for other in others)]
+def test_processes_of_two_clones_may_open_a_fresh_store_at_once(tmp_path: Path) -> None:
+    """Fault 13: the second is of another clone, which shares it by its address."""
+    own, other = tmp_path / "own", tmp_path / "other"
+    started = [start(own), start(other, f"sqlite:///{own / 'mlflow.db'}")]
     errors = [process.communicate()[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0, 0, 0], errors
+    assert [process.returncode for process in started] == [0, 0], errors
     assert "warning" not in "".join(errors)
     found = stored(own, "truefit")
-    assert [(run.info.status, run.data.metrics) for run in found] == [("FINISHED", {"loss": 0.5})] * 4
-    assert [list((root / ".truefit/runs").iterdir()) for root in (own, *others)] == [[], [], []]
+    assert [(run.info.status, run.data.metrics) for run in found] == [("FINISHED", {"loss": 0.5})] * 2
+    assert [list((root / ".truefit/runs").iterdir()) for root in (own, other)] == [[], []]
 
 
-def test_kill_while_the_store_is_created_leaves_nothing_that_the_next_start_cannot_open(tmp_path: Path) -> None:
+def test_kill_while_the_store_is_created_leaves_nothing_that_the_next_start_cannot_open(
+    track: TrackSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     delays = random.Random(seed)
@@ -650,13 +648,12 @@ def test_kill_while_the_store_is_created_leaves_nothing_that_the_next_start_cann
         process = start(tmp_path)
         while not (tmp_path / ".mlflow.db.tmp").exists() and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(delays.uniform(0, 1.5))  # creating the tables takes about two seconds
+        time.sleep(delays.uniform(0, 0.5))  # creating the tables takes a second and more
         assert not (tmp_path / "mlflow.db").exists()
         process.kill()
         process.communicate()
-    process = start(tmp_path)
-    printed = process.communicate()[1]
-    assert process.returncode == 0, printed
-    # None of the killed ones had begun its journal.
-    assert [run.info.status for run in stored(tmp_path, "truefit")] == ["FINISHED"]
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    complete(track, "name")
+    assert [run.info.status for run in stored(tmp_path, track.experiment)] == ["FINISHED"]
+    assert stored(tmp_path, "truefit") == []  # none of the killed ones had begun its journal
     assert not list(tmp_path.glob(".mlflow.db*"))

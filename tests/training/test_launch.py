@@ -55,31 +55,34 @@ def test_settings_that_no_launch_can_have_are_refused(section: dict[str, Any], l
     assert caught.value.errors()[0]["msg"].startswith(line)
 
 
+@long
 def test_ranks_that_end_well_print_nothing_of_the_launcher(tmp_path: Path) -> None:
     assert Host(tmp_path, TWO, seconds=0).end() == (0, [])
 
 
-def test_ranks_of_one_host_listen_on_loopback_alone(two: Host) -> None:
-    pids = [two.process.pid, *two.wait_for_ranks().values()]
+STOPS = [signal.SIGTERM, pytest.param(signal.SIGINT, marks=long), pytest.param(signal.SIGHUP, marks=long)]
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_ranks_of_one_host_listen_on_loopback_alone_and_a_signal_to_their_parent_stops_rank_0(
+    two: Host, number: signal.Signals
+) -> None:
+    ranks = two.wait_for_ranks()
+    pids = [two.process.pid, *ranks.values()]
     listening = [each.laddr.ip for pid in pids for each in psutil.Process(pid).net_connections() if each.status == "LISTEN"]
     assert len(listening) >= 3
     assert set(listening) == {"127.0.0.1"}
+    two.process.send_signal(number)
+    passed = signal.SIGTERM if number == signal.SIGHUP else number
+    assert two.end() == (128 + passed, [f"error: stopped by {passed.name} and saved"])
+    assert not any(map(is_running, ranks.values()))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=long)])
 def test_a_rank_that_is_killed_ends_the_others_with_one_line(two: Host, rank: int) -> None:
     ranks = two.wait_for_ranks()
     os.kill(ranks[rank], signal.SIGKILL)
     assert two.end() == (2, [f"error: rank {rank} was killed by SIGKILL (is the memory enough?); {GO_ON}"])
-    assert not any(map(is_running, ranks.values()))
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_the_parent_is_passed_to_rank_0_which_saves(two: Host, number: signal.Signals) -> None:
-    ranks = two.wait_for_ranks()
-    two.process.send_signal(number)
-    passed = signal.SIGTERM if number == signal.SIGHUP else number
-    assert two.end() == (128 + passed, [f"error: stopped by {passed.name} and saved"])
     assert not any(map(is_running, ranks.values()))
 
 
@@ -89,10 +92,16 @@ def test_ranks_end_with_a_parent_that_is_killed(two: Host) -> None:
     wait_until(lambda: not any(map(is_running, ranks.values())))
 
 
-@pytest.mark.parametrize(
-    ("rank", "lines"),
-    [(0, ["error: no such column"]), (1, ["error: rank 1 failed: no such column"])],
-)
+def test_a_rank_that_hangs_when_another_has_gone_is_killed_and_not_blamed(two: Host) -> None:
+    ranks = two.wait_for_ranks()
+    os.kill(ranks[1], signal.SIGSTOP)
+    os.kill(ranks[0], signal.SIGKILL)
+    assert two.end() == (2, [f"error: rank 0 was killed by SIGKILL (is the memory enough?); {GO_ON}"])
+    assert not any(map(is_running, ranks.values()))
+
+
+@long
+@pytest.mark.parametrize(("rank", "lines"), [(0, ["error: no such column"]), (1, ["error: rank 1: no such column"])])
 def test_an_error_is_told_once_whichever_rank_has_it(two: Host, rank: int, lines: list[str]) -> None:
     ranks = two.wait_for_ranks()
     (two.folder / f"fail.{rank}").write_text(json.dumps(["no such column", 2]))
@@ -107,9 +116,10 @@ def test_restarts_start_the_ranks_again_after_one_was_lost_but_not_after_an_erro
     (host.folder / "fail.1").write_text(json.dumps(["no such column", 2]))
     killed = "rank 1 was killed by SIGKILL (is the memory enough?)"
     again = f"warning: {killed}; going on from the last checkpoint, restart 1 of 2"
-    assert host.end() == (2, [again, "error: rank 1 failed: no such column"])
+    assert host.end() == (2, [again, "error: rank 1: no such column"])
 
 
+@long
 def test_a_signal_ends_restarts(tmp_path: Path) -> None:
     host = Host(tmp_path, TWO | {"restarts": 2})
     host.wait_for_ranks()

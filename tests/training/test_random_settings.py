@@ -16,7 +16,7 @@ from sklearn.datasets import load_diabetes
 from truefit.core.errors import TruefitError
 from truefit.training.losses import LossSettings, make_loss
 
-COUNT = 200 if TORTURE else 5
+COUNT = 200 if TORTURE else 3
 SCALES = [{"features": features, "target": target} for features in ("standard", "none") for target in ("standard", "none")]
 
 

@@ -22,8 +22,8 @@ def take_part(address: str) -> int:
     settings = Params().section("launch", LaunchSettings)
     if settings.hosts == 1:
         raise SettingsError(f"{PARAMS}: launch.hosts: found 1, allowed: as on the first host, 2 or more")
-    # torch reads it when it is imported; it would warn of each address that has no name.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # torch reads it when it is imported; what it says of addresses without a name, or on a failure, is told by errors of ours.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     from truefit.training.supervision import start_ranks
 
     return start_ranks(train_command(), settings, first)

@@ -164,6 +164,9 @@ def predict_command(
     """Write OUT: the text of IN as it is, and one more column with the predictions, in the data's own units.
 
     IN is a CSV or a Parquet file, and OUT becomes one of the same kind; of Parquet, the columns keep their types.
+    Or IN is a folder of such parts, and OUT becomes a folder with one for each, of its name but for an ending such as .gz,
+    all of them or none. A folder OUT that is there already is replaced if it is empty, or all in it was written so; else it
+    is refused.
     The model comes from a recorded run, anyone's, or from a folder: to load it executes nothing of either. For example:
 
         truefit predict --run 42711d48 new.csv predicted.csv
@@ -177,7 +180,9 @@ def predict_command(
     column has. It also tells how many values are none that the model knows, which count as '(other)'.
     """
     # Here, as in rerun.
+    from truefit.cli.predicted import Predicted
     from truefit.cli.prediction import predict
+    from truefit.cli.prediction_parts import predict_parts
     from truefit.ingest.csv_format import Separator
     from truefit.model.files import open_model
     from truefit.rerun.records import find, read_model
@@ -196,11 +201,16 @@ def predict_command(
     else:
         store = Store()
         model, description = read_model(store, find(store, run, experiment or default_experiment()))
-    done = predict(model, description, source, target, separator, column, on_error == "blank")  # type: ignore[arg-type]
+    settings = separator, column, on_error == "blank"
+    if source.is_dir():
+        parts = predict_parts(model, description, source, target, *settings)  # type: ignore[arg-type]
+        done, where = Predicted.of_parts(parts), f" in {len(parts)} {'part' if len(parts) == 1 else 'parts'}"
+    else:
+        done, where = predict(model, description, source, target, *settings), ""  # type: ignore[arg-type]
     for warning in done.warnings():
         say(f"{source}: {warning}", error=True)
     which = f"{done.rows - done.blank} of them" if done.blank else "each"
-    say(f"{target}: {done.rows} rows, {which} with a prediction of '{one_line(description.target)}'")
+    say(f"{target}: {done.rows} rows{where}, {which} with a prediction of '{one_line(description.target)}'")
 
 
 @commands.command(name="inspect")

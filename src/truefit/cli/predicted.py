@@ -1,8 +1,9 @@
 """What `truefit predict` makes of rows, whatever file they come from: features, and counts of what is odd about them."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class Predicted(NamedTuple):
     """What was written: the number of `rows`, and of those that have no prediction, which are `blank`.
 
     `not_finite` of these had no bad cell. By the names of columns, `bad` has the number of bad cells, and `unseen` that of
-    values that the model does not know. `lacking` are the columns that the rows do not have.
+    values that the model does not know, and `lacking` that of the rows that do not have the column.
     """
 
     rows: int
@@ -28,14 +29,27 @@ class Predicted(NamedTuple):
     not_finite: int
     bad: dict[str, int]
     unseen: dict[str, int]
-    lacking: tuple[str, ...] = ()
+    lacking: dict[str, int]
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[Self]) -> Self:
+        """Return what was written in all parts."""
+        return cls(
+            rows=sum(part.rows for part in parts),
+            blank=sum(part.blank for part in parts),
+            not_finite=sum(part.not_finite for part in parts),
+            bad=_added(part.bad for part in parts),
+            unseen=_added(part.unseen for part in parts),
+            lacking=_added(part.lacking for part in parts),
+        )
 
     def warnings(self) -> list[str]:
         """Return what a user should know of it, a line each."""
         warnings = []
-        if self.lacking:
-            names = _few([f"'{one_line(name)}'" for name in self.lacking])
-            warnings.append(f"found no column {names}, which the model fills as missing values in all {self.rows} rows")
+        for count in sorted({*self.lacking.values()}, reverse=True):
+            names = _few([f"'{one_line(name)}'" for name, rows in self.lacking.items() if rows == count])
+            rows = f"all {self.rows} rows" if count == self.rows else f"{count} of {self.rows} rows"
+            warnings.append(f"found no column {names}, which the model fills as missing values in {rows}")
         if self.unseen:
             warnings.append(f"found values that the model does not know, and takes for '(other)', in {_listed(self.unseen)}")
         if self.blank:
@@ -71,7 +85,7 @@ class Features:
         self._encoding = description.encoding
         self._names = [column.name for column in given]
         known = {*self._names}
-        self.lacking = tuple(column.name for column in description.columns if column.name not in known)
+        self._lacking = [column.name for column in description.columns if column.name not in known]
         places = accumulate((column.stored for column in given), initial=0)
         self._open = [
             (number, column, at) for number, (column, at) in enumerate(zip(given, places, strict=False)) if column.takes_any
@@ -94,7 +108,7 @@ class Features:
 
     def _whole(self, values: Array) -> Array:
         """Return the stored numbers [B, S] of all columns, by those of the columns that are given."""
-        if not self.lacking:
+        if not self._lacking:
             return values
         whole = np.full((len(values), len(self._given)), np.nan, values.dtype)
         whole[:, self._given] = values
@@ -108,8 +122,19 @@ class Features:
         """Return the number of values that the model does not know, likewise."""
         return self._by_name(self._unseen)
 
+    def lacking(self, rows: int) -> dict[str, int]:
+        """Return that number of rows for each of the model's columns that they do not have."""
+        return dict.fromkeys(self._lacking, rows)
+
     def _by_name(self, counts: Array) -> dict[str, int]:
         return {name: count for name, count in zip(self._names, counts.tolist(), strict=True) if count}
+
+
+def _added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total = Counter[str]()
+    for each in counts:
+        total.update(each)
+    return {name: count for name, count in total.items() if count}
 
 
 def _listed(counts: dict[str, int]) -> str:

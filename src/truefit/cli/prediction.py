@@ -31,6 +31,7 @@ from truefit.model.files import ModelDescription
 from truefit.model.serving import Array, predictions
 
 COLUMN = "prediction"  # by default
+TITLE = "predict"
 _TRAINED = {way: f"a model trained with {getattr(Advice(), way)}" for way in ("header", "encoding", "wider")}
 ADVICE = Advice(separator="--separator", kind="", **_TRAINED)
 
@@ -43,12 +44,13 @@ def predict(
     separator: Separator | None = None,
     column: str = COLUMN,
     blanks: bool = False,
+    part: bool = False,
 ) -> Predicted:
     """Write the CSV `source` with the predictions in a `column` behind its own to `target`.
 
     It is read by the format of the CSV that the model was trained on, but for another `separator`. With `blanks`, a row with
     a cell that is refused, or whose prediction is not finite, gets an empty cell. Of Parquet, Parquet
-    is written.
+    is written. A `part` of several may be without rows, and shows no bar.
 
     Raises TableError for a CSV, or a name of the column, that cannot be used, and OSError where `target` cannot be written;
     what was there stays then.
@@ -57,8 +59,10 @@ def predict(
         if separator:
             raise TableError(f"--separator: found {separator!r}, allowed: none for the Parquet file {source}")
         parquet = ParquetFile(source, _format(description, None), ADVICE)
-        return predict_parquet(model, description, parquet, target, column, blanks)
+        parquet.may_be_empty = part
+        return predict_parquet(model, description, parquet, target, column, blanks, "" if part else TITLE)
     csv = CsvFile(source, _format(description, separator), ADVICE)
+    csv.may_be_empty = part
     if target.suffix == SUFFIX:
         raise TableError(f"{target}: is to be written from the CSV {source}, allowed: a name that does not end in {SUFFIX}")
     if target.exists() and target.samefile(source):
@@ -72,16 +76,16 @@ def predict(
         if column.strip() in header - {""}:
             where = f"{csv.path}: line {csv.header_line}, column '{one_line(column)}'"
             raise TableError(f"{where}: found the name of the column to be written, allowed: another one by --column NAME")
-    heading = _cell(column, csv.format)
+    heading, title = _cell(column, csv.format), "" if part else TITLE
     # Compared with what it was before the file gets its name.
     with atomic_path(target) as temporary, csv, temporary.open("wb") as file:
         if csv.format.keeps_ascii and not csv.format.comment:
             try:
-                return _write(csv, LineTexts, model, description, file, heading, blanks)
+                return _write(csv, LineTexts, model, description, file, heading, blanks, title)
             except LineBreakError:
                 file.seek(0)
                 file.truncate()
-        return _write(csv, RowTexts, model, description, file, heading, blanks)
+        return _write(csv, RowTexts, model, description, file, heading, blanks, title)
 
 
 def _format(description: ModelDescription, separator: Separator | None) -> FormatSettings:
@@ -117,6 +121,7 @@ def _write(
     file: IO[bytes],
     heading: bytes,
     blanks: bool,
+    title: str,
 ) -> Predicted:
     separator = pa.scalar(csv.format.separator.encode(), BYTES)
     if not csv.format.keeps_ascii:
@@ -124,7 +129,7 @@ def _write(
     count, blank, not_finite = 0, 0, None
     given = given_columns(description, csv)
     cells = [model_cells(column, column) for column in given]
-    read = read_batches(csv, Wanted(cells, description.dtype, blanks=blanks), "predict")
+    read = read_batches(csv, Wanted(cells, description.dtype, blanks=blanks), title)
     features, empty = Features(description, given), '""' if csv.format.separator == " " else ""
     with closing(read) as batches, csv.content() as stream:
         text = texts(csv, stream)
@@ -148,7 +153,7 @@ def _write(
         line, _ = next(islice(csv.data_rows(), index, None))
         where = f"{csv.path}: line {line}"
         raise TableError(f"{where}: found features whose prediction is {found}, allowed: a finite {found.dtype}")
-    return Predicted(count, blank, blank - features.blank, features.bad(), features.unseen(), features.lacking)
+    return Predicted(count, blank, blank - features.blank, features.bad(), features.unseen(), features.lacking(count))
 
 
 class _Encoded:

@@ -32,9 +32,11 @@ SUFFIX = ".parquet"
 
 
 def predict_parquet(
-    model: nn.Module, description: ModelDescription, source: ParquetFile, target: Path, column: str, blanks: bool
+    model: nn.Module, description: ModelDescription, source: ParquetFile, target: Path, column: str, blanks: bool, title: str
 ) -> Predicted:
     """Write the rows of `source` with the predictions in a `column` behind its own to `target`.
+
+    A bar with the title shows how far it is; without a title there is none.
 
     With `blanks`, that of a row with a cell that is refused, or whose prediction is not finite, is null.
 
@@ -55,7 +57,7 @@ def predict_parquet(
         where = f"{source.path}: column {one_line(column)!r}"
         raise TableError(f"{where}: found the name of the column to be written, allowed: another one by --column NAME")
     cells = [_cells(each, source) for each in given]
-    read = read_parquet(source, Wanted(cells, description.dtype, blanks=blanks), "predict")
+    read = read_parquet(source, Wanted(cells, description.dtype, blanks=blanks), title)
     features = Features(description, given)
     field = pa.field(column, pa.from_numpy_dtype(description.dtype))
     # Compared with what it was before the file gets its name.
@@ -63,11 +65,12 @@ def predict_parquet(
         ahead = read_ahead(predictions(model, features.of(batches)))
         with closing(ahead) as pieces, pyarrow.parquet.ParquetWriter(file, source.schema.append(field)) as writer:
             predicted = _Pieces(pieces, source, blanks)
-            for batch in source.batches():
+            for batch in filter(len, source.batches()):
                 writer.write_batch(batch.append_column(field, _as_arrow(predicted.take(batch.num_rows))))
             predicted.finish()
     not_finite = predicted.blank - features.blank
-    return Predicted(predicted.count, predicted.blank, not_finite, features.bad(), features.unseen(), features.lacking)
+    lacking = features.lacking(predicted.count)
+    return Predicted(predicted.count, predicted.blank, not_finite, features.bad(), features.unseen(), lacking)
 
 
 class _Pieces:

@@ -99,6 +99,18 @@ def lacks_memory(error: MemoryError | RuntimeError) -> bool:
     )
 
 
+def lines_of(error: Exception) -> list[str]:
+    """Return the lines that tell an error which a user can cause; raises it where it is another."""
+    if isinstance(error, TruefitError):
+        return list(map(str, error.args))
+    if isinstance(error, OSError):
+        return [f"{error.filename}: {error.strerror or 'failed'}" if error.filename else str(error)]
+    if not (isinstance(error, MemoryError | RuntimeError) and lacks_memory(error)):
+        raise error
+    found = str(error).partition("\n")[0].rpartition("err == 0. ")[2]  # torch begins with a line of its source
+    return [f"not enough memory: {found or 'found none left'}; try {LESS}"]
+
+
 def run(main: Callable[[], None]) -> int:
     """Run a stage's `main` and return its exit status: 0, or another after printing what was wrong to stderr.
 
@@ -114,19 +126,10 @@ def run(main: Callable[[], None]) -> int:
     lines, status = [""], 0
     try:
         main()
-    except TruefitError as error:
-        lines, status = list(map(str, error.args)), error.status
     except KeyboardInterrupt:
         lines, status = ["stopped by SIGINT"], 128 + signal.SIGINT
-    except OSError as error:
-        lines = [f"{error.filename}: {error.strerror or 'failed'}" if error.filename else str(error)]
-        status = TruefitError.status
-    except (MemoryError, RuntimeError) as error:
-        if not lacks_memory(error):
-            raise
-        found = str(error).partition("\n")[0].rpartition("err == 0. ")[2]  # torch begins with a line of its source
-        lines = [f"not enough memory: {found or 'found none left'}; try {LESS}"]
-        status = TruefitError.status
+    except (TruefitError, OSError, MemoryError, RuntimeError) as error:
+        lines, status = lines_of(error), error.status if isinstance(error, TruefitError) else TruefitError.status
     if status:
         first, *others = (" ".join(line.splitlines()) for line in lines)
         say(f"error: {first}", *others, error=True)

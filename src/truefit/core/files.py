@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and their digests.
+"""Files, and folders of them, that are either whole or absent, and digests.
 
 A reader meets the old file or the new one and never a part of either. The temporary name is the same for each writer of a
 file, and locked: a second writer is refused, and what a killed one left is replaced by the next. What is no regular file,
@@ -10,11 +10,14 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from truefit.core.signals import Deferred
 
 _KINDS = {stat.S_IFLNK: "a symbolic link", stat.S_IFIFO: "a named pipe"}
 
@@ -39,6 +42,36 @@ def atomic_path(path: Path) -> Iterator[Path]:
             finally:
                 if _is_at(temporary, lock):
                     temporary.unlink()
+        _sync(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder, which takes the name `path` when the block ends well, and is removed when it raises.
+
+    A folder that is at `path` by then is removed with all that is in it. Raises OSError, naming `path`, also where another
+    writer has begun with it.
+    """
+    work = path.with_name(f".{path.name}.tmp")
+    new, former = work / "new", work / "former"
+    if work.is_symlink():
+        raise FileExistsError(errno.EEXIST, f"found {_KINDS[stat.S_IFLNK]}, allowed: a folder", str(work))
+    with naming(path, work):
+        work.mkdir(parents=True, exist_ok=True)
+        with _create_locked(work / "lock", path):
+            try:
+                for left in (new, former):  # by a writer that was killed
+                    shutil.rmtree(left, ignore_errors=True)
+                new.mkdir()
+                yield new
+                _sync(new)
+                with Deferred():
+                    if path.exists():
+                        path.rename(former)
+                    new.rename(path)
+            finally:
+                with Deferred():
+                    shutil.rmtree(work)
         _sync(path.parent)
 
 

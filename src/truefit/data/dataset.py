@@ -1,6 +1,6 @@
 """A split of the prepared table as a `torch.utils.data.Dataset`.
 
-All rows come from one version of the file. A pickled dataset, for a worker process, holds its place on the disk and no rows.
+All rows come from one version of each file. A pickled dataset, for a worker process, holds its place on the disk and no rows.
 
 Where the rows have weights, a target has two columns: the target itself, and the weight over the training rows' mean weight.
 So training rows weigh as much as there are of them.
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from truefit.data.table import Split, SplitFile, Table, read_table
+from truefit.data.parts import open_split
+from truefit.data.table import Split, Table, read_table
 
 Values = TypeVar("Values", Tensor, NDArray[Any])
 
@@ -35,15 +36,25 @@ class TableDataset(Dataset[tuple[Tensor, Tensor]]):
         self._open()
 
     def _open(self) -> None:
-        self._file = SplitFile(self.folder, self.split, self.table)
+        self._file = open_split(self.folder, self.split, self.table)
         self._features = len(self.table.features)
-        # Of a table of numbers without weights a row is a view of the file, which nothing has read yet.
+        # Of a table of numbers without weights a row is a view of a whole file, which nothing has read yet.
         is_plain = self.table.encoding.is_identity and self.table.weight is None
-        self._views = features_and_target(torch.from_numpy(self._file.rows)) if is_plain else None
+        rows = self._file.rows
+        self._views = features_and_target(torch.from_numpy(rows)) if is_plain and isinstance(rows, np.ndarray) else None
 
-    def verify(self) -> None:
-        """Read the whole file; raises TableError when it is not, bit by bit, what was prepared."""
-        self._file.verify()
+    @property
+    def files(self) -> int:
+        """The number of files in which the rows lie."""
+        return len(self.table.parts(self.split))
+
+    def verify(self, share: int = 0, of: int = 1) -> None:
+        """Read whole files; raises TableError when one is not, bit by bit, what was prepared.
+
+        Of several processes, each reads those whose numbers are its `share` modulo their number `of`.
+        """
+        for number in range(share, self.files, of):
+            self._file.part(number).verify()
 
     def __len__(self) -> int:
         return self.table.rows[self.split]
@@ -109,10 +120,15 @@ def total_weight(target: Tensor) -> float:
     return len(target) if target.shape[1] == 1 else float(target[:, 1].double().sum())
 
 
-def open_verified(folder: Path, *splits: Split) -> list[TableDataset]:
-    """Return splits of one and the same table; raises TableError when one is not, bit by bit, what was prepared."""
+def open_verified(folder: Path, *splits: Split, share: int = 0, of: int = 1) -> list[TableDataset]:
+    """Return splits of one and the same table; raises TableError when one is not, bit by bit, what was prepared.
+
+    Of several processes, each verifies those of all files whose numbers are its `share` modulo their number `of`.
+    """
     table = read_table(folder)
     datasets = [TableDataset(folder, split, table) for split in splits]
+    before = 0
     for dataset in datasets:
-        dataset.verify()
+        dataset.verify((share - before) % of, of)
+        before += dataset.files
     return datasets

@@ -1,12 +1,12 @@
 """The prepared table on disk: an array [rows, S + 1] a split, with the target as the last column, and table.json about them.
 
-Where the rows have weights, these are one more column, behind the target: [rows, S + 2].
+Where the rows have weights, these are one more column, behind the target: [rows, S + 2]. An array that is too large for one
+file lies in several.
 
 Arrays are memory maps of the shape, type and size that table.json gives; a file that changes afterwards is noticed.
 """
 
 import hashlib
-import io
 import math
 import mmap
 import os
@@ -14,7 +14,7 @@ import sys
 import weakref
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Self
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from truefit.core.errors import TableError
-from truefit.core.files import naming
 from truefit.data.columns import AnyColumn
 from truefit.data.columns.encoding import Encoding
 
@@ -32,6 +31,9 @@ _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 SPLITS = ("train", "validation", "test")
 # Up to here float64 holds every integer. Beyond, it does not tell 2^53 from 2^53 + 1.
 EXACT = 2**53
+# Of the rows in a file. A larger file would be slow to move, as a remote begins anew with one that breaks off, and to verify,
+# since a digest is one core's work: a minute for so much. Some remotes take 100 GB for a file, few take more than 5 TB.
+PART_BYTES = 1 << 35
 
 Split = Literal["train", "validation", "test"]
 Dtype = Literal["float32", "float64"]
@@ -52,9 +54,18 @@ class Weight(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=
     mean: Annotated[float, Field(gt=0)]
 
 
+class Part(NamedTuple):
+    """A file of a split: its name, the number of its rows and its digest."""
+
+    name: str
+    rows: int
+    sha256: str
+
+
 class Table(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=False):
     """What table.json says: of each of the CSV's columns that is a feature, of the target, of weights, and of the arrays.
 
+    `sha256` has an array's digest, or those of its parts, all of the same number of rows but the last, which may have less.
     `mean` and `std` (population) are the training rows', weighted where these have weights: a number for each feature and the
     target.
     """
@@ -67,12 +78,17 @@ class Table(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=F
     rows: dict[Split, Annotated[int, Field(ge=1)]]
     mean: list[float]
     std: list[Annotated[float, Field(ge=0)]]
-    sha256: dict[Split, str]
+    sha256: dict[Split, str | list[str]]
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
         if not (set(self.rows) == set(self.sha256) == set(SPLITS)):
             raise PydanticCustomError("incomplete", "rows and sha256 must have train, validation and test")
+        parted = [split for split, given in self.sha256.items() if isinstance(given, list)]
+        if any(len(self.sha256[split]) < 2 or self.parts(split)[-1].rows < 1 for split in parted):
+            raise PydanticCustomError(
+                "incomplete", "sha256 must have a split's digest, or those of its parts, each with a row"
+            )
         if not (len(self.mean) == len(self.std) == len(self.names)):
             raise PydanticCustomError("incomplete", "mean and std must have a number for each feature and the target")
         if len(set(self.names)) < len(self.names):
@@ -99,6 +115,13 @@ class Table(BaseModel, frozen=True, extra="forbid", strict=True, allow_inf_nan=F
         """The numbers that an array has for a row."""
         return self.encoding.width + 1 + (self.weight is not None)
 
+    def parts(self, split: Split) -> list[Part]:
+        """Return the files of a split, in the order of their rows."""
+        given = self.sha256[split]
+        digests = [given] if isinstance(given, str) else given
+        files = divided(split, self.rows[split], len(digests))
+        return [Part(*file, digest) for file, digest in zip(files, digests, strict=True)]
+
     @property
     def digest(self) -> str:
         """The SHA-256 of the description, and so of the arrays, whose digests it holds."""
@@ -111,22 +134,39 @@ def read_table(folder: Path) -> Table:
     try:
         return Table.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise TableError(f"{path}: cannot be read: {error.strerror}; `dvc repro prepare` writes it") from None
+        raise unreadable(path, error) from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
         raise TableError(f"{path}: {place}{first['msg']}; `dvc repro --force prepare` writes it anew") from None
 
 
+def divided(split: Split, rows: int, parts: int) -> list[tuple[str, int]]:
+    """Return the names of a split's files and the numbers of their rows.
+
+    >>> divided("train", 10, 1), divided("train", 10, 3)
+    ([('train.npy', 10)], [('train-00000.npy', 4), ('train-00001.npy', 4), ('train-00002.npy', 2)])
+    """
+    if parts == 1:
+        return [(f"{split}.npy", rows)]
+    each = -(-rows // parts)
+    return [(f"{split}-{number:05d}.npy", min(each, rows - number * each)) for number in range(parts)]
+
+
+def unreadable(path: Path, error: OSError) -> TableError:
+    """Return the error for a file of a table that cannot be read."""
+    return TableError(f"{path}: cannot be read: {error.strerror}; `dvc repro prepare` writes it")
+
+
 class SplitFile:
-    """A split's file, held open: `rows` [N, stored] is a memory map, and writing to it changes private pages, never the file.
+    """A file of a split, held open: `rows` [N, stored] is a memory map; writing to it changes private pages, never the file.
 
     Raises TableError when the file is missing or is not the array that `table` describes.
     """
 
-    def __init__(self, folder: Path, split: Split, table: Table) -> None:
-        self.path = folder / f"{split}.npy"
-        self._sha256 = table.sha256[split]
+    def __init__(self, folder: Path, split: Split, table: Table, number: int = 0) -> None:
+        name, rows, self._sha256 = table.parts(split)[number]
+        self.path = folder / name
         try:
             self._file = self.path.open("rb", buffering=0)  # a buffer could be older than the file
             # The file is closed with the object, wherever that ends.
@@ -137,10 +177,10 @@ class SplitFile:
             np.lib.format.read_magic(self._file)
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(self._file)
         except OSError as error:
-            raise TableError(f"{self.path}: cannot be read: {error.strerror}; `dvc repro prepare` writes it") from None
+            raise unreadable(self.path, error) from None
         except (ValueError, EOFError) as error:
             raise TableError(f"{self.path}: not a whole .npy file: {error}") from None
-        found, allowed = (str(dtype), shape), (table.dtype, (table.rows[split], table.stored))
+        found, allowed = (str(dtype), shape), (table.dtype, (rows, table.stored))
         if found != allowed:
             self._refuse(f"found {found[0]} {found[1]}, allowed: {allowed[0]} {allowed[1]}")
         offset, found_size = self._file.tell(), self.version[0]
@@ -149,6 +189,11 @@ class SplitFile:
             self._refuse(f"found {found_size} bytes, allowed: {size}")
         content = mmap.mmap(self._descriptor, size, mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE)
         self.rows: NDArray[Any] = np.ndarray(shape, dtype, content, offset, order="F" if fortran else "C")
+
+    def part(self, number: int) -> Self:
+        """Return the file itself, which has all of the split's rows."""
+        assert number == 0
+        return self
 
     def verify(self) -> None:
         """Read the whole file; raises TableError for another digest than table.json's."""
@@ -166,37 +211,3 @@ class SplitFile:
 
     def _refuse(self, reason: str) -> NoReturn:
         raise TableError(f"{self.path}: {reason}, as {TABLE_JSON} says; `dvc repro --force prepare` writes it anew")
-
-
-class ArrayWriter:
-    """Writes an array [rows, columns] to a .npy file chunk by chunk."""
-
-    def __init__(self, path: Path, rows: int, columns: int, dtype: Dtype) -> None:
-        header = io.BytesIO()
-        described = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (rows, columns)}
-        np.lib.format.write_array_header_1_0(header, described)
-        self._digest = hashlib.sha256()
-        self._path = path
-        self._file = path.open("wb")
-        self._write(header.getvalue())
-
-    def write(self, chunk: NDArray[Any]) -> None:
-        """Append rows [C, columns] of the array's own dtype."""
-        self._write(np.ascontiguousarray(chunk).reshape(-1).data)
-
-    @property
-    def sha256(self) -> str:
-        """The digest of what has been written."""
-        return self._digest.hexdigest()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with naming(self._path):
-            self._file.close()
-
-    def _write(self, content: bytes | memoryview) -> None:
-        with naming(self._path):
-            self._file.write(content)
-        self._digest.update(content)

@@ -43,9 +43,12 @@ def read_batches(source: CsvFile, wanted: Wanted, title: str) -> Batches:
 def first_that_reads(
     readers: Sequence[Callable[[Source, Wanted, OnRead], Iterator[Batch]]], source: Source, wanted: Wanted, title: str
 ) -> Batches:
-    """Give all rows by the first of the readers that does not raise pa.ArrowInvalid; each of them gives the same rows."""
+    """Give all rows by the first of the readers that does not raise pa.ArrowInvalid; each of them gives the same rows.
+
+    A bar with the title shows how far it is; without a title there is none.
+    """
     given = 0
-    with tqdm(total=source.size, desc=title, unit="B", unit_scale=True, disable=None) as bar:
+    with tqdm(total=source.size, desc=title, unit="B", unit_scale=True, disable=None if title else True) as bar:
         for reader in readers:
             bar.reset()
             read = 0  # rows, from the beginning

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from truefit.core.config import Settings
 from truefit.core.errors import TableError
-from truefit.core.files import atomic_path
 from truefit.data.columns.base import Array, Column
 from truefit.data.columns.encoding import Encoding
 from truefit.data.moments import Moments
-from truefit.data.table import SPLITS, ArrayWriter, Dtype, Split, Weight
+from truefit.data.table import SPLITS, Dtype, Split, Weight
+from truefit.data.writing import split_writer
 from truefit.ingest.cells import Batch, Cells, cells_of
 from truefit.ingest.csv_check import require_kept, varying_column
 from truefit.ingest.split import Splitter
@@ -155,15 +155,16 @@ def write_splits(
     columns: list[Column],
     sizes: dict[Split, int],
     weights: WeightSums | None,
-) -> tuple[Moments, dict[Split, str], Weight | None]:
+) -> tuple[Moments, dict[Split, str | list[str]], Weight | None]:
     """Write each split's array; return the moments of the training rows' features and target, the digests, and the weight."""
     encoding = Encoding(columns)
     names = len(encoding.names)
     moments, width = Moments(names + 1), staged.places[-1]
     most = max(1, MOMENT_BYTES // ((names + 1) * np.dtype(staged.dtype).itemsize))
     with ExitStack() as stack:
-        paths = {name: stack.enter_context(atomic_path(folder / f"{name}.npy")) for name in sizes}
-        writers = {name: stack.enter_context(ArrayWriter(paths[name], sizes[name], width, staged.dtype)) for name in sizes}
+        writers = {
+            name: stack.enter_context(split_writer(folder, name, rows, width, staged.dtype)) for name, rows in sizes.items()
+        }
         for values, codes in staged.chunks(splitter):
             # Sorted by their splits, whose rows stay in order: one gather takes less time than a mask for each.
             ordered = values.take(np.argsort(codes, kind="stable"), axis=0)

@@ -1,5 +1,6 @@
 """Addresses by which the hosts of a training meet: as text, as a socket that listens at one and no other, as an interface."""
 
+import os
 import socket
 import time
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ def listener(address: Address) -> socket.socket:
         family, _, _, _, where = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
         return socket.create_server((str(where[0]), address.port), family=family)
     except OSError as error:
-        allowed = f"an address of this machine and a free port ({error.strerror})"
+        fault = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        allowed = f"an address of this machine and a free port ({fault})"
         raise TruefitError(f"params.yaml: launch.rendezvous: found {address}, allowed: {allowed}") from None
 
 

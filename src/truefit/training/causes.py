@@ -2,7 +2,7 @@
 
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from enum import IntEnum
 from typing import Any, Self
 
@@ -12,7 +12,6 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from truefit.core.text import one_line
 from truefit.training.launch import LOST
 
-HUNG_SECONDS = 25  # torch's launcher kills what has not ended 30 s after another rank failed
 LONGEST = 500  # characters of a rank's own text
 
 
@@ -20,7 +19,7 @@ class Weight(IntEnum):
     """How near a reason is to the root: the highest of several is told."""
 
     LOST = 0  # another rank, or the link to it, went away
-    ENDED = 1  # by SIGTERM, or since it did not end by itself
+    ENDED = 1  # as it was asked to, or by the launcher, since it did not end with the others
     STATUS = 2
     ERROR = 3  # with a text of its own
     KILLED = 4
@@ -39,37 +38,40 @@ class Cause(BaseModel, frozen=True, strict=True, extra="forbid"):
 
     def line(self, hosts: int) -> str:
         """Return it as the line of an error."""
-        where = f" on {self.host}" if hosts > 1 else ""
-        return f"rank {self.rank}{where} {self.how}"
+        return f"rank {self.rank}{f' on {self.host}' if hosts > 1 else ''}{self.how}"
 
     @classmethod
-    def of(cls, failures: Mapping[int, ProcessFailure], host: str) -> Self:
-        """Return the root of the ranks' failures, which are in the order of their discovery."""
-        first = min(failure.timestamp for failure in failures.values())
-        causes = [cls._of_rank(rank, failure, host, first) for rank, failure in failures.items()]
-        return max(causes, key=lambda cause: cause.weight)
+    def of(cls, failures: Mapping[int, ProcessFailure], host: str, killed: Container[int]) -> Self:
+        """Return the root of the failures, by rank; the launcher has `killed` some, which did not end with the others."""
+        causes = [cls._of_rank(rank, failure, host, rank in killed) for rank, failure in failures.items()]
+        return max(causes, key=cls.depth)
+
+    def depth(self) -> tuple[Weight, bool]:
+        """Return what the root has most of: what rank 0 has told comes before what others say of it."""
+        return self.weight, self.told
 
     @classmethod
-    def _of_rank(cls, rank: int, failure: ProcessFailure, host: str, first: int) -> Self:
+    def _of_rank(cls, rank: int, failure: ProcessFailure, host: str, killed: bool) -> Self:
         status, text = failure.exitcode, _text(failure.error_file_data)
+        if killed:
+            return cls(rank=rank, host=host, how=" did not end with the others, and was killed", weight=Weight.ENDED)
         if status == LOST:
-            return cls(rank=rank, host=host, how=text or "lost another process", weight=Weight.LOST)
+            return cls(rank=rank, host=host, how=f": {text or 'lost another process'}", weight=Weight.LOST)
         if status < 0:
-            name = _signal_name(-status)
-            if failure.timestamp - first >= HUNG_SECONDS:
-                return cls(rank=rank, host=host, how="did not end with the others, and was killed", weight=Weight.ENDED)
-            weight = Weight.ENDED if status == -signal.SIGTERM else Weight.KILLED
             hint = " (is the memory enough?)" if status == -signal.SIGKILL else ""
-            return cls(rank=rank, host=host, how=f"was killed by {name}{hint}", weight=weight)
+            stopped = rank == 0 and -status in (signal.SIGINT, signal.SIGTERM)  # before it could take a signal to stop
+            weight = Weight.ENDED if stopped else Weight.KILLED
+            how = f" was killed by {_signal_name(-status)}{hint}"
+            return cls(rank=rank, host=host, how=how, weight=weight, final=stopped)
         if rank == 0 and status > 128:
-            how = f"was stopped by {_signal_name(status - 128)}"
-            return cls(rank=rank, host=host, how=how, weight=Weight.ENDED, status=status, told=True, final=True)
+            how = f" was stopped by {_signal_name(status - 128)}"
+            return cls(rank=rank, host=host, how=how, weight=Weight.ERROR, status=status, told=True, final=True)
         if rank == 0 and status == 2:
-            how = "ended with an error, which it has told there"
+            how = " ended with an error, which it has told there"
             return cls(rank=rank, host=host, how=how, weight=Weight.ERROR, told=True, final=True)
         if text:
-            return cls(rank=rank, host=host, how=f"failed: {text}", weight=Weight.ERROR, final=status == 2)
-        return cls(rank=rank, host=host, how=f"ended with status {status}", weight=Weight.STATUS)
+            return cls(rank=rank, host=host, how=f": {text}", weight=Weight.ERROR, final=status == 2)
+        return cls(rank=rank, host=host, how=f" ended with status {status}", weight=Weight.STATUS)
 
 
 def _text(error_file: Mapping[str, Any]) -> str:

@@ -52,9 +52,19 @@ class Group:
         return self.rank == 0
 
     @property
+    def local_size(self) -> int:
+        """The number of this machine's processes, or of those that its launcher started."""
+        return 1 if self.size == 1 else int(os.environ["LOCAL_WORLD_SIZE"])
+
+    @property
+    def local_rank(self) -> int:
+        """The place of this process among them."""
+        return 0 if self.size == 1 else int(os.environ["LOCAL_RANK"])
+
+    @property
     def host_count(self) -> int:
         """The number of machines, or of launchers, of which each started as many processes."""
-        return 1 if self.size == 1 else self.size // int(os.environ["LOCAL_WORLD_SIZE"])
+        return self.size // self.local_size
 
     def cut(self, shards: int) -> Cut:
         """Return which of so many shards of a batch are this process's; raises GroupError where they cannot be shared out."""

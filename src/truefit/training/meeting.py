@@ -42,6 +42,7 @@ class Meeting(RendezvousHandler):
         self.round = 0
         self.heard = time.monotonic()
         self.met = self.again = False
+        self._silent = 0
         if joins is None:
             self._listen(settings.address or LOOPBACK)
 
@@ -156,8 +157,7 @@ class Meeting(RendezvousHandler):
         if self.again:
             self.round += 1
         else:  # the store goes with this process
-            others = range(1, self._settings.hosts)
-            readers = sum(cause is None or self._has(f"{self.round}/cause/{host}") for host in others)
+            readers = self._settings.hosts - 1 - self._silent
             self._until(lambda: self._store.add("read", 0) >= readers, SETTLING_SECONDS)
         return cause
 
@@ -168,7 +168,8 @@ class Meeting(RendezvousHandler):
             self._until(lambda: all(map(self._has, keys)), SETTLING_SECONDS)
         causes = [own, *(_parse_cause(self._get(key)) for key in keys if self._has(key))]
         silent = [self._name(host) for host, key in zip(others, keys, strict=True) if not self._has(key)]
-        root = max(causes, key=lambda cause: cause.weight)
+        root = max(causes, key=Cause.depth)
+        self._silent = len(silent) if own.weight <= Weight.ENDED else 0  # others were not waited for
         if root.weight is Weight.LOST and silent:
             how = f"{root.how}; no word from {', '.join(silent)}, which is gone, or the link to it"
             return root.model_copy(update={"how": how})

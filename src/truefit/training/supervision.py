@@ -7,21 +7,15 @@ import tempfile
 import threading
 import time
 from concurrent.futures import Future
-from contextlib import suppress
 from types import FrameType
-
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
-from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-from torch.distributed.elastic.rendezvous import RendezvousGracefulExitError
 
 from truefit.core.errors import StoppedError, TruefitError
 from truefit.core.signals import STOPPING
-from truefit.core.terminal import say
 from truefit.training.addresses import Address, interface_towards
-from truefit.training.causes import Cause, Weight
+from truefit.training.causes import Weight
 from truefit.training.launch import LAUNCHED, LaunchSettings
 from truefit.training.meeting import SETTLING_SECONDS, Meeting
+from truefit.training.ranks import Ranks, kill
 
 GREETING_SECONDS = 10.0  # for what listens at an address to show that it is the first host
 NO_TRAINING = "what listens there does not answer as the first host of a training does"
@@ -34,69 +28,6 @@ def start_ranks(command: list[str], settings: LaunchSettings, joins: Address | N
     TruefitError for any other end, and where hosts cannot meet. SIGINT, SIGTERM and SIGHUP are passed to rank 0.
     """
     return Supervisor(command, settings, joins).run()
-
-
-class Ranks(LocalElasticAgent):
-    """torch's launcher of this host's ranks, which settles with the other hosts after each round; `end` is its outcome."""
-
-    def __init__(self, command: list[str], settings: LaunchSettings, meeting: Meeting, folder: str) -> None:
-        spec = WorkerSpec(
-            role="rank",
-            local_world_size=settings.processes_here,
-            entrypoint=command[0],
-            args=tuple(command[1:]),
-            rdzv_handler=meeting,
-            max_restarts=settings.restarts + 1,  # one more than are made: `_restart_workers` decides after each round
-            monitor_interval=0.1,
-        )
-        super().__init__(spec, DefaultLogsSpecs(log_dir=folder))
-        self._meeting = meeting
-        self._restarts, self._hosts = settings.restarts, settings.hosts
-        self._cause: Cause | None = None
-        self.end: Cause | None = None
-        self.settling = False
-        self.stopping: int | None = None
-
-    def pids(self) -> dict[int, int]:
-        """Return the processes of this host's ranks, by rank, from when they have started."""
-        workers = self.get_worker_group().workers
-        return {worker.global_rank: worker.id for worker in workers if isinstance(worker.id, int)}
-
-    def send(self, number: int) -> None:
-        """Hand rank 0, which is to be here, a signal; from then on no rank starts again."""
-        self.stopping = number
-        with suppress(ProcessLookupError, KeyError):
-            os.kill(self.pids()[0], number)
-
-    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        number = self._meeting.asked_to_stop()
-        if number is not None and self.stopping is None:
-            self.send(number)
-        result: RunResult = super()._monitor_workers(worker_group)
-        if result.is_failed():
-            self._cause = Cause.of(result.failures, self._meeting.name)
-        return result
-
-    def _restart_workers(self, worker_group: WorkerGroup) -> None:
-        self._stop_workers(worker_group)
-        self._settle(self._cause)
-        if not self._meeting.again:
-            raise RendezvousGracefulExitError
-        self.settling = False
-        if self.end is not None and self._meeting.joins is None:
-            count = f"restart {self._meeting.round} of {self._restarts}"
-            say(f"warning: {self.end.line(self._hosts)}; going on from the last checkpoint, {count}", error=True)
-        super()._restart_workers(worker_group)
-
-    def _exit_barrier(self) -> None:
-        self._settle(None)
-
-    def _settle(self, cause: Cause | None) -> None:
-        self._meeting.heard = time.monotonic()
-        self.settling = True
-        may_restart = self.stopping is None and self._meeting.round < self._restarts
-        self.end = cause  # what there is to tell where the other hosts do not answer
-        self.end = self._meeting.settle(cause, may_restart)
 
 
 class Supervisor:
@@ -152,7 +83,8 @@ class Supervisor:
         """Set what the ranks find beside torchrun's variables."""
         os.environ[LAUNCHED] = str(os.getpid())
         os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"  # all hosts have the same number: no need to ask each other
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        # Its errors are exceptions too, which the ranks tell of.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
         # Otherwise gloo listens at the address of the host's name, where that has one.
         if interface := interface_towards(self._meeting.reached_at):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
@@ -207,7 +139,7 @@ class Supervisor:
             return 0
         if end is not None and end.told and self._joins is None:
             return end.status
-        if self._stopped is not None and (end is None or end.weight <= Weight.ENDED):
+        if self._stopped is not None and (end is None or end.weight <= Weight.ENDED or self._joins is not None):
             where = "before it could save" if self._joins is None else "on all hosts"
             raise StoppedError(self._stopped, f"{where}; {repro}")
         if end is None:
@@ -237,8 +169,7 @@ class Supervisor:
 
     def _kill(self) -> None:
         for pid in self._ranks.pids().values() if self._ranks else ():
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
+            kill(pid)
 
 
 def _ignored(number: int) -> bool:

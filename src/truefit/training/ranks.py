@@ -1,0 +1,124 @@
+"""The ranks of a host, started, watched and started again by torch's launcher."""
+
+import os
+import signal
+import time
+from contextlib import suppress
+
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.rendezvous import RendezvousGracefulExitError
+
+from truefit.core.terminal import say
+from truefit.training.causes import Cause, Weight
+from truefit.training.launch import LaunchSettings
+from truefit.training.meeting import Meeting
+
+ENDING_SECONDS = 3.0  # for a rank to end, after another one has; rank 0, which has records to write, gets launch.timeout
+
+
+class Ranks(LocalElasticAgent):
+    """torch's launcher of this host's ranks, which settles with the other hosts after each round; `end` is its outcome."""
+
+    def __init__(self, command: list[str], settings: LaunchSettings, meeting: Meeting, folder: str) -> None:
+        spec = WorkerSpec(
+            role="rank",
+            local_world_size=settings.processes_here,
+            entrypoint=command[0],
+            args=tuple(command[1:]),
+            rdzv_handler=meeting,
+            max_restarts=settings.restarts + 1,  # one more than are made: `_restart_workers` decides after each round
+            monitor_interval=0.1,
+        )
+        super().__init__(spec, DefaultLogsSpecs(log_dir=folder))
+        self._meeting = meeting
+        self._restarts, self._hosts, self._patience = settings.restarts, settings.hosts, settings.timeout
+        self._cause: Cause | None = None
+        self._killed = set[int]()
+        self.end: Cause | None = None
+        self.settling = False
+        self.stopping: int | None = None
+        self._asked: int | None = None
+
+    def pids(self) -> dict[int, int]:
+        """Return the processes of this host's ranks, by rank, from when they have started."""
+        workers = self.get_worker_group().workers
+        return {worker.global_rank: worker.id for worker in workers if isinstance(worker.id, int)}
+
+    def send(self, number: int) -> None:
+        """Hand rank 0, which is to be here, a signal; from then on no rank starts again."""
+        self.stopping, self._asked = number, self.pids().get(0)
+        with suppress(ProcessLookupError):
+            if self._asked is not None:
+                os.kill(self._asked, number)
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        number = self._meeting.asked_to_stop()
+        if number is not None and self.stopping is None:
+            self.send(number)
+        if self.stopping is not None and self._asked != self.pids().get(0):  # which has just been started again
+            self.send(self.stopping)
+        if any(_failed(pid) for pid in self.pids().values()):
+            self._let_end()
+        result: RunResult = super()._monitor_workers(worker_group)
+        if result.is_failed():
+            self._cause = Cause.of(result.failures, self._meeting.name, self._killed)
+        return result
+
+    def _let_end(self) -> None:
+        """Wait until all ranks have ended, and kill those that do not; torch's launcher would wait longer, and stop rank 0."""
+        began = time.monotonic()
+        self._killed = set()
+        while alive := {rank: pid for rank, pid in self.pids().items() if not _ended(pid)}:
+            waited = time.monotonic() - began
+            for rank, pid in alive.items():
+                if waited > (self._patience if rank == 0 else ENDING_SECONDS):
+                    self._killed.add(rank)
+                    kill(pid)
+            time.sleep(0.05)
+
+    def _restart_workers(self, worker_group: WorkerGroup) -> None:
+        self._stop_workers(worker_group)
+        self._settle(self._cause)
+        if not self._meeting.again:
+            raise RendezvousGracefulExitError
+        self.settling = False
+        if self.end is not None and self._meeting.joins is None:
+            count = f"restart {self._meeting.round} of {self._restarts}"
+            say(f"warning: {self.end.line(self._hosts)}; going on from the last checkpoint, {count}", error=True)
+        super()._restart_workers(worker_group)
+
+    def _exit_barrier(self) -> None:
+        self._settle(None)
+
+    def _settle(self, cause: Cause | None) -> None:
+        self._meeting.heard = time.monotonic()
+        self.settling = True
+        may_restart = self.stopping is None and self._meeting.round < self._restarts
+        self.end = cause  # what there is to tell where the other hosts do not answer
+        self.end = self._meeting.settle(cause, may_restart)
+        if self.end is not None and self.end.told and cause is not None and cause.weight is Weight.ERROR:
+            self.end = cause  # rank 0 has told it to the other ranks, one of which has a text here
+
+
+def _ended(pid: int) -> bool:
+    """Say whether the child process has ended, and leave its status to torch's launcher."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:  # which has taken it already
+        return True
+
+
+def _failed(pid: int) -> bool:
+    try:
+        found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return found is not None and (found.si_code != os.CLD_EXITED or found.si_status != 0)
+
+
+def kill(pid: int) -> None:
+    """Kill a rank and its own children, all of one session."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)

@@ -1,0 +1,126 @@
+"""Ranks of two hosts, here both on loopback: how these meet, part, and tell each other why."""
+
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers_launch import Host, is_running, wait_until
+
+GO_ON = "`dvc repro` goes on from the last checkpoint"
+THERE = "`dvc repro` on the first host goes on from the last checkpoint"
+KILLED = "was killed by SIGKILL (is the memory enough?)"
+PORT = 29500
+
+
+@pytest.fixture
+def launch() -> dict[str, Any]:
+    """Two hosts of one rank each, on loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    return {"processes": 2, "hosts": 2, "rendezvous": f"127.0.0.1:{port}", "timeout": 20.0}
+
+
+def joined(folder: Path, launch: dict[str, Any], seconds: float = 60) -> tuple[Host, Host]:
+    return Host(folder, launch, seconds=seconds), Host(folder, launch, launch["rendezvous"], seconds)
+
+
+@long
+def test_a_host_that_joins_early_waits_and_ends_with_the_training(tmp_path: Path, launch: dict[str, Any]) -> None:
+    address = launch["rendezvous"]
+    second = Host(tmp_path, launch, address, seconds=0)
+    assert second.process.stderr is not None
+    waits = second.process.stderr.readline()
+    first = Host(tmp_path, launch, seconds=0)
+    assert first.end() == (0, [f"waiting for 1 more host: truefit join {address} there"])
+    assert second.end() == (0, [])
+    assert waits == f"waiting for a training that listens at {address}; for now: Connection refused\n"
+
+
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=long)])
+def test_both_hosts_name_the_rank_that_was_killed(tmp_path: Path, launch: dict[str, Any], rank: int) -> None:
+    first, second = joined(tmp_path, launch)
+    ranks = first.wait_for_ranks()
+    os.kill(ranks[rank], signal.SIGKILL)
+    line = f"error: rank {rank} on {socket.gethostname()} {KILLED}"
+    status, lines = first.end()
+    assert (status, lines[1:]) == (2, [f"{line}; {GO_ON}"])
+    status, lines = second.end()
+    assert (status, lines[-1]) == (2, f"{line}; {THERE}")
+    assert not any(map(is_running, ranks.values()))
+
+
+@long
+def test_ranks_of_both_hosts_start_again(tmp_path: Path, launch: dict[str, Any]) -> None:
+    first, second = joined(tmp_path, launch | {"restarts": 1}, seconds=3)
+    os.kill(first.wait_for_ranks()[1], signal.SIGKILL)
+    first.wait_for_ranks(attempt=1)
+    warning = f"warning: rank 1 on {socket.gethostname()} {KILLED}; going on from the last checkpoint, restart 1 of 1"
+    status, lines = first.end()
+    assert (status, lines[1:]) == (0, [warning])
+    assert second.end()[0] == 0
+
+
+def test_a_signal_to_the_host_that_joined_stops_the_training_after_a_checkpoint(
+    tmp_path: Path, launch: dict[str, Any]
+) -> None:
+    first, second = joined(tmp_path, launch)
+    first.wait_for_ranks()
+    second.process.send_signal(signal.SIGINT)
+    status, lines = first.end()
+    assert (status, lines[1:]) == (143, ["error: stopped by SIGTERM and saved"])
+    status, lines = second.end()
+    assert (status, lines[-1]) == (130, f"error: stopped by SIGINT on all hosts; {THERE}")
+
+
+@long
+def test_a_host_whose_parent_is_killed_ends_the_training_of_both(tmp_path: Path, launch: dict[str, Any]) -> None:
+    first, second = joined(tmp_path, launch)
+    ranks = first.wait_for_ranks()
+    second.process.kill()
+    second.process.communicate()
+    status, lines = first.end()
+    assert status == 2
+    assert lines[-1].startswith(f"error: rank 0 on {socket.gethostname()}: ")
+    assert lines[-1].endswith(f"; no word from {socket.gethostname()}, which is gone, or the link to it; {GO_ON}")
+    wait_until(lambda: not any(map(is_running, ranks.values())))
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"processes": 4}, "params.yaml: launch.processes: found 4, allowed: 2, as on the first host"),
+        pytest.param(
+            *({"timeout": 30.0}, "params.yaml: launch.timeout: found 30.0, allowed: 20.0, as on the first host"), marks=long
+        ),
+    ],
+)
+def test_a_host_with_other_settings_is_refused_while_the_first_waits_on(
+    tmp_path: Path, launch: dict[str, Any], change: dict[str, Any], line: str
+) -> None:
+    first = Host(tmp_path, launch, seconds=0)
+    other = Host(tmp_path / "other", launch | change, launch["rendezvous"])
+    status, lines = other.end()
+    assert (status, lines[-1]) == (2, f"error: {line}")
+    second = Host(tmp_path, launch, launch["rendezvous"], seconds=0)
+    assert (first.end()[0], second.end()[0]) == (0, 0)
+
+
+def test_ctrl_c_ends_the_wait_for_other_hosts(tmp_path: Path, launch: dict[str, Any]) -> None:
+    first = Host(tmp_path, launch)
+    assert first.process.stderr is not None
+    first.process.stderr.readline()
+    first.process.send_signal(signal.SIGINT)
+    assert first.end() == (130, ["error: stopped by SIGINT while it waited for other hosts"])
+
+
+def test_an_address_that_is_none_of_this_machine_or_taken_is_refused(tmp_path: Path, launch: dict[str, Any]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        status, lines = Host(tmp_path, launch | {"rendezvous": address}).end()
+    said = "error: params.yaml: launch.rendezvous: found {}, allowed: an address of this machine and a free port ({})"
+    assert (status, lines) == (2, [said.format(address, "Address already in use")])
+    status, lines = Host(tmp_path, launch | {"rendezvous": f"192.0.2.77:{PORT}"}).end()
+    assert (status, lines) == (2, [said.format(f"192.0.2.77:{PORT}", "Cannot assign requested address")])
