@@ -116,7 +116,7 @@ def test_a_host_reads_its_share_of_the_pages_at_least_and_all_of_them_alone() ->
 
 
 def test_epochs_of_a_simulation_take_as_long_as_the_rows_where_all_else_is_free() -> None:
-    nothing = dict.fromkeys(("shard", "step", "order", "read", "add", "latency", "inner_latency"), 0.0)
+    nothing = dict.fromkeys(("shard", "step", "order", "read", "add", "call", "latency", "inner_latency"), 0.0)
     free = replace(Costs(row=1e-6, network=1e30, inner=1e30, disk=1e30), **nothing)
     rows = 8 * 10**6
     for hosts in (1, 4):
