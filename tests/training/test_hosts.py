@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from helpers_launch import Host, is_running, wait_until
+from helpers_torture import long
 
 GO_ON = "`dvc repro` goes on from the last checkpoint"
 THERE = "`dvc repro` on the first host goes on from the last checkpoint"

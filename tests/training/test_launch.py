@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from helpers_launch import Host, is_running, wait_until
+from helpers_torture import long
 from pydantic import ValidationError
 
 from truefit.training.launch import LaunchSettings

@@ -10,13 +10,15 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import NoReturn, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -33,6 +35,8 @@ from truefit.training.launch import LAUNCHED, end_with_parent
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where torch's launcher looks for it
 _END = "end"  # the key under which a process that ends the training says why, and the first that it has ended well
 _POLL_SECONDS = 1.0
+_LAST_WORD_SECONDS = 3.0  # for the reason of a connection that is lost already
+T = TypeVar("T")
 
 
 class Group:
@@ -42,8 +46,8 @@ class Group:
     their errors.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, store: Store | None = None) -> None:
-        self.rank, self.size, self._store = rank, size, store
+    def __init__(self, rank: int = 0, size: int = 1, store: Store | None = None, timeout: float = 60.0) -> None:
+        self.rank, self.size, self._store, self._timeout = rank, size, store, timeout
         self.hosts = self.texts(socket.gethostname())
 
     @property
@@ -137,10 +141,10 @@ class Group:
             return
         assert self._store is not None
         with self._connected():
-            while not self._store.check([_END]):
+            while (reason := self._end_told(self._timeout)) is None:
                 time.sleep(_POLL_SECONDS)
-            if reason := self._store.get(_END).decode():
-                raise GroupError(reason)
+        if reason:
+            raise GroupError(reason)
         leave(0)
 
     def __enter__(self) -> Self:
@@ -155,10 +159,11 @@ class Group:
             _end_with(error)
 
     def _tell_others(self, reason: str) -> None:
-        assert self._store is not None
+        store = self._store
+        assert store is not None
         if self.is_first or reason:
             with self._connected():
-                self._store.compare_set(_END, "", reason)
+                _answer(lambda: store.compare_set(_END, "", reason), self._timeout)
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
@@ -169,11 +174,16 @@ class Group:
             raise LostError(self._told() or f"lost another process of the training: {_first_line(error)}") from None
 
     def _told(self) -> str:
-        assert self._store is not None
         try:
-            return self._store.get(_END).decode() if self._store.check([_END]) else ""
+            return self._end_told(_LAST_WORD_SECONDS) or ""
         except RuntimeError:
             return ""
+
+    def _end_told(self, seconds: float) -> str | None:
+        """Return why the training has ended, an empty text where it went well, or None: nobody has told of an end."""
+        store = self._store
+        assert store is not None
+        return _answer(lambda: store.get(_END).decode() if store.check([_END]) else None, seconds)
 
 
 ALONE = Group()
@@ -206,7 +216,7 @@ def join_group(device: torch.device, timeout: float) -> Group:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=seconds)
     except RuntimeError as error:
         _end_with(LostError(f"found no other process of the training for {timeout:g} s: {_first_line(error)}"))
-    return Group(rank, size, store)
+    return Group(rank, size, store, timeout)
 
 
 def ordered_sum(parts: Sequence[Tensor]) -> Tensor:
@@ -229,6 +239,23 @@ def _end_with(error: TruefitError) -> NoReturn:
     if LAUNCHED not in os.environ:
         say(f"error: {line}", error=True)
     leave(error.status)
+
+
+def _answer(ask: Callable[[], T], seconds: float) -> T:
+    """Return what the store answers; raises RuntimeError where there is no answer: over a link that is down torch waits on."""
+    answer: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(ask())
+        except RuntimeError as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except TimeoutError:
+        raise RuntimeError(f"the first host has not answered for {seconds:g} s") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 from torch._C._distributed_c10d import PrefixStore, TCPStore
@@ -95,6 +95,14 @@ class Meeting(RendezvousHandler):
                 self._store.set(f"name/{host}", self.name)
                 return
         raise TruefitError(f"{address}: the training there has its {self._settings.hosts} hosts already")
+
+    def watch(self) -> None:
+        """Ask the first host whether it is there, for as long as it answers; `heard` says when it last did."""
+        own: TCPStore = self._store.clone()  # type: ignore[attr-defined]  # a call that waits for its answer keeps others of the same client from asking
+        with suppress(RuntimeError):
+            while own.check([GREETING]):
+                self.heard = time.monotonic()
+                time.sleep(1)
 
     def leave(self) -> None:
         """Give the seat of a host that waits no longer to another."""

@@ -17,6 +17,7 @@ from truefit.training.launch import LAUNCHED, LaunchSettings
 from truefit.training.meeting import SETTLING_SECONDS, Meeting
 from truefit.training.ranks import Ranks, kill
 
+HANGING_SECONDS = 10.0  # for ranks that lost the first host to end by themselves
 GREETING_SECONDS = 10.0  # for what listens at an address to show that it is the first host
 NO_TRAINING = "what listens there does not answer as the first host of a training does"
 
@@ -71,6 +72,7 @@ class Supervisor:
                 self._greeting = time.monotonic()
                 self._meeting.greet(self._joins)
                 self._greeting = None
+                threading.Thread(target=self._meeting.watch, daemon=True, name="watch").start()
             self._set_environment()
             self._ranks = Ranks(self._command, self._settings, self._meeting, folder)
             self._ranks.run()
@@ -113,13 +115,13 @@ class Supervisor:
             return True
         if self._greeting is not None and now - self._greeting > GREETING_SECONDS:
             raise TruefitError(f"{self._joins}: {NO_TRAINING}")
-        if self._ranks is None:
+        if self._ranks is None or self._joins is None:
             return False
-        if self._ranks.settling:
-            return silent > (patience if self._ranks.end is None else SETTLING_SECONDS)
-        if self._joins is not None and not self._meeting.met and silent > patience:
+        if not self._meeting.met and silent > patience:
             raise TruefitError(f"{self._joins}: the first host has not answered for {patience:g} s")
-        return False
+        if self._ranks.settling and self._ranks.end is not None:
+            return silent > SETTLING_SECONDS
+        return silent > patience + HANGING_SECONDS  # the ranks end by themselves, unless they hang
 
     def _conclude(self, thread: threading.Thread) -> int:
         """Return the status of a training that went well, or whose rank 0 has told why not; raises TruefitError otherwise."""
