@@ -42,7 +42,7 @@ from truefit.training.settings import TrainSettings
 
 CPU = torch.device("cpu")
 FEATURES, SHARDS, PROCESSES = 16, 4, 2
-CASES = [("linear", 256), ("linear", 4096), ("mlp", 256), ("mlp", 4096)]
+CASES = [("linear", 256), ("linear", 4096), ("linear", 65_536), ("mlp", 256), ("mlp", 4096)]
 LENGTHS = (18, 4096, 70_402, 1_000_000)  # of what is gathered: 18 and 70,402 are those of the models
 GATHERS, STEPS = 300, 16  # timed at once
 ROW_BYTES = 4 * (FEATURES + 1)
