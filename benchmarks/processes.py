@@ -26,7 +26,7 @@ import torch.distributed as dist
 from measure import Figure, arguments, figure, over, save, take_turns, timed
 from torch import Tensor, nn
 
-from truefit.data.batches import Shuffle, ShuffledChunks, make_loader
+from truefit.data.batches import Shuffle, ShuffledChunks, make_loader, transformed
 from truefit.data.dataset import TableDataset, open_verified
 from truefit.data.generating import GenerateSettings
 from truefit.data.shards import Cut
@@ -206,7 +206,9 @@ def rows_of_all(rows: TableDataset, given: Namespace) -> Iterator[Figure]:
             own.rows(each, 4096)
 
     def read() -> None:
-        for _ in make_loader(rows, ShuffledChunks(len(rows), 4096, 42, "block", row_bytes=ROW_BYTES), transform=scale):
+        for _ in make_loader(
+            transformed(rows, transform=scale), ShuffledChunks(len(rows), 4096, 42, "block", row_bytes=ROW_BYTES)
+        ):
             pass
 
     works = {kind: cpu_timed(partial(order, kind)) for kind in get_args(Shuffle)}
