@@ -2,11 +2,13 @@
 
 `generate` against `DataFrame.to_csv`, which has its numbers already; `prepare`, which checks, splits and writes, against
 `pandas.read_csv` in chunks, which does not. `predict` reads the same CSV, and writes its text with one column more. Seconds
-are those of the work, without imports. The sides take turns.
+are those of the work, without imports. The sides take turns. Eight parts, which are the CSV eight times, are prepared by one
+process on one core and by two on two.
 
 Usage: python benchmarks/stages.py [--rounds N] [--rows N] [--to-csv-rows N]
 """
 
+import os
 import tempfile
 import time
 from functools import partial
@@ -26,6 +28,8 @@ from truefit.model.files import open_model, save_model
 from truefit.model.models import ModelSettings, build_model
 from truefit.model.scaling import ScaleSettings, unfitted_scaling
 from truefit.training.device import configure
+
+PARTS = 8
 
 
 def generate(folder: Path, rows: int) -> float:
@@ -52,6 +56,21 @@ def prepare(folder: Path, rows: int) -> float:
     seconds = time.perf_counter() - started
     assert sum(table.rows.values()) == rows
     return seconds / rows
+
+
+def prepare_parts(folder: Path, rows: int, cores: int) -> float:
+    """Return the seconds a row of preparing eight parts, each the whole CSV, on so many cores."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    parts = folder / "parts"
+    parts.mkdir(exist_ok=True)
+    for number in range(PARTS):
+        (parts / f"{number}.csv").unlink(missing_ok=True)
+        (parts / f"{number}.csv").hardlink_to(folder / "data.csv")
+    started = time.perf_counter()
+    table = write_table(PrepareSettings(csv=str(parts)), folder / "prepared").table
+    seconds = time.perf_counter() - started
+    assert sum(table.rows.values()) == PARTS * rows
+    return seconds / (PARTS * rows)
 
 
 def read_csv(folder: Path, rows: int) -> float:
@@ -97,10 +116,18 @@ def main() -> None:
             "predict, mlp [64, 64]": (mlp, "float32"),
         }
         reading |= {name: partial(in_own_process, predicting, folder, given.rows, *model) for name, model in models.items()}
-        seconds = take_turns(writing, given.rounds) | take_turns(reading, given.rounds)
+        parts = {
+            f"prepare of {PARTS} parts, {cores} core{'s' * (cores > 1)}": partial(
+                in_own_process, prepare_parts, folder, given.rows, cores
+            )
+            for cores in (1, 2)
+        }
+        seconds = take_turns(writing, given.rounds) | take_turns(reading, given.rounds) | take_turns(parts, given.rounds)
     figures = [figure("stages", name, "M rows/s", 1e-6 / np.array(each)) for name, each in seconds.items()]
     figures.append(figure("stages", "generate over pandas.to_csv", "×", over(seconds, "to_csv", "generate"), least=8))
     figures.append(figure("stages", "prepare over pandas.read_csv", "×", over(seconds, "read_csv", "prepare"), least=0.6))
+    gain = over(seconds, *parts)
+    figures.append(figure("stages", f"prepare of {PARTS} parts, two cores over one", "×", gain, least=1.6))
     for name in models:
         least = 0.5 if "linear" in name else None
         figures.append(figure("stages", f"{name} over prepare", "×", over(seconds, "prepare", name), least=least))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from truefit.core import errors
 from truefit.core.config import Params
+from truefit.core.signals import stoppable
 from truefit.core.terminal import say
 from truefit.core.text import one_line
 from truefit.ingest.prepare import PrepareSettings, write_table
@@ -17,7 +18,8 @@ def main() -> None:
     parser.add_argument("table", type=Path, help="the folder to write, such as data/prepared")
     arguments = parser.parse_args()
     settings = Params().section("prepare", PrepareSettings)
-    table, unnamed, dropped, missing = write_table(settings, arguments.table)
+    with stoppable("before the table was written"):
+        table, unnamed, dropped, missing = write_table(settings, arguments.table)
     rows = ", ".join(f"{count} {split}" for split, count in table.rows.items())
     left_out = [f"{unnamed} {'column' if unnamed == 1 else 'columns'} without a name"] if unnamed else []
     if dropped:

@@ -94,6 +94,7 @@ def main() -> None:
     cases = json.loads(Path(sys.argv[1]).read_text())
     with join_group(CPU, 60.0) as joined:
         group = Together(joined.rank, joined.size, joined._store)
+        group.hosts = joined.hosts
         for case in cases:
             if bits := run_case(group, **case):
                 print(json.dumps(bits), flush=True)

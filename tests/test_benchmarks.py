@@ -1,15 +1,23 @@
-"""The benchmarks' report: what it keeps, prints and writes from a small, made-up set of figures, and the bounds."""
+"""The benchmarks' report of a small, made-up set of figures: what it keeps, prints and writes; and the simulation of hosts."""
 
 import json
+import re
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from workspace import ROOT
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from truefit.training.group import ordered_sum
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from report import report as write_report
+from simulate import MODELS, Choice, Costs, epoch, gather_seconds, longest, read_bytes
 
 MACHINE = {"cpu": "made up", "cores": 2, "system": "Linux", "versions": {"torch": "0"}}
 
@@ -80,3 +88,46 @@ def test_the_results_keep_what_was_not_measured_again(root: Path) -> None:
 def test_the_picture_is_drawn(root: Path) -> None:
     report(root, throughput=THROUGHPUT)
     assert (root / "docs/images/bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_simulation_prints_an_epoch_for_each_number_of_hosts_that_a_batch_has_rows_for() -> None:
+    command = [sys.executable, "benchmarks/simulate.py", "--rows", "1e9", "--hosts", "1", "4", "16384", "--network", "1e8"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    one, four, too_many = [line.split(" | ") for line in printed.splitlines() if re.match(r"\| \d", line)]
+    assert all(float(line[2]) > 0 for line in (one, four))
+    assert too_many[2:] == ["", "", "", "more shards than rows |"]
+
+
+@pytest.mark.parametrize("kind", ["ordered", "ring", "doubling", "halving"])
+def test_a_gather_costs_one_process_nothing_and_a_faster_network_never_slows_it(kind: str) -> None:
+    for costs in MODELS.values():
+        assert gather_seconds(replace(costs, processes=1), 1, kind) == 0
+        for hosts in (1, 2, 64):
+            taken = [gather_seconds(replace(costs, network=each), hosts, kind) for each in (1e8, 1e9, 1e10)]
+            assert taken == sorted(taken, reverse=True) and taken[-1] > 0
+
+
+def test_a_host_reads_its_share_of_the_pages_at_least_and_all_of_them_alone() -> None:
+    costs, rows = MODELS["linear"], 10**6
+    assert read_bytes(costs, rows, 1) == rows * costs.row_bytes
+    shares = [read_bytes(costs, rows, hosts) / (rows * costs.row_bytes) for hosts in (2, 64, 1024)]
+    assert shares == sorted(shares, reverse=True)
+    assert all(share >= 1 / hosts for share, hosts in zip(shares, (2, 64, 1024), strict=True))
+
+
+def test_epochs_of_a_simulation_take_as_long_as_the_rows_where_all_else_is_free() -> None:
+    nothing = dict.fromkeys(("shard", "step", "order", "read", "add", "latency", "inner_latency"), 0.0)
+    free = replace(Costs(row=1e-6, network=1e30, inner=1e30, disk=1e30), **nothing)
+    rows = 8 * 10**6
+    for hosts in (1, 4):
+        taken, bound = longest(epoch(free, rows, hosts, Choice()))
+        assert (taken, bound) == (pytest.approx(rows * 1e-6 / hosts / 8, rel=0.05), "rows")
+
+
+def test_exchanges_with_neighbours_first_give_the_bits_of_the_ordered_sum() -> None:
+    own = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
+    doubled = own.clone()
+    for distance in (1, 2, 4):
+        doubled = torch.stack([doubled[rank] + doubled[rank ^ distance] for rank in range(8)])
+    assert all(torch.equal(each, ordered_sum(own.unbind())) for each in doubled)
+    assert not torch.equal(doubled[0], sum(own[1:], own[0]))  # one after the other

@@ -18,6 +18,7 @@ PARAMS = """
 generate: {rows: 5000}
 prepare: {}
 train: {engine: numpy, epochs: 2, batch_size: 100}
+launch: {}
 evaluate: {}
 checkpoint: {}
 track: {}

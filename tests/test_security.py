@@ -135,6 +135,7 @@ def test_control_characters_from_outside_reach_no_terminal(tmp_path: Path, stage
     settings = {
         "prepare": {"csv": table.name, "columns": {columns[1]: "category"}, "missing": {"target": "drop"}},
         "train": {"epochs": 2, "engine": "numpy"},
+        "launch": {},
         "checkpoint": {"epochs": 1},
         "evaluate": {"sample": 10},
         "track": {"run_name": f"name{OBEYED}", "log_model": False},

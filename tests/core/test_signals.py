@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -94,4 +95,15 @@ def test_signals_are_what_they_were_afterwards() -> None:
         assert handlers() == inside
         with pytest.raises(StoppedError):
             signal.raise_signal(signal.SIGINT)
+    assert handlers() == before
+
+
+def test_in_another_thread_which_no_signal_interrupts_nothing_is_deferred() -> None:
+    def work() -> list[int]:
+        with stoppable("here"), Deferred():
+            return [1]
+
+    before = handlers()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(work).result() == [1]
     assert handlers() == before

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import psutil
 import pytest
@@ -17,12 +18,15 @@ from truefit.core.workers import EndedError, Worker
 
 SRC = Path(__file__).parents[2] / "src"
 
-# Answers twice the number that comes, and its own process id; ends at "end"; never answers at "sleep".
+# Answers twice the number that comes, and its own process id; ends at "end"; never answers at "sleep". Writes to a file.
 MODULE = """
 import os, sys, time
 from truefit.core.workers import work
 
-def do(task):
+def do(task, file=None):
+    if file is not None:
+        os.write(file, task.encode())
+        return os.close(file)
     if task == "end":
         os._exit(7)
     if task == "sleep":
@@ -79,6 +83,17 @@ def test_a_worker_answers_task_by_task_and_ends_with_the_block(tmp_path: Path, m
             assert (doubled, arguments) == (2 * number, ["a", "\udcff"])
         worker.begin("sleep")
     assert has_ended(process)
+
+
+def test_a_file_without_a_name_comes_with_a_task_however_long_that_is() -> None:
+    with ExitStack() as stack:
+        worker = Worker(stack, 1, "doubling")
+        for text in ("short", "long" * 100_000):
+            with TemporaryFile() as file:
+                worker.begin(text, file)
+                assert worker.answer() is None
+                file.seek(0)
+                assert file.read() == text.encode()
 
 
 def test_a_worker_that_ends_is_told_with_how() -> None:

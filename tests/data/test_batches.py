@@ -9,6 +9,7 @@ from torch import Tensor
 
 from truefit.core.errors import TableError
 from truefit.data import batches
+from truefit.data.ahead import read_ahead
 from truefit.data.batches import (
     Chunk,
     EpochChunks,
@@ -16,7 +17,6 @@ from truefit.data.batches import (
     Shuffle,
     ShuffledChunks,
     make_loader,
-    read_ahead,
     sequential_loader,
 )
 from truefit.data.dataset import TableDataset

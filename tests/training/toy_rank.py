@@ -19,8 +19,7 @@ import torch.distributed as dist
 from truefit.core.terminal import say
 from truefit.training.launch import LOST, end_with_parent
 
-RANK = int(os.environ["RANK"])
-FOLDER, SECONDS, TIMEOUT = Path(sys.argv[1]), float(sys.argv[2]), timedelta(seconds=float(sys.argv[3]))
+RANK = int(os.environ.get("RANK", "0"))
 ASKED: list[int] = []
 
 
@@ -62,4 +61,6 @@ def fail(text: str, status: int) -> NoReturn:
     os._exit(status)
 
 
-main()
+if __name__ == "__main__":
+    FOLDER, SECONDS, TIMEOUT = Path(sys.argv[1]), float(sys.argv[2]), timedelta(seconds=float(sys.argv[3]))
+    main()

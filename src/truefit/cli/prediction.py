@@ -17,7 +17,7 @@ from truefit.cli.prediction_parquet import SUFFIX, predict_parquet
 from truefit.core.errors import TableError
 from truefit.core.files import atomic_path
 from truefit.core.text import one_line
-from truefit.data.batches import read_ahead
+from truefit.data.ahead import read_ahead
 from truefit.ingest.cells import Wanted
 from truefit.ingest.containers import is_parquet
 from truefit.ingest.csv_batches import read_batches

@@ -17,7 +17,7 @@ from truefit.cli.predicted import Features, Predicted, given_columns, model_cell
 from truefit.core.errors import TableError
 from truefit.core.files import atomic_path
 from truefit.core.text import one_line
-from truefit.data.batches import read_ahead
+from truefit.data.ahead import read_ahead
 from truefit.data.columns.base import Column, Parsed
 from truefit.data.columns.date import Date
 from truefit.ingest.cells import Cells, Wanted

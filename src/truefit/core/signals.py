@@ -1,9 +1,11 @@
 """Signals that ask a process to stop: raised as an error, or made to wait until a block has ended.
 
-Python calls handlers in the main thread alone, and only there can they be set.
+Python calls handlers in the main thread alone, and only there can they be set: in another, which no signal interrupts, neither
+does anything.
 """
 
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -63,7 +65,8 @@ class Deferred:
 
 
 def _handle(numbers: Sequence[int], handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    return {number: signal.signal(number, handler) for number in numbers}
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    return {number: signal.signal(number, handler) for number in numbers} if in_main_thread else {}
 
 
 def _restore(former: Mapping[int, Any]) -> None:

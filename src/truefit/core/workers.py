@@ -1,5 +1,7 @@
 """Processes that do tasks for this one: a task is a line of JSON, and so is its answer; nothing is unpickled.
 
+An open file may come with a task, which then need have no name.
+
 A worker ends with the block that began it, and with this process, however that ends.
 """
 
@@ -15,10 +17,13 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import truefit
 from truefit.core.errors import GARBAGE_AFTER
+from truefit.core.signals import Deferred
+
+READ_BYTES = 1 << 16  # of a task, at a time
 
 
 class EndedError(Exception):
@@ -35,21 +40,23 @@ class Worker:
         paths = [str(Path(truefit.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, "-P", "-m", module, *arguments]  # -P: no module comes from the current folder
-        with theirs:
+        with Deferred(), theirs:  # a signal waits until it is known what has to be ended
             # In a group of its own: Ctrl-C is for this process, which ends the others.
             self._process = subprocess.Popen(command, stdin=theirs.fileno(), env=environment, process_group=0)
-        stack.enter_context(self._process)
-        stack.callback(self._process.kill)
+            stack.enter_context(self._process)
+            stack.callback(self._process.kill)
         self._answers = stack.enter_context(self._socket.makefile("rb"))
 
     def fileno(self) -> int:
         """Return the descriptor by which a selector waits for the answer, or the end."""
         return self._socket.fileno()
 
-    def begin(self, task: Any) -> None:
-        """Have a task done, when the one before it was answered."""
+    def begin(self, task: Any, file: IO[bytes] | None = None) -> None:
+        """Have a task done, perhaps with a file, when the one before it was answered."""
+        line = json.dumps(task).encode() + b"\n"
         with suppress(ConnectionError):  # of a process that has ended, as `answer` tells
-            self._socket.sendall(json.dumps(task).encode() + b"\n")
+            sent = socket.send_fds(self._socket, [line], [file.fileno()]) if file is not None else 0
+            self._socket.sendall(line[sent:])
 
     def answer(self) -> Any:
         """Return the answer, when it has come; raises EndedError when the process has ended without one."""
@@ -62,17 +69,25 @@ class Worker:
         raise EndedError(f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}")
 
 
-def work(do: Callable[[Any], Any]) -> NoReturn:
-    """Answer the tasks of the process that began this one by what `do` returns of each, until it ends or wants no more."""
+def work(do: Callable[..., Any]) -> NoReturn:
+    """Answer the tasks of the process that began this one, until it ends or wants no more.
+
+    `do` is given each task, and the descriptor of its file, which it has to close, where there is one; it returns the answer.
+    """
     gc.set_threshold(GARBAGE_AFTER)
-    stream, tasks = socket.socket(fileno=0), SimpleQueue[bytes]()
-    threading.Thread(target=_receive, args=(stream, tasks.put), daemon=True).start()
+    stream, tasks = socket.socket(fileno=0), SimpleQueue[tuple[bytes, list[int]]]()
+    threading.Thread(target=_receive, args=(stream, tasks), daemon=True).start()
     while True:
-        stream.sendall(json.dumps(do(json.loads(tasks.get()))).encode() + b"\n")
+        line, files = tasks.get()
+        stream.sendall(json.dumps(do(json.loads(line), *files)).encode() + b"\n")
 
 
-def _receive(stream: socket.socket, put: Callable[[bytes], object]) -> None:
+def _receive(stream: socket.socket, tasks: SimpleQueue[tuple[bytes, list[int]]]) -> None:
+    line, files = b"", list[int]()
     with suppress(ConnectionError):
-        for line in stream.makefile("rb"):
-            put(line)
+        while (received := socket.recv_fds(stream, READ_BYTES, 1))[0]:
+            line, files = line + received[0], files + received[1]
+            if line.endswith(b"\n"):
+                tasks.put((line, files))
+                line, files = b"", []
     os._exit(0)  # in the middle of a task too

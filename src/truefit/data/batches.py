@@ -4,7 +4,7 @@ Epoch e's order depends on (seed, e) alone. Orders are tensors: with `full` 4 by
 and as many for the next one's; with `block` a bounded buffer, or a batch where that is larger.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from truefit.core.seeds import torch_seed
+from truefit.data.ahead import read_ahead
 from truefit.data.dataset import TableDataset
 from truefit.data.shards import WHOLE, Cut
 
@@ -245,19 +246,3 @@ class EpochChunks:
         """Give the chunks of an epoch, counted from 1, without its first `start` rows, each read while the last is in use."""
         self._sampler.set_epoch(number, start)
         return read_ahead(self._shares)
-
-
-def read_ahead(loader: Iterable[T]) -> Generator[T, None, None]:
-    """Give the loader's chunks, each made by a thread while the one before it is in use.
-
-    Reading and pinning leave Python's lock free, so the steps go on meanwhile, where there is a second core.
-
-    >>> list(read_ahead(["first", "second"]))
-    ['first', 'second']
-    """
-    with ThreadPoolExecutor(1, "read_ahead") as reader:
-        chunks = iter(loader)
-        ahead = reader.submit(next, chunks, None)
-        while (chunk := ahead.result()) is not None:
-            ahead = reader.submit(next, chunks, None)
-            yield chunk

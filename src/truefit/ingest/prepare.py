@@ -19,9 +19,10 @@ from truefit.ingest.cells import Wanted
 from truefit.ingest.csv_check import missing_column, require_usable, shown_names
 from truefit.ingest.csv_format import FormatSettings
 from truefit.ingest.part_files import ALL
+from truefit.ingest.part_processes import part_readers
 from truefit.ingest.source import SourceFile
 from truefit.ingest.split import SplitSettings, make_splitter
-from truefit.ingest.staging import MissingSettings, Staged, write_splits
+from truefit.ingest.staging import MissingSettings, Reading, Staged, write_splits
 from truefit.ingest.table_source import TableSource
 from truefit.ingest.weights import WeightSums
 
@@ -120,10 +121,19 @@ def write_table(settings: PrepareSettings, folder: Path) -> Prepared:
             features, target = choose_columns(source.first, source.first.header, settings)
             others = [settings.weight, None if splitter.key is None else splitter.key.name]
             kinds = source.kinds([*features, target, *(name for name in others if name is not None)])
-            kept = [settings.column(name, kinds[name]) for name in features]
-            staged = Staged(rows, kept, target, settings.missing, settings.weight, settings.dtype)
-            for batch in source.batches(Wanted(staged.cells, settings.dtype, splitter.key), "prepare"):
-                splitter.add(*staged.add(batch))
+            reading = Reading(
+                format=settings.format,
+                features=[settings.column(name, kinds[name]) for name in features],
+                target=target,
+                missing=settings.missing,
+                weight=settings.weight,
+                split=settings.split,
+                dtype=settings.dtype,
+            )
+            staged = Staged(rows, reading)
+            with part_readers(source, reading, staged, folder) as read:
+                for batch in source.batches(Wanted(staged.cells, settings.dtype, splitter.key), "prepare", read):
+                    splitter.add(*staged.add(batch))
             staged.require_kept(source)
         sizes = splitter.sizes()
         columns = staged.learned(path, splitter, sizes["train"])

@@ -139,14 +139,24 @@ class Splitter(ABC):
             yield np.frombuffer(content, dtype)
 
 
-def make_splitter(settings: SplitSettings, form: FormatSettings, path: Path, staged: IO[bytes]) -> Splitter:
-    """Return the Splitter for the table at `path`, whose numbers are written in the format."""
+def key_column(settings: SplitSettings, form: FormatSettings) -> KeyColumn | None:
+    """Return the column by which a table is split whose numbers are written in the format, if there is one."""
     if settings.column is not None:
-        return _NamedRows(settings, path, staged, NameColumn(settings.column))
+        return NameColumn(settings.column)
     if settings.group is not None:
-        return _WholeGroups(settings, path, staged, GroupColumn(settings.group))
-    if settings.order is not None:
-        return _OrderedRows(settings, path, staged, OrderColumn(settings.order, form))
+        return GroupColumn(settings.group)
+    return OrderColumn(settings.order, form) if settings.order is not None else None
+
+
+def make_splitter(settings: SplitSettings, form: FormatSettings, path: Path, staged: IO[bytes]) -> Splitter:
+    """Return the Splitter for the table at `path`."""
+    match key_column(settings, form):
+        case NameColumn() as names:
+            return _NamedRows(settings, path, staged, names)
+        case GroupColumn() as groups:
+            return _WholeGroups(settings, path, staged, groups)
+        case OrderColumn() as order:
+            return _OrderedRows(settings, path, staged, order)
     return _DrawnRows(settings, path, staged)
 
 

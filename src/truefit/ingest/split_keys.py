@@ -4,14 +4,16 @@ A reader hands over cells as texts, a batch at a time. What cannot be taken rais
 cell, what it should have been. Reading the same rows again gives the same numbers.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
+from truefit.data.numbering import Numbering
 from truefit.data.table import SPLITS
 from truefit.ingest.csv_format import FormatSettings
 
@@ -20,23 +22,35 @@ _WHOLE = "^[+-]?(?:[0-9]{1,18}|[0-8][0-9]{18})$"  # a number that int64 has room
 _MONTH = "^([0-9]{4}-[0-9]{2})$"
 
 
-class KeyColumn(Protocol):
+class KeyColumn(ABC):
     """The column called `name`."""
-
-    name: str
-
-    def read(self, texts: pa.Array) -> NDArray[Any]:
-        """Return the numbers [B] of the rows' texts [B]; raises pa.ArrowInvalid where one of them cannot be taken."""
-
-    def fault(self, cell: str) -> str | None:
-        """Return what a cell that cannot be taken should have been, or None."""
-
-
-class NameColumn:
-    """A column that says each row's split: positions in SPLITS, as uint8."""
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+    @abstractmethod
+    def read(self, texts: pa.Array) -> NDArray[Any]:
+        """Return the numbers [B] of the rows' texts [B]; raises pa.ArrowInvalid where one of them cannot be taken."""
+
+    @abstractmethod
+    def fault(self, cell: str) -> str | None:
+        """Return what a cell that cannot be taken should have been, or None."""
+
+    @property
+    def met(self) -> list[str]:
+        """What the rows so far decide of the numbers of others."""
+        return []
+
+    def join(self, met: list[str]) -> NDArray[np.int64] | None:
+        """Take what another reader `met` in the rows behind these; return this one's numbers for its own, if they differ.
+
+        Raises ValueError where those rows have to be read after these.
+        """
+        return None
+
+
+class NameColumn(KeyColumn):
+    """A column that says each row's split: positions in SPLITS, as uint8."""
 
     def read(self, texts: pa.Array) -> NDArray[np.uint8]:
         """Return the positions [B]."""
@@ -50,20 +64,20 @@ class NameColumn:
         return None if cell in SPLITS else ", ".join(SPLITS)
 
 
-class GroupColumn:
+class GroupColumn(KeyColumn):
     """A column whose equal texts, without outer blanks, are a group: numbers from 0, as uint32, as they first appear.
 
     It keeps a table of the groups, which takes about 200 bytes for each.
     """
 
     def __init__(self, name: str) -> None:
-        self.name = name
-        self._numbers: dict[str, int] = {}
+        super().__init__(name)
+        self._numbering = Numbering()
 
     @property
     def count(self) -> int:
         """The number of groups that were met."""
-        return len(self._numbers)
+        return len(self._numbering)
 
     def read(self, texts: pa.Array) -> NDArray[np.uint32]:
         """Return the groups' numbers [B]."""
@@ -71,15 +85,23 @@ class GroupColumn:
         names = encoded.dictionary.to_pylist()
         if "" in names:
             raise pa.ArrowInvalid("found an empty cell")
-        numbers = np.array([self._numbers.setdefault(name, len(self._numbers)) for name in names], np.uint32)
-        return numbers.take(np.from_dlpack(encoded.indices).astype(np.int64))
+        return self._numbering.of(names).astype(np.uint32).take(np.from_dlpack(encoded.indices).astype(np.int64))
 
     def fault(self, cell: str) -> str | None:
         """Return what a cell that is empty, or not decoded, should have been."""
         return None if _reads(self, cell) else "text that names the row's group"
 
+    @property
+    def met(self) -> list[str]:
+        """The groups."""
+        return self._numbering.texts
 
-class OrderColumn:
+    def join(self, met: list[str]) -> NDArray[np.int64]:
+        """Take other rows' groups."""
+        return self._numbering.join(met)
+
+
+class OrderColumn(KeyColumn):
     """A column of numbers, or of dates and times: int64, whole numbers or microseconds, or else float64.
 
     The first row decides which; with dates, also whether all have a time zone.
@@ -88,7 +110,7 @@ class OrderColumn:
     _any = "a number, or a date or time such as 2024-01-31 or 2024-01-31T12:30:00"
 
     def __init__(self, name: str, form: FormatSettings) -> None:
-        self.name = name
+        super().__init__(name)
         self._kinds: dict[str, Callable[[pa.Array], NDArray[Any]]] = {
             "a number": lambda texts: _numbers(texts, form),
             "a date or time without a time zone": lambda texts: _instants(texts, pa.timestamp("us")),
@@ -108,6 +130,18 @@ class OrderColumn:
         if _reads(self, cell):
             return None
         return f"{self._kind}, as in the rows before" if self._kind else self._any
+
+    @property
+    def met(self) -> list[str]:
+        """What the first row was, where there was one."""
+        return [self._kind] if self._kind else []
+
+    def join(self, met: list[str]) -> None:
+        """Take what other rows are."""
+        for kind in met:
+            if kind != (self._kind or kind):
+                raise ValueError(f"found {kind}")
+            self._kind = kind
 
     def _kind_of(self, texts: pa.Array) -> str | None:
         for kind, read in self._kinds.items():

@@ -4,7 +4,8 @@ They wait on the disk until their number, and so the size of each split, is know
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from truefit.core.config import Settings
 from truefit.core.errors import TableError
+from truefit.data.ahead import read_ahead
+from truefit.data.columns import AnyColumn
 from truefit.data.columns.base import Array, Column
 from truefit.data.columns.encoding import Encoding
 from truefit.data.moments import Moments
@@ -21,7 +24,8 @@ from truefit.data.table import SPLITS, Dtype, Split, Weight
 from truefit.data.writing import split_writer
 from truefit.ingest.cells import Batch, Cells, cells_of
 from truefit.ingest.csv_check import require_kept, varying_column
-from truefit.ingest.split import Splitter
+from truefit.ingest.csv_format import FormatSettings
+from truefit.ingest.split import SplitSettings, Splitter
 from truefit.ingest.table_source import TableSource
 from truefit.ingest.weights import WeightSums, weight_cells
 
@@ -42,13 +46,24 @@ class MissingSettings(Settings):
     target: Literal["refuse", "drop"] = "refuse"
 
 
+class Reading(Settings):
+    """Which columns are read of a table, and how: as the settings say, with the kinds that features are by the files."""
+
+    format: FormatSettings
+    features: list[AnyColumn]
+    target: str
+    missing: MissingSettings
+    weight: str | None
+    split: SplitSettings
+    dtype: Dtype
+
+
 class Staged:
     """The rows that are kept of a CSV, on the disk until it is known which are the training rows: [N, stored], as parsed."""
 
-    def __init__(
-        self, file: IO[bytes], columns: list[Column], target: str, policy: MissingSettings, weight: str | None, dtype: Dtype
-    ) -> None:
-        self.learners = [column.learner(policy.features == "fill") for column in columns]
+    def __init__(self, file: IO[bytes], reading: Reading) -> None:
+        policy, target, weight = reading.missing, reading.target, reading.weight
+        self.learners = [column.learner(policy.features == "fill") for column in reading.features]
         features = [
             cells_of(
                 learner.column, learner, policy.features != "refuse", "prepare.missing: {features: fill} or {features: drop}"
@@ -65,7 +80,7 @@ class Staged:
             self._drops = self._drops[-1:] if policy.target == "drop" else []
         elif policy.target != "drop":
             self._drops = self._drops[:-1]
-        self._file, self.dtype = file, dtype
+        self._file, self.dtype = file, reading.dtype
         self._rows = 0
         self._lowest, self._highest = np.full(self.places[-1], np.inf), np.full(self.places[-1], -np.inf)
 
@@ -85,6 +100,19 @@ class Staged:
         self._file.write(np.ascontiguousarray(values).data)
         self._rows += len(values)
         return len(values), keys
+
+    @property
+    def met(self) -> list[list[str]]:
+        """The texts that were met of each feature whose numbers depend on them."""
+        return [[] if learner.numbering is None else learner.numbering.texts for learner in self.learners]
+
+    def join(self, met: list[list[str]]) -> list[tuple[int, NDArray[np.int64]]]:
+        """Take what another reader `met` in the rows behind these; return the places whose numbers become others, and these.
+
+        Raises ValueError where the rows have to be read after these, to tell what is wrong.
+        """
+        numbered = zip(self.learners, self.places, met, strict=False)
+        return [(at, learner.numbering.join(texts)) for learner, at, texts in numbered if learner.numbering is not None]
 
     def require_kept(self, source: TableSource) -> None:
         """Raise TableError for a column of numbers that the dtype does not tell apart, or rounds coarsely."""
@@ -114,10 +142,11 @@ class Staged:
         learning = [(learner, at) for learner, at in zip(self.learners, self.places, strict=False) if learner.learns]
         if learning:
             every = -(-train_rows // max(1, min(MEDIAN_ROWS, MEDIAN_NUMBERS // len(learning))))
-            for values, codes in self.chunks(splitter):
-                train = values[codes == 0]
-                for learner, at in learning:
-                    learner.add(train[:, at : at + learner.column.stored], every)
+            with closing(read_ahead(self.chunks(splitter))) as chunks:
+                for values, codes in chunks:
+                    train = values[codes == 0]
+                    for learner, at in learning:
+                        learner.add(train[:, at : at + learner.column.stored], every)
         columns = []
         for learner in self.learners:
             try:
@@ -128,12 +157,15 @@ class Staged:
         _require_different(path, columns, self._valued[-1].name)
         return columns
 
-    def finish(self, rows: Array) -> None:
-        """Make rows [C, stored] as they were parsed those that are stored, in place."""
+    def by_split(self, values: Array, codes: NDArray[np.uint8]) -> list[Array]:
+        """Return the rows [C, stored] of each split, as they are stored, when all was learned."""
+        # Sorted by their splits, whose rows stay in order: one gather takes less time than a mask for each.
+        rows = values.take(np.argsort(codes, kind="stable"), axis=0)
         for learner, at in zip(self.learners, self.places, strict=False):
             if learner.learns:
                 place = slice(at, at + learner.column.stored)
                 rows[:, place] = learner.stored(rows[:, place])
+        return np.split(rows, np.bincount(codes, minlength=len(SPLITS)).cumsum()[:-1])
 
 
 def _require_different(path: Path, columns: Sequence[Column], target: str) -> None:
@@ -161,21 +193,24 @@ def write_splits(
     names = len(encoding.names)
     moments, width = Moments(names + 1), staged.places[-1]
     most = max(1, MOMENT_BYTES // ((names + 1) * np.dtype(staged.dtype).itemsize))
+
+    def count(parts: list[Array]) -> None:
+        if weights is not None:
+            weights.add([part[:, -1] for part in parts])
+        for start in range(0, len(parts[0]), most):
+            rows = encoding.rows(parts[0][start : start + most])
+            moments.add(rows[:, : names + 1], None if weights is None else rows[:, -1])
+
     with ExitStack() as stack:
         writers = {
             name: stack.enter_context(split_writer(folder, name, rows, width, staged.dtype)) for name, rows in sizes.items()
         }
-        for values, codes in staged.chunks(splitter):
-            # Sorted by their splits, whose rows stay in order: one gather takes less time than a mask for each.
-            ordered = values.take(np.argsort(codes, kind="stable"), axis=0)
-            staged.finish(ordered)
-            parts = np.split(ordered, np.bincount(codes, minlength=len(SPLITS)).cumsum()[:-1])
+        counting = stack.enter_context(ThreadPoolExecutor(1, "count"))
+        chunks = stack.enter_context(closing(read_ahead(staged.chunks(splitter))))
+        for parts in stack.enter_context(closing(read_ahead(staged.by_split(*chunk) for chunk in chunks))):
+            counted = counting.submit(count, parts)
             for part, writer in zip(parts, writers.values(), strict=True):
                 writer.write(part)
-            if weights is not None:
-                weights.add([part[:, -1] for part in parts])
-            for start in range(0, len(parts[0]), most):
-                rows = encoding.rows(parts[0][start : start + most])
-                moments.add(rows[:, : names + 1], None if weights is None else rows[:, -1])
+            counted.result()
         digests = {name: writer.sha256 for name, writer in writers.items()}
         return moments, digests, None if weights is None else weights.fitted()

@@ -1,6 +1,5 @@
 """Synthetic regression data, y = a + b·x + noise, drawn in seeded chunks."""
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +11,7 @@ import pyarrow.csv
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from truefit.core.cores import usable_cores
 from truefit.core.files import atomic_path
 from truefit.core.seeds import numpy_generator
 from truefit.data.generating import TARGET, GenerateSettings
@@ -56,7 +56,7 @@ def write_csv(settings: GenerateSettings, path: Path) -> None:
     Memory holds a few small pieces of numbers and of text for each core, whatever the rows and columns.
     """
     names = [*settings.features, TARGET]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     chunks = range(-(-settings.rows // DRAWN_ROWS))
     # To put numbers into digits takes most of the time, and happens outside Python's lock.
     with atomic_path(path) as temporary, temporary.open("wb") as file, ThreadPoolExecutor(cores) as pool:

@@ -1,6 +1,6 @@
 """What a table is prepared from: a CSV or a Parquet file, or several of one of them with the same columns."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -20,6 +20,7 @@ from truefit.ingest.parquet_file import ParquetFile
 from truefit.ingest.part_files import part_paths, parts_digest
 
 Part = CsvFile | ParquetFile
+ReadPart = Callable[[Part, Wanted, str], Batches]
 
 
 class TableSource:
@@ -38,7 +39,7 @@ class TableSource:
             raise TableError(f"{other}: found {found}, allowed: {like}, as {self.paths[0]} is")
         if parquet[0]:
             _require_no_format(path, form)
-        self.parts = [_opened(part, form, parquet[0]) for part in self.paths]
+        self.parts = [open_part(part, form, parquet[0]) for part in self.paths]
         for part in self.parts:
             part.may_be_empty = len(self.parts) > 1
             _require_same_header(part, self.first)
@@ -75,12 +76,11 @@ class TableSource:
                     raise TableError(f"{where}: found the kind {other}, allowed: {kind}, as in {self.first.path}")
         return kinds
 
-    def batches(self, wanted: Wanted, title: str) -> Batches:
-        """Give all rows, part by part, with the columns that are wanted; raises TableError as the parts' readers do."""
+    def batches(self, wanted: Wanted, title: str, read: ReadPart | None = None) -> Batches:
+        """Give all rows, part by part, with the columns that are wanted; raises TableError as `read` does, or `read_part`."""
         rows = 0
         for part in self.parts:
-            batches = read_parquet(part, wanted, title) if isinstance(part, ParquetFile) else read_batches(part, wanted, title)
-            for batch in batches:
+            for batch in (read or read_part)(part, wanted, title):
                 rows += len(batch.values)
                 yield batch
         if not rows:
@@ -92,12 +92,18 @@ class TableSource:
             yield from part.numbers(name)
 
 
-def _opened(path: Path, form: FormatSettings, parquet: bool) -> Part:
+def open_part(path: Path, form: FormatSettings, parquet: bool) -> Part:
+    """Return a part, of which its header was read; raises TableError where it cannot be."""
     if parquet:
         return ParquetFile(path, form, hashed=True)
     csv = CsvFile(path, form, hashed=True)
     read_header(csv)
     return csv
+
+
+def read_part(part: Part, wanted: Wanted, title: str) -> Batches:
+    """Give a part's rows with the columns that are wanted."""
+    return read_parquet(part, wanted, title) if isinstance(part, ParquetFile) else read_batches(part, wanted, title)
 
 
 def _require_no_format(path: Path, form: FormatSettings) -> None:

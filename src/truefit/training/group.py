@@ -48,7 +48,7 @@ class Group:
 
     def __init__(self, rank: int = 0, size: int = 1, store: Store | None = None, timeout: float = 60.0) -> None:
         self.rank, self.size, self._store, self._timeout = rank, size, store, timeout
-        self.hosts = self.texts(socket.gethostname())
+        self.hosts = [socket.gethostname()]
 
     @property
     def is_first(self) -> bool:
@@ -214,9 +214,13 @@ def join_group(device: torch.device, timeout: float) -> Group:
     try:
         store, rank, size = next(rendezvous("env://", timeout=seconds))
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=seconds)
+        group = Group(rank, size, store, timeout)
+        group.hosts = group.texts(socket.gethostname())
     except RuntimeError as error:
         _end_with(LostError(f"found no other process of the training for {timeout:g} s: {_first_line(error)}"))
-    return Group(rank, size, store, timeout)
+    except LostError as error:
+        _end_with(error)
+    return group
 
 
 def ordered_sum(parts: Sequence[Tensor]) -> Tensor:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, model_validator
 from pydantic_core import PydanticCustomError
 
+from truefit.data.numbering import Numbering
+
 Array = NDArray[Any]
 Parsed = tuple[NDArray[np.float64], NDArray[np.bool_]]  # the numbers [B, S] of cells, and which are none of the kind [B]
 
@@ -102,6 +104,7 @@ class Learner:
     def __init__(self, column: Column, fills: bool) -> None:
         self.column = column
         self.learns = fills  # whether it has to see the training rows
+        self.numbering: Numbering | None = None  # of the texts, where a text's number depends on those before it
         self._fills = fills
         self._rows = 0
         self._gaps = False

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from truefit.data.columns.base import Array, Column, Learner, Parsed, to_numpy
 from truefit.data.number_text import NumberText
+from truefit.data.numbering import Numbering
 
 MOST_NAMES = 100  # that have a feature of their own: those in the most training rows
 # Of which memory holds the texts while a CSV is read. A column with more is no category, but a key or a free text.
@@ -75,19 +76,19 @@ class Category(Column):
 class _Names(Learner):
     """Numbers the texts as they come, and then by how many training rows have them."""
 
+    numbering: Numbering
+
     def __init__(self, column: Column, fills: bool) -> None:
         super().__init__(column, fills)
         self.learns = True
-        self._numbers: dict[str, int] = {}
+        self.numbering = Numbering(MOST_TEXTS)
         self._counts = np.zeros(0, np.int64)
         self._places: Array = np.zeros(0)
 
     def parse(self, texts: pa.Array) -> Parsed:
         """Return the texts' numbers; raises ValueError for more texts than a category can have."""
         coded = texts.dictionary_encode()
-        own = [self._numbers.setdefault(text, len(self._numbers)) for text in coded.dictionary.to_pylist()]
-        if len(self._numbers) > MOST_TEXTS:
-            raise ValueError(f"more than {MOST_TEXTS} different texts")
+        own = self.numbering.of(coded.dictionary.to_pylist())
         places = to_numpy(coded.indices.fill_null(len(own)))
         return np.array([*own, np.nan])[places][:, None], np.zeros(len(texts), bool)
 
@@ -95,12 +96,12 @@ class _Names(Learner):
         """Count the texts of training rows."""
         missing = np.isnan(parsed[:, 0])
         self._gaps = self._gaps or bool(missing.any())
-        counts = np.bincount(parsed[~missing, 0].astype(np.int64), minlength=len(self._numbers))
+        counts = np.bincount(parsed[~missing, 0].astype(np.int64), minlength=len(self.numbering))
         self._counts = counts if not len(self._counts) else self._counts + counts
 
     def learned(self) -> dict[str, Any]:
         """Return the names, the most frequent first, and by the alphabet among those that are equally frequent."""
-        texts = list(self._numbers)
+        texts = self.numbering.texts
         known = [number for number in range(len(texts)) if self._counts[number]]
         if not known:
             raise ValueError("no value in the training rows")
