@@ -23,7 +23,7 @@ settings, joins, *command = sys.argv[1:]
 first = None if joins == "-" else parse_address(joins)
 sys.exit(errors.run(lambda: sys.exit(start_ranks([sys.executable, *command], LaunchSettings(**json.loads(settings)), first))))
 """
-PATIENCE = 120  # seconds for what takes a few on a machine of its own
+PATIENCE = 90  # seconds for what takes a few on a machine of its own
 
 
 class Host:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from helpers_server import recorded_epochs
 from helpers_stages import Stages
@@ -150,19 +151,24 @@ def histories(workspace: Workspace, run: Run) -> dict[str, list[tuple[int, float
 
 
 def check_run(workspace: Workspace, run: Run, reference: Run) -> None:
-    """Check that a run is whole: finished, each metric of each epoch once, with the losses of the reference."""
+    """Check that a run is whole, as `check_losses` does, and has the settings and the states of the reference."""
+    check_losses(workspace, run, reference)
+    assert run.data.params == reference.data.params
+    for artifact in ("state_dict/best.pt", "state_dict/final.pt", "record/params.yaml"):
+        mine, other = (Path(workspace.client.download_artifacts(one.info.run_id, artifact)) for one in (run, reference))
+        assert mine.read_bytes() == other.read_bytes()
+
+
+def check_losses(workspace: Workspace, run: Run, reference: Run) -> None:
+    """Check that a run is finished, with each metric of each epoch once, and the losses and the model of the reference."""
     assert run.info.status == "FINISHED"
     assert "failure" not in run.data.tags
-    assert run.data.params == reference.data.params
     assert run.data.tags["state_dict.sha256"] == reference.data.tags["state_dict.sha256"]
     ours, theirs = histories(workspace, run), histories(workspace, reference)
     for name in LOSSES:
         assert [step for step, _ in ours[name]] == [step for step, _ in theirs[name]], name
     for name in ("train_loss", "validation_loss", "learning_rate"):
         assert ours[name] == theirs[name], name
-    for artifact in ("state_dict/best.pt", "state_dict/final.pt", "record/params.yaml"):
-        mine, other = (Path(workspace.client.download_artifacts(one.info.run_id, artifact)) for one in (run, reference))
-        assert mine.read_bytes() == other.read_bytes()
 
 
 @pytest.mark.parametrize("name", KILLS)
@@ -195,6 +201,46 @@ def test_killed_training_ends_with_the_bits_of_one_that_was_not(prepared: Worksp
         check_run(workspace, run, reference)
     # What began after such an end is a training of its own.
     assert len(runs) == 1 + KILLS[name] - resumed
+    assert not list((workspace.path / ".truefit/checkpoints").iterdir())
+    assert not list((workspace.path / ".truefit/runs").iterdir())
+
+
+@pytest.mark.xdist_group("torture")
+def test_a_training_whose_ranks_are_killed_leaves_no_process_and_ends_with_the_bits_of_one(
+    prepared: Workspace, stages: Stages
+) -> None:
+    """Kills ranks, or their parent, of trainings in 2 and 4 processes, which then go on with another number of them."""
+    generator, workspace, name = random.Random(f"{SEED} ranks"), prepared, "ranks"
+    print(f"seed {SEED}")
+    settings = TRAININGS["mlp"] | {"shards": 4, "batch_size": 5}
+    often = {"epochs": None, "seconds": 0.05}
+    configure(workspace, name, settings, checkpoint=often)
+    train(workspace, stages)
+    expected = results(workspace)
+    (reference,) = workspace.runs(name)
+
+    for _ in range(20 if TORTURE else 2):
+        processes = generator.choice((2, 4) if TORTURE else (2,))
+        configure(workspace, name, settings, checkpoint=often, launch={"processes": processes})
+        parent = start(workspace, *SCRIPT)
+        until_begun(workspace, parent)
+        time.sleep(generator.uniform(0, 2))
+        begun = psutil.Process(parent.pid).children(recursive=True) if parent.poll() is None else []
+        with suppress(psutil.NoSuchProcess):  # it was over before
+            ranks = [process for process in begun if "src/train.py" in process.cmdline()]
+            generator.choice([*ranks, psutil.Process(parent.pid)]).kill()
+        _, complaint = parent.communicate()
+        assert not psutil.wait_procs(begun, timeout=60)[1]
+        told = [line for line in complaint.splitlines() if not line.startswith("epoch ")]  # of 10 s or more
+        killed = r"error: rank \d was killed by SIGKILL .*`dvc repro` goes on from the last checkpoint"
+        assert len(told) == (parent.returncode == 2), complaint
+        assert all(re.fullmatch(killed, line) for line in told), complaint
+
+    configure(workspace, name, settings, launch={"processes": 2})
+    workspace.run(*SCRIPT)
+    assert results(workspace) == expected
+    for run in workspace.runs(name)[:-1]:
+        check_losses(workspace, run, reference)
     assert not list((workspace.path / ".truefit/checkpoints").iterdir())
     assert not list((workspace.path / ".truefit/runs").iterdir())
 

@@ -12,6 +12,8 @@ from helpers_server import recorded_epochs
 from helpers_torture import long
 from workspace import Workspace
 
+from truefit.tracking.names import HOSTS_TAG
+
 TRAIN = (sys.executable, "src/train.py", "data/prepared", "results")
 RESULTS = ("model.pt", "model.json", "history.csv")
 PORT = 29500
@@ -102,7 +104,7 @@ def test_a_training_whose_link_goes_down_ends_on_both_hosts_and_goes_on_to_the_b
     for name in RESULTS:
         assert (first.path / "results" / name).read_bytes() == (first.path / "alone" / name).read_bytes(), name
     (run, _) = first.runs()
-    assert run.data.tags["truefit.hosts"] == "2"
+    assert run.data.tags[HOSTS_TAG] == "2"
     assert not list((clones["b"].path).glob("results/*"))
 
 
