@@ -69,6 +69,7 @@ def main() -> None:
     with join_group(device, launch.timeout) as group:
         # What lies on this machine its processes verify together.
         datasets = open_verified(arguments.table, "train", "validation", share=group.local_rank, of=group.local_size)
+        group.meet("table")
         table = datasets[0].table
         settings, reason = with_engine(as_written, len(datasets[0]), device)
         if group.size > 1:

@@ -35,6 +35,10 @@ CPU = torch.device("cpu")
 class Together(Group):
     """A group whose processes go on to the next case with the first."""
 
+    def meet(self, where: str) -> None:
+        self.cases = getattr(self, "cases", 0) + 1
+        super().meet(f"{where} {self.cases}")
+
     def end_with_first(self) -> None:
         return
 

@@ -34,7 +34,7 @@ from truefit.training.launch import LAUNCHED, end_with_parent
 
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where torch's launcher looks for it
 _END = "end"  # the key under which a process that ends the training says why, and the first that it has ended well
-_POLL_SECONDS = 1.0
+_POLL_SECONDS = 0.2
 _LAST_WORD_SECONDS = 3.0  # for the reason of a connection that is lost already
 T = TypeVar("T")
 
@@ -106,6 +106,21 @@ class Group:
         longest = int(self.gather(torch.tensor([len(content)])).max())
         padded = torch.frombuffer(bytearray(content.ljust(longest, b"\0") or b"\0"), dtype=torch.uint8)
         return [bytes(row.tolist()).rstrip(b"\0").decode() for row in self.gather(padded)]
+
+    def meet(self, where: str) -> None:
+        """Wait until all processes have come to a place in the code, which has a name of its own, however long each takes.
+
+        Between two exchanges nobody may take longer than the timeout. Raises GroupError where the training has ended.
+        """
+        store = self._store
+        if store is None:
+            return
+        with self._connected():
+            _answer(lambda: store.add(where, 1), self._timeout)
+            while _answer(lambda: store.add(where, 0), self._timeout) < self.size:
+                if reason := self._end_told(self._timeout):
+                    raise GroupError(reason)
+                time.sleep(_POLL_SECONDS)
 
     def require_same(self, facts: Mapping[str, str]) -> None:
         """Raise GroupError, naming the machine and the fact, unless all processes have the same."""

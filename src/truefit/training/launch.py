@@ -45,9 +45,11 @@ class LaunchSettings(Settings):
             raise invalid_value("rendezvous", None, f"HOST:PORT where the first of {self.hosts} hosts listens")
         if self.rendezvous is not None:
             try:
-                Address.parse(self.rendezvous)
+                address = Address.parse(self.rendezvous)
             except ValueError:
                 raise invalid_value("rendezvous", self.rendezvous, "HOST:PORT, such as 10.0.0.1:29500") from None
+            if address.host in ("0.0.0.0", "::"):  # noqa: S104 (compared, not bound to)
+                raise invalid_value("rendezvous", self.rendezvous, "the one address by which the other hosts reach this one")
         return self
 
     @property

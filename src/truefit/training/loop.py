@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 
 from truefit.core.errors import StoppedError
@@ -57,6 +58,7 @@ def fit(
     In a group of several processes each calls it, with the engine that was made for the group; only the first has checkpoints,
     and only there it returns. The others end when that process does.
     """
+    group.meet("engine")  # which may have been compiled
     train_rows, validation_rows = datasets
     cut = group.cut(settings.shards)
     chunks = epoch_chunks(model, train_rows, settings, device, cut)
@@ -143,9 +145,8 @@ class Validation:
             for shard in self._cut.parts(rows, features, target)
         ]
         every = self._group.gather(torch.tensor(own, dtype=torch.float64).view(-1, self._cut.own, 2))  # [W, chunks, own, 2]
-        total, weight = 0.0, 0.0
-        for loss, shard_weight in every.transpose(0, 1).reshape(-1, 2).tolist():
-            total, weight = total + loss, weight + shard_weight
+        # NumPy's accumulate adds one after the other, where its sum adds by pairs.
+        total, weight = np.add.accumulate(every.transpose(0, 1).reshape(-1, 2).numpy())[-1].tolist()
         return total, weight
 
 
