@@ -102,7 +102,7 @@ screenshots: $(READY) ## take the documents' pictures of the MLflow UI anew; nee
 
 bench bench-scale: export PATH := $(CURDIR)/.venv-bench/bin:$(PATH)
 bench: $(BENCH_READY) ## time it all against the peers (half an hour on a quiet machine); writes results.json, the tables of docs/benchmarks.md, a picture
-	for name in throughput loader stages categories pipeline outage report; do python benchmarks/$$name.py || exit 1; done
+	for name in throughput loader stages categories pipeline outage processes report; do python benchmarks/$$name.py || exit 1; done
 
 bench-scale: $(BENCH_READY) ## time and memory of each stage from 0.2M to 50M rows; 10 GB of disk, elsewhere with SCALE_DIR=…
 	python benchmarks/scale.py $(if $(SCALE_DIR),--folder $(SCALE_DIR))

@@ -18,7 +18,7 @@ import torch
 from measure import Figure, arguments, figure, make_table, over, save, take_turns, timed
 from torch.utils.data import TensorDataset
 
-from truefit.data.batches import ShuffledChunks, make_loader
+from truefit.data.batches import ShuffledChunks, make_loader, transformed
 from truefit.data.dataset import TableDataset
 from truefit.model.scaling import ScaleSettings
 from truefit.training.build import untrained_model
@@ -82,9 +82,8 @@ def whole_epoch(dataset: TableDataset, batch: int, rounds: int) -> Iterator[Figu
         epoch = next(epochs)
         sampler.set_epoch(epoch)
         engine.begin_epoch(epoch, STEP.optimizer.lr)
-        return float(
-            sum(engine.train_chunk(x, y, batch).sum() for x, y in make_loader(dataset, sampler, transform=models[0].scale))
-        )
+        chunks = make_loader(transformed(dataset, transform=models[0].scale), sampler)
+        return float(sum(engine.train_chunk(x, y, batch).sum() for x, y in chunks))
 
     def from_memory() -> float:
         batches = zip(features.split(batch), target.split(batch), strict=True)

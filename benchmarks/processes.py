@@ -26,7 +26,7 @@ import torch.distributed as dist
 from measure import Figure, arguments, figure, over, save, take_turns, timed
 from torch import Tensor, nn
 
-from truefit.data.batches import Shuffle, ShuffledChunks, make_loader
+from truefit.data.batches import Shuffle, ShuffledChunks, make_loader, transformed
 from truefit.data.dataset import TableDataset, open_verified
 from truefit.data.generating import GenerateSettings
 from truefit.data.shards import Cut
@@ -42,7 +42,7 @@ from truefit.training.settings import TrainSettings
 
 CPU = torch.device("cpu")
 FEATURES, SHARDS, PROCESSES = 16, 4, 2
-CASES = [("linear", 256), ("linear", 4096), ("mlp", 256), ("mlp", 4096)]
+CASES = [("linear", 256), ("linear", 4096), ("linear", 65_536), ("mlp", 256), ("mlp", 4096)]
 LENGTHS = (18, 4096, 70_402, 1_000_000)  # of what is gathered: 18 and 70,402 are those of the models
 GATHERS, STEPS = 300, 16  # timed at once
 ROW_BYTES = 4 * (FEATURES + 1)
@@ -206,7 +206,9 @@ def rows_of_all(rows: TableDataset, given: Namespace) -> Iterator[Figure]:
             own.rows(each, 4096)
 
     def read() -> None:
-        for _ in make_loader(rows, ShuffledChunks(len(rows), 4096, 42, "block", row_bytes=ROW_BYTES), transform=scale):
+        for _ in make_loader(
+            transformed(rows, transform=scale), ShuffledChunks(len(rows), 4096, 42, "block", row_bytes=ROW_BYTES)
+        ):
             pass
 
     works = {kind: cpu_timed(partial(order, kind)) for kind in get_args(Shuffle)}

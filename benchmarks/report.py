@@ -15,7 +15,7 @@ from matplotlib.figure import Figure as Picture
 from measure import FOLDER, ROOT, Figure, line
 
 BEGIN, END = "<!-- bench: written by make bench -->", "<!-- /bench -->"
-NAMES = ("throughput", "loader", "stages", "categories", "pipeline", "outage", "scale")
+NAMES = ("throughput", "loader", "stages", "categories", "pipeline", "outage", "processes", "scale")
 THROUGHPUT, OVER, SCALE = "throughput at batch ", " over tutorial's loop", "scale, "
 Grid = dict[str, dict[str, Figure]]  # row -> column -> figure
 

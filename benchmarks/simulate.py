@@ -22,27 +22,34 @@ class Costs:
     """What things cost, in seconds, bytes, and bytes a second."""
 
     numbers: int = 18  # of a gradient, and the loss behind it
-    row: float = 15e-9  # forward and backward
-    shard: float = 190e-6  # each of a process's own, besides its rows
-    step: float = 60e-6  # the move, and Python
-    order: float = 27e-9  # of a row of the whole table, on each process
-    read: float = 60e-9  # and scale an own row that is in memory
+    row: float = 14e-9  # forward and backward
+    shard: float = 100e-6  # each of a process's own, besides its rows
+    step: float = 160e-6  # the move, and Python
+    order: float = 22e-9  # of a row of the whole table, on each process
+    read: float = 55e-9  # and scale an own row that is in memory
     add: float = 2.7e-9  # two numbers of two vectors
+    call: float = 350e-6  # of a gather, besides its messages
     row_bytes: int = 68
     latency: float = 50e-6  # of a message between hosts
     network: float = 1.25e9  # between hosts: 10 Gbit/s
     inner_latency: float = 20e-6  # of a message inside a host
-    inner: float = 2e9
+    inner: float = 1e9
     disk: float = 2e9  # of a host, which has its own copy of the table, in order
     pages: float = 1e5  # a second, of anywhere
     page: int = 4096  # bytes that are read for a row, or for all of its neighbours
     memory: float = 100e9  # of a host, for what it has read
-    prepare: float = 0.43e-6  # of a row, by one core
+    prepare: float = 1.5e-6  # of a row, by one core; measured with 5 columns: 0.43 µs
     cores: int = 16
     processes: int = 8  # of a host; each has another core for its reading
 
 
-MODELS = {"linear": Costs(), "mlp": Costs(numbers=70_402, row=6.0e-6, shard=500e-6, step=350e-6)}
+MLP = Costs(numbers=70_402, row=5.6e-6, shard=310e-6, step=210e-6)
+MODELS = {
+    "linear": Costs(),
+    "linear-compiled": Costs(row=12e-9, shard=47e-6, step=120e-6),
+    "mlp": MLP,
+    "mlp-compiled": replace(MLP, row=5.1e-6, shard=170e-6, step=190e-6),
+}
 
 
 @dataclass(frozen=True)
@@ -70,11 +77,13 @@ def gather_seconds(costs: Costs, hosts: int, kind: str = "ordered") -> float:
     """
     size, n = hosts * costs.processes, 4 * costs.numbers
     adding = costs.numbers * costs.add
+    if size == 1:
+        return 0.0
     if kind == "ordered":
-        return (size - 1) * (_message(costs, n, hosts > 1) + adding)
+        return costs.call + (size - 1) * (_message(costs, n, hosts > 1) + adding)
     if kind == "ring":
-        return 2 * (size - 1) * _message(costs, n / size, hosts > 1) + (1 - 1 / size) * adding
-    seconds = 0.0
+        return costs.call + 2 * (size - 1) * _message(costs, n / size, hosts > 1) + (1 - 1 / size) * adding
+    seconds = costs.call
     for level in range(round(math.log2(size))):
         part, back = (1.0, 1) if kind == "doubling" else (math.ldexp(1.0, -level - 1), 2)
         between = 2**level >= costs.processes  # then all processes of a host send at once
@@ -105,7 +114,7 @@ def epoch(costs: Costs, rows: int, hosts: int, choice: Choice) -> dict[str, floa
     if choice.shuffle == "full" and disk:
         disk = rows / hosts / costs.pages
     # After each chunk the first process tells the others whether to save, or to stop.
-    told = 0.0 if size == 1 else 2 * math.log2(size) * costs.latency * rows / max(choice.batch, CHUNK_ROWS)
+    told = 0.0 if size == 1 else (costs.call + 2 * math.log2(size) * costs.latency) * rows / max(choice.batch, CHUNK_ROWS)
     return {
         "rows": rows / size * (1 + VALIDATION * FORWARD) * costs.row,
         "shards": steps * (costs.shard + costs.step),
@@ -132,7 +141,7 @@ def table(costs: Costs, rows: int, every: list[int], choice: Choice) -> Iterator
     for hosts in every:
         size = hosts * costs.processes
         took, bound = longest(epoch(costs, rows, hosts, choice))
-        cells = (f"{took / 3600:.3g}", f"{alone / took:.3g}", f"{alone / took / size:.2%}", bound)
+        cells = (f"{took / 3600:.3g}", f"{alone / took:.3g}", f"{100 * alone / took / size:.2g} %", bound)
         yield f"| {hosts} | {size} | {' | '.join(cells if size <= choice.batch else ('', '', '', 'more shards than rows'))} |"
 
 

@@ -153,33 +153,29 @@ class _Transformed(Dataset[Chunk]):
         return (features.contiguous(), target.contiguous()) if self.whole else (features, target)
 
 
-def make_loader(
-    dataset: TableDataset, sampler: Sampler[Tensor], device: torch.device = CPU, transform: Transform | None = None
-) -> Loader:
-    """Return a loader that gives `(features [C, F], target [C, 1])` for each chunk of the sampler, as `transform` makes it.
-
-    With weights the target is [C, 2].
+def make_loader(chunks: Dataset[T], sampler: Iterable[Any], device: torch.device = CPU) -> DataLoader[T]:
+    """Return a loader that gives what the dataset has for each item of the sampler, a chunk of row numbers.
 
     `batch_size=None` makes the loader ask the dataset once for a whole chunk. The loader's own generator, which only worker
     processes use, keeps it from drawing on the global stream. For CUDA the chunks come in pinned memory.
     """
-    return _load(_chunks_of(dataset, device, transform), sampler, device)
-
-
-def _chunks_of(dataset: TableDataset, device: torch.device, transform: Transform | None) -> _Transformed:
-    # Of views, torch would make another copy first, in memory that is not pinned.
-    return _Transformed(dataset, transform, whole=device.type == "cuda")
-
-
-def _load(chunks: Dataset[T], sampler: Iterable[Any], device: torch.device) -> DataLoader[T]:
     generator = torch.Generator().manual_seed(0)
     pinned = device.type == "cuda"
     return DataLoader(chunks, sampler=sampler, batch_size=None, generator=generator, pin_memory=pinned)
 
 
+def transformed(dataset: TableDataset, device: torch.device = CPU, transform: Transform | None = None) -> Dataset[Chunk]:
+    """Return the chunks of a table by their row numbers, as `transform` makes them: features [C, F], target [C, 1 or 2]."""
+    # Of views, torch would make another copy first, in memory that is not pinned.
+    return _Transformed(dataset, transform, whole=device.type == "cuda")
+
+
 def sequential_loader(dataset: TableDataset, device: torch.device = CPU, transform: Transform | None = None) -> Loader:
-    """Return a loader of all rows, in the table's order."""
-    return make_loader(dataset, SequentialChunks(len(dataset), dataset.row_bytes), device, transform)
+    """Return a loader of all rows, in the table's order, as `transform` makes their chunks: features [C, F], target [C, 1].
+
+    With weights the target is [C, 2].
+    """
+    return make_loader(transformed(dataset, device, transform), SequentialChunks(len(dataset), dataset.row_bytes), device)
 
 
 class _Own(Sampler[tuple[int, Tensor]]):
@@ -196,7 +192,7 @@ class _Own(Sampler[tuple[int, Tensor]]):
 class _Numbered(Dataset[Share]):
     """The chunks of a table, each with the number that is asked for with it."""
 
-    def __init__(self, chunks: _Transformed) -> None:
+    def __init__(self, chunks: Dataset[Chunk]) -> None:
         self.chunks = chunks
 
     def __getitem__(self, asked: tuple[int, Tensor]) -> Share:
@@ -218,7 +214,7 @@ def _shares(
     device: torch.device,
     transform: Transform | None,
 ) -> DataLoader[Share]:
-    return _load(_Numbered(_chunks_of(dataset, device, transform)), _Own(chunks, cut, batch_size), device)
+    return make_loader(_Numbered(transformed(dataset, device, transform)), _Own(chunks, cut, batch_size), device)
 
 
 class EpochChunks:

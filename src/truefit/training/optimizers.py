@@ -33,22 +33,25 @@ class OptimizerSettings(Settings):
         return self
 
 
-def make_optimizer(parameters: list[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """Return the torch optimizer for `parameters`."""
+def make_optimizer(
+    parameters: list[nn.Parameter], settings: OptimizerSettings, fused: bool | None = None
+) -> torch.optim.Optimizer:
+    """Return the torch optimizer for `parameters`; `fused` takes one kernel for all of a step, which rounds otherwise."""
     lr = settings.lr
     groups = [
         {"params": [parameters[place] for place in places], "weight_decay": decay}
         for places, decay in _by_decay(parameters, settings.weight_decay)
     ]
     # What torch finds out at each step; its own choice elsewhere.
-    foreach = False if parameters[0].device.type == "cpu" else None
+    foreach = False if fused or parameters[0].device.type == "cpu" else None
+    how: dict[str, Any] = {"foreach": foreach, "fused": fused}
     match settings.name:
         case "sgd":
-            return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, nesterov=settings.nesterov, foreach=foreach)
+            return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, nesterov=settings.nesterov, **how)
         case "adam":
-            return torch.optim.Adam(groups, lr=lr, foreach=foreach)
+            return torch.optim.Adam(groups, lr=lr, **how)
         case "adamw":
-            return torch.optim.AdamW(groups, lr=lr, foreach=foreach)
+            return torch.optim.AdamW(groups, lr=lr, **how)
 
 
 def _by_decay(parameters: Sequence[Tensor], decay: float) -> list[tuple[list[int], float]]:
