@@ -135,6 +135,16 @@ def until_begun(workspace: Workspace, process: subprocess.Popen[str], metrics: b
         time.sleep(0.01)
 
 
+def until_saved(workspace: Workspace, process: subprocess.Popen[str]) -> None:
+    """Wait until the training has made a checkpoint of its own, or has ended."""
+    begun = time.time()
+    while process.poll() is None:
+        with suppress(FileNotFoundError):  # the one before the last is removed
+            if any(path.stat().st_mtime > begun for path in workspace.path.glob(".truefit/checkpoints/*/*.checkpoint")):
+                return
+        time.sleep(0.01)
+
+
 def train(workspace: Workspace, stages: Stages) -> None:
     """Train undisturbed, which says nothing but how far it is."""
     done = stages.run(workspace.path, *TRAIN)
@@ -223,8 +233,8 @@ def test_a_training_whose_ranks_are_killed_leaves_no_process_and_ends_with_the_b
         processes = generator.choice((2, 4) if TORTURE else (2,))
         configure(workspace, name, settings, checkpoint=often, launch={"processes": processes})
         parent = start(workspace, *SCRIPT)
-        until_begun(workspace, parent)
-        time.sleep(generator.uniform(0, 2))
+        until_saved(workspace, parent)
+        time.sleep(generator.uniform(0, 1))
         begun = psutil.Process(parent.pid).children(recursive=True) if parent.poll() is None else []
         with suppress(psutil.NoSuchProcess):  # it was over before
             ranks = [process for process in begun if "src/train.py" in process.cmdline()]

@@ -98,7 +98,8 @@ class Meeting(RendezvousHandler):
 
     def watch(self) -> None:
         """Ask the first host whether it is there, for as long as it answers; `heard` says when it last did."""
-        own: TCPStore = self._store.clone()  # type: ignore[attr-defined]  # a call that waits for its answer keeps others of the same client from asking
+        # A call that waits for its answer keeps others of the same client from asking.
+        own: TCPStore = self._store.clone()  # type: ignore[attr-defined]
         with suppress(RuntimeError):
             while own.check([GREETING]):
                 self.heard = time.monotonic()
