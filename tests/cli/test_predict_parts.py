@@ -77,6 +77,7 @@ def side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
 def quick_workers(side_by_side: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "quick_worker.py").write_text(WORKER)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # of the worker, beside the folders that are compared
     monkeypatch.setattr(prediction_parts, "MODULE", "quick_worker")
 
 

@@ -70,11 +70,6 @@ def listener(address: Address) -> socket.socket:
         raise TruefitError(f"params.yaml: launch.rendezvous: found {address}, allowed: {allowed}") from None
 
 
-def reached_at(bound: str) -> str:
-    """Return the address by which this machine reaches what it has bound to `bound`."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bound, bound)  # noqa: S104 (compared, not bound to)
-
-
 def interface_towards(address: str) -> str | None:
     """Return the name of the network interface by which this machine reaches the IP address, or None."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET

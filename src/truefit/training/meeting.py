@@ -16,7 +16,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 
 from truefit.core.errors import TruefitError
 from truefit.core.terminal import say
-from truefit.training.addresses import Address, listener, reached_at, wait_for_listener
+from truefit.training.addresses import Address, listener, wait_for_listener
 from truefit.training.causes import Cause, Weight
 from truefit.training.launch import LaunchSettings
 
@@ -49,7 +49,7 @@ class Meeting(RendezvousHandler):
     def _listen(self, address: Address) -> None:
         where = listener(address)
         bound, port = where.getsockname()[:2]
-        self.reached_at = reached_at(bound)
+        self.reached_at = bound
         self.address = Address(address.host if port == address.port else bound, port)
         self._store = self._server(where)
         self._store.set(GREETING, _agreed(self._settings))
