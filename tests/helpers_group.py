@@ -99,6 +99,7 @@ def main() -> None:
     with join_group(CPU, 60.0) as joined:
         group = Together(joined.rank, joined.size, joined._store)
         group.hosts = joined.hosts
+        group.pair()
         for case in cases:
             if bits := run_case(group, **case):
                 print(json.dumps(bits), flush=True)

@@ -49,6 +49,7 @@ class Group:
     def __init__(self, rank: int = 0, size: int = 1, store: Store | None = None, timeout: float = 60.0) -> None:
         self.rank, self.size, self._store, self._timeout = rank, size, store, timeout
         self.hosts = [socket.gethostname()]
+        self._pairs: list[dist.ProcessGroup] = []  # of this process and another, for each level of the tree of sums
 
     @property
     def is_first(self) -> bool:
@@ -78,6 +79,18 @@ class Group:
         own = shards // self.size
         return WHOLE if shards == 1 else Cut(shards, self.rank * own, own)
 
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum of the tensors of all processes, which are overwritten, added as `ordered_sum` would their list.
+
+        At each level of the tree each process adds its sum and that of its neighbour, whose sum is of as many: of two numbers
+        the order does not matter. Recursive doubling: R. Thakur, R. Rabenseifner and W. Gropp, "Optimization of Collective
+        Communication Operations in MPICH" (2005), section 4.5.
+        """
+        with self._connected():
+            for pair in self._pairs:
+                dist.all_reduce(tensor, group=pair)
+        return tensor
+
     def gather(self, tensor: Tensor) -> Tensor:
         """Return the tensors [W, …] of all processes, which have one shape and type."""
         if self.size == 1:
@@ -106,6 +119,14 @@ class Group:
         longest = int(self.gather(torch.tensor([len(content)])).max())
         padded = torch.frombuffer(bytearray(content.ljust(longest, b"\0") or b"\0"), dtype=torch.uint8)
         return [bytes(row.tolist()).rstrip(b"\0").decode() for row in self.gather(padded)]
+
+    def pair(self) -> None:
+        """Connect this process with those whose sums it is to have."""
+        for level in range(self.size.bit_length() - 1):
+            both = sorted([self.rank, self.rank ^ 1 << level])
+            if both[1] < self.size:  # as always where the processes are a power of two, which others are refused for
+                timeout = timedelta(seconds=self._timeout)
+                self._pairs.append(dist.new_group(both, timeout, use_local_synchronization=True))
 
     def meet(self, where: str) -> None:
         """Wait until all processes have come to a place in the code, which has a name of its own, however long each takes.
@@ -231,6 +252,7 @@ def join_group(device: torch.device, timeout: float) -> Group:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=seconds)
         group = Group(rank, size, store, timeout)
         group.hosts = group.texts(socket.gethostname())
+        group.pair()
     except RuntimeError as error:
         _end_with(LostError(f"found no other process of the training for {timeout:g} s: {_first_line(error)}"))
     except LostError as error:

@@ -92,7 +92,7 @@ class ShardedEngine(TorchEngine):
                 dropout.generator = stream
             # A fresh tensor each, so that no shard lies otherwise in memory elsewhere.
             vectors.append(self._gradient(_fresh(features), _fresh(target), share))
-        total = ordered_sum(self._group.gather(ordered_sum(vectors)).unbind())
+        total = self._group.sum(ordered_sum(vectors))
         self._move(total)
         return total[-1].clone()
 
