@@ -10,11 +10,12 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -50,6 +51,7 @@ class Group:
         self.rank, self.size, self._store, self._timeout = rank, size, store, timeout
         self.hosts = [socket.gethostname()]
         self._pairs: list[dist.ProcessGroup] = []  # of this process and another, for each level of the tree of sums
+        self._both = torch.empty(2, 0)  # the sums of a pair
 
     @property
     def is_first(self) -> bool:
@@ -80,15 +82,18 @@ class Group:
         return WHOLE if shards == 1 else Cut(shards, self.rank * own, own)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum of the tensors of all processes, which are overwritten, added as `ordered_sum` would their list.
+        """Return the sum of the vectors [n] of all processes, added as `ordered_sum` would their list.
 
-        At each level of the tree each process adds its sum and that of its neighbour, whose sum is of as many: of two numbers
-        the order does not matter. Recursive doubling: R. Thakur, R. Rabenseifner and W. Gropp, "Optimization of Collective
-        Communication Operations in MPICH" (2005), section 4.5.
+        At each level of the tree each process adds its sum and that of its neighbour, which is of as many vectors: recursive
+        doubling, R. Thakur, R. Rabenseifner and W. Gropp, "Optimization of Collective Communication Operations in MPICH"
+        (2005), section 4.5.
         """
+        if self._both.shape[1:] != tensor.shape:
+            self._both = tensor.new_empty(2, *tensor.shape)  # kept, since the memory of a new one is slow at its first use
         with self._connected():
             for pair in self._pairs:
-                dist.all_reduce(tensor, group=pair)
+                dist.all_gather_single(self._both.view(-1), tensor, group=pair)
+                tensor = self._both[0] + self._both[1]
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
@@ -242,6 +247,7 @@ def join_group(device: torch.device, timeout: float) -> Group:
     if int(os.environ["RANK"]):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # the first takes them, and ends the others
+    _compute_undisturbed()
     seconds = timedelta(seconds=timeout)
     backend = "gloo"
     if device.type == "cuda":
@@ -258,6 +264,17 @@ def join_group(device: torch.device, timeout: float) -> Group:
     except LostError as error:
         _end_with(error)
     return group
+
+
+def _compute_undisturbed() -> None:
+    """Let a thread of this process that wakes up not take the core from one that computes, where the system knows of that.
+
+    Each exchange wakes several of gloo's threads in each process. With Linux's usual policy they and the processes drive each
+    other from core to core, and a step on two cores takes up to twice as long: see the lab notebook.
+    """
+    if sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_OTHER:
+        with suppress(PermissionError):  # of a container, where it is as slow as before
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def ordered_sum(parts: Sequence[Tensor]) -> Tensor:
