@@ -88,7 +88,7 @@ class Group:
         doubling, R. Thakur, R. Rabenseifner and W. Gropp, "Optimization of Collective Communication Operations in MPICH"
         (2005), section 4.5.
         """
-        if self._both.shape[1:] != tensor.shape:
+        if (self._both.shape[1:], self._both.dtype) != (tensor.shape, tensor.dtype):
             self._both = tensor.new_empty(2, *tensor.shape)  # kept, since the memory of a new one is slow at its first use
         with self._connected():
             for pair in self._pairs:
