@@ -1,11 +1,11 @@
 """How long an epoch takes on many hosts, by a cost model: put in your own numbers.
 
-A step costs each process its own rows, its own shards, the gather and the move. Beside that a thread draws the order of all
-rows and reads the own ones, so an epoch takes as long as the longer of both sides. The defaults of a model are CPU times of
-one core, measured by processes.py; those of network and disk are assumptions. docs/scale.md has what follows, and what is
-left out.
+A step costs each process its own rows, its own shards, the exchange of sums and the move. Beside that a thread draws the
+order of all rows and reads the own ones, so an epoch takes as long as the longer of both sides. The defaults of a model are
+CPU times of one core, measured by processes.py; those of network and disk are assumptions. docs/scale.md has what follows, and
+what is left out.
 
-Usage: python benchmarks/simulate.py [--model NAME] [--batch N] [--gather NAME] [--rows N …] [--hosts N …] [--latency S] …
+Usage: python benchmarks/simulate.py [--model NAME] [--batch N] [--exchange NAME] [--rows N …] [--hosts N …] [--latency S] …
 """
 
 import argparse
@@ -22,18 +22,18 @@ class Costs:
     """What things cost, in seconds, bytes, and bytes a second."""
 
     numbers: int = 18  # of a gradient, and the loss behind it
-    row: float = 14e-9  # forward and backward
-    shard: float = 100e-6  # each of a process's own, besides its rows
-    step: float = 160e-6  # the move, and Python
-    order: float = 22e-9  # of a row of the whole table, on each process
-    read: float = 55e-9  # and scale an own row that is in memory
-    add: float = 2.7e-9  # two numbers of two vectors
-    call: float = 350e-6  # of a gather, besides its messages
+    row: float = 12.5e-9  # forward and backward
+    shard: float = 102e-6  # each of a process's own, besides its rows
+    step: float = 175e-6  # the move, and Python
+    order: float = 18e-9  # of a row of the whole table, on each process
+    read: float = 46e-9  # and scale an own row that is in memory
+    add: float = 0.2e-9  # two numbers of two vectors that are in the cache
+    call: float = 170e-6  # of gloo, by two processes with a core each, besides its messages
     row_bytes: int = 68
     latency: float = 50e-6  # of a message between hosts
     network: float = 1.25e9  # between hosts: 10 Gbit/s
     inner_latency: float = 20e-6  # of a message inside a host
-    inner: float = 1e9
+    inner: float = 2.1e9
     disk: float = 2e9  # of a host, which has its own copy of the table, in order
     pages: float = 1e5  # a second, of anywhere
     page: int = 4096  # bytes that are read for a row, or for all of its neighbours
@@ -43,51 +43,50 @@ class Costs:
     processes: int = 8  # of a host; each has another core for its reading
 
 
-MLP = Costs(numbers=70_402, row=5.6e-6, shard=310e-6, step=210e-6)
+MLP = Costs(numbers=70_402, row=5.5e-6, shard=309e-6, step=120e-6)
 MODELS = {
     "linear": Costs(),
-    "linear-compiled": Costs(row=12e-9, shard=47e-6, step=120e-6),
+    "linear-compiled": Costs(row=9.2e-9, shard=40e-6, step=98e-6),
     "mlp": MLP,
-    "mlp-compiled": replace(MLP, row=5.1e-6, shard=170e-6, step=190e-6),
+    "mlp-compiled": replace(MLP, row=4.7e-6, shard=142e-6, step=177e-6),
 }
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How a training does it: `gather` is `ordered`, which truefit has, or one of three others; see `gather_seconds`.
+    """How a training does it: `exchange` is `doubling`, which truefit has, or one of two others: see `exchange_seconds`.
 
     With `streams`, which truefit has not, each shard shuffles blocks of its own: a process draws and reads no others.
     """
 
     batch: int = 65_536
     shuffle: str = "block"
-    gather: str = "ordered"
+    exchange: str = "doubling"
     streams: bool = False
 
 
-def gather_seconds(costs: Costs, hosts: int, kind: str = "ordered") -> float:
+def exchange_seconds(costs: Costs, hosts: int, kind: str = "doubling") -> float:
     """Return the time in which all W processes have the sum of their vectors of n bytes.
 
     A message of m bytes takes latency + m / bandwidth (R. W. Hockney, "The communication challenge for MPP", Parallel
-    Computing 20, 1994). `ordered` is gloo's ring all-gather, W - 1 rounds of n, with the tree of sums in each process. The
-    `ring` all-reduce takes 2(W - 1) rounds of n / W (P. Patarasuk and X. Yuan, "Bandwidth optimal all-reduce algorithms for
-    clusters of workstations", JPDC 69, 2009), and adds in an order that depends on W. `doubling` exchanges n with the process
-    1, 2, 4, … away; `halving` n/2, n/4, …, and then all of it back (R. Thakur, R. Rabenseifner and W. Gropp, "Optimization of
-    collective communication operations in MPICH", IJHPCA 19, 2005). Both can add neighbours first, as the tree does.
+    Computing 20, 1994). `doubling` exchanges n with the process 1, 2, 4, … away; `halving` n/2, n/4, …, and then all of it
+    back (R. Thakur, R. Rabenseifner and W. Gropp, "Optimization of collective communication operations in MPICH", IJHPCA 19,
+    2005). Both add neighbours first, and are a call for each message. The `ring` all-reduce is one call, of 2(W - 1) rounds of
+    n / W (P. Patarasuk and X. Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", JPDC 69, 2009),
+    and adds in an order that depends on W.
     """
     size, n = hosts * costs.processes, 4 * costs.numbers
     adding = costs.numbers * costs.add
     if size == 1:
         return 0.0
-    if kind == "ordered":
-        return costs.call + (size - 1) * (_message(costs, n, hosts > 1) + adding)
     if kind == "ring":
         return costs.call + 2 * (size - 1) * _message(costs, n / size, hosts > 1) + (1 - 1 / size) * adding
-    seconds = costs.call
+    seconds = 0.0
     for level in range(round(math.log2(size))):
         part, back = (1.0, 1) if kind == "doubling" else (math.ldexp(1.0, -level - 1), 2)
         between = 2**level >= costs.processes  # then all processes of a host send at once
-        seconds += back * _message(costs, part * n * (costs.processes if between else 1), between) + part * adding
+        message = _message(costs, part * n * (costs.processes if between else 1), between)
+        seconds += back * (costs.call + message) + part * adding
     return seconds
 
 
@@ -118,7 +117,7 @@ def epoch(costs: Costs, rows: int, hosts: int, choice: Choice) -> dict[str, floa
     return {
         "rows": rows / size * (1 + VALIDATION * FORWARD) * costs.row,
         "shards": steps * (costs.shard + costs.step),
-        "gather": steps * gather_seconds(costs, hosts, choice.gather) + told,
+        "exchange": steps * exchange_seconds(costs, hosts, choice.exchange) + told,
         "order": rows / (size if choice.streams else 1) * costs.order,
         "own rows": read / size * costs.read,
         "disk": disk,
@@ -127,7 +126,7 @@ def epoch(costs: Costs, rows: int, hosts: int, choice: Choice) -> dict[str, floa
 
 def longest(parts: dict[str, float]) -> tuple[float, str]:
     """Return how long an epoch takes, and what bounds it: the largest part of the longer side."""
-    sides = [("rows", "shards", "gather"), ("order", "own rows", "disk")]
+    sides = [("rows", "shards", "exchange"), ("order", "own rows", "disk")]
     longer = max(sides, key=lambda side: sum(parts[name] for name in side))
     return sum(parts[name] for name in longer), max(longer, key=parts.__getitem__)
 
@@ -153,7 +152,7 @@ def main() -> None:
     parser.add_argument("--hosts", type=int, nargs="+", default=[1, 4, 16, 64, 256, 1024], help="powers of two")
     parser.add_argument("--batch", type=int, default=65_536)
     parser.add_argument("--shuffle", choices=("block", "full"), default="block")
-    parser.add_argument("--gather", choices=("ordered", "ring", "doubling", "halving"), default="ordered")
+    parser.add_argument("--exchange", choices=("doubling", "halving", "ring"), default="doubling")
     parser.add_argument("--streams", action="store_true")
     for field in fields(Costs):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), help="in seconds or bytes")
@@ -161,7 +160,7 @@ def main() -> None:
     costs = replace(
         MODELS[given["model"]], **{one.name: given[one.name] for one in fields(Costs) if given[one.name] is not None}
     )
-    choice = Choice(given["batch"], given["shuffle"], given["gather"], given["streams"])
+    choice = Choice(given["batch"], given["shuffle"], given["exchange"], given["streams"])
     for rows in map(int, given["rows"]):
         print(f"\n{rows:,} rows of {costs.row_bytes} bytes, {given['model']}; {choice}")
         print(f"{order_bytes(rows, choice.shuffle) / 1e9:.3g} GB a process for the order;", end=" ")
