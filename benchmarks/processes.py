@@ -35,7 +35,7 @@ from truefit.ingest.synthetic import write_csv
 from truefit.training.build import build_engine, untrained_model
 from truefit.training.device import configure
 from truefit.training.engines.sharded_engine import ShardedEngine
-from truefit.training.group import Group, join_group, ordered_sum
+from truefit.training.group import Group, join_group
 from truefit.training.losses import make_loss
 from truefit.training.optimizers import make_optimizer
 from truefit.training.settings import TrainSettings
@@ -178,23 +178,18 @@ def cpu_timed(work: Callable[[], object]) -> Callable[[], float]:
     return seconds
 
 
-def gathers(group: Group) -> Iterator[Figure]:
-    """Time single gathers of sums, which are added up, and single all-reduces, by the length of a sum."""
+def sums(group: Group) -> Iterator[Figure]:
+    """Time single sums over all processes, as a step takes them, and single all-reduces, by their length."""
     for length in LENGTHS:
         vector = torch.zeros(length)
         works: dict[str, Callable[[], object]] = {
-            "gather": partial(gathered_sum, group, vector),
+            "sum": partial(group.sum, vector),
             "all_reduce": partial(dist.all_reduce, vector),
         }
         for name, work in works.items():
             dist.barrier()
             seconds = [timed(work)() for _ in range(GATHERS)]
             yield figure(f"processes, {name}", f"{length} numbers", "µs", np.array(seconds) * 1e6)
-
-
-def gathered_sum(group: Group, vector: Tensor) -> Tensor:
-    """Add up the vectors of all processes as a step does."""
-    return ordered_sum(group.gather(vector).unbind())
 
 
 def rows_of_all(rows: TableDataset, given: Namespace) -> Iterator[Figure]:
@@ -226,7 +221,7 @@ def rank() -> None:
         rows = open_verified(Path(given.table), "train")[0]
         if not group.is_first:
             sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (until the process ends)
-        figures = [*steps(rows, given, group), *gathers(group)]
+        figures = [*steps(rows, given, group), *sums(group)]
         if group.is_first:
             figures += [*lines(rows, given), *rows_of_all(rows, given)]
             save(given.out, "processes", figures)

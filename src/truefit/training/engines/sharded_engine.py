@@ -114,7 +114,7 @@ class ShardedEngine(TorchEngine):
 class CompiledShardedEngine(ShardedEngine):
     """The same with two graphs, one for a shard's gradient and one for the move; a short last batch's gradient goes without.
 
-    Between them the gradients are gathered. Raises TruefitError as CompiledEngine does.
+    Between them the processes exchange their sums. Raises TruefitError as CompiledEngine does.
     """
 
     def __init__(
