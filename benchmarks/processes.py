@@ -1,9 +1,9 @@
-"""What a step costs in one process and in two, what a gather costs, and what each process does for each row of the table.
+"""What a step costs in one process and in two, what an exchange costs, and what each process does for each row of the table.
 
 A table of 16 features, one thread a process, chunks in memory. In two processes of this machine take turns: the engine torch
 alone, with 2 threads, and with 4 shards; compiled alone; both with 4 shards in two processes; and torch's own DDP. While
 one process is alone, the other waits. The rest is what simulate.py takes: CPU seconds of a row, a shard and a step, of the
-order of the rows and of reading them; and the seconds of a gather by the length of what is gathered.
+order of the rows and of reading them; and the seconds of an exchange by the length of the sums.
 
 Usage: python benchmarks/processes.py [--rounds N] [--batches N] [--order-rows N]
 """
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from measure import Figure, arguments, figure, over, save, take_turns, timed
-from torch import Tensor, nn
+from torch import nn
 
 from truefit.data.batches import Shuffle, ShuffledChunks, make_loader, transformed
 from truefit.data.dataset import TableDataset, open_verified
@@ -43,7 +43,7 @@ from truefit.training.settings import TrainSettings
 CPU = torch.device("cpu")
 FEATURES, SHARDS, PROCESSES = 16, 4, 2
 CASES = [("linear", 256), ("linear", 4096), ("linear", 65_536), ("mlp", 256), ("mlp", 4096)]
-LENGTHS = (18, 4096, 70_402, 1_000_000)  # of what is gathered: 18 and 70,402 are those of the models
+LENGTHS = (18, 4096, 70_402, 1_000_000)  # of the sums: 18 and 70,402 are those of the models
 GATHERS, STEPS = 300, 16  # timed at once
 ROW_BYTES = 4 * (FEATURES + 1)
 # The bounds of two processes: over DDP's time, and how many times as fast as one.
