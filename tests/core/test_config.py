@@ -449,8 +449,11 @@ def test_prepare_refuses(values: str, line: str) -> None:
         ("{shards: 0}", "shards: found 0, allowed: greater than or equal to 1"),
         ("{shards: 6}", "shards: found 6, allowed: a power of two"),
         ("{shards: 32}", "shards: found 32, allowed: a power of two up to train.batch_size, 16"),
-        ("{shards: 2, engine: numpy}", "engine: found 'numpy', allowed: torch, since numpy takes shards: 1"),
-        ("{shards: 2, engine: autograd}", "engine: found 'autograd', allowed: torch, since autograd takes shards: 1"),
+        ("{shards: 2, engine: numpy}", "engine: found 'numpy', allowed: torch, since numpy takes whole batches (shards: 1)"),
+        (
+            "{shards: 2, engine: autograd}",
+            "engine: found 'autograd', allowed: torch, since autograd takes whole batches (shards: 1)",
+        ),
         (
             "{shards: 2, engine: compiled, compile: {batches: 4}}",
             "compile.batches: found 4, allowed: 16 with shards above 1, since each shard's gradient is a graph",

@@ -1,6 +1,7 @@
 """The MLflow store: where it is, what a run holds, how it ends, how it goes on, and what is refused."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -15,6 +16,7 @@ from helpers_model import download_model
 from helpers_torture import TORTURE
 from helpers_tracking import (
     TABLE,
+    TRAINING,
     client,
     complete,
     digest_of,
@@ -26,6 +28,7 @@ from helpers_tracking import (
     stored,
     waiting,
 )
+from workspace import ROOT
 
 from truefit.core.errors import StoppedError, TrackingError, TruefitError
 from truefit.model import serving
@@ -437,9 +440,11 @@ def test_secrets_in_the_address_of_the_git_remote_are_not_recorded(
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     commit = ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "--allow-empty", "--message", "one"]
     subprocess.run(["git", *commit], cwd=tmp_path, check=True)
-    (tmp_path / "stage.py").touch()
-    monkeypatch.setattr(sys, "argv", [str(tmp_path / "stage.py")])  # MLflow looks for the repository that it is in
-    complete(track, "name")
+    # In a process of its own: MLflow asks git once in each, about the repository of the script.
+    stage = tmp_path / "stage.py"
+    stage.write_text(TRAINING.replace("TrackSettings()", f"TrackSettings(experiment={track.experiment!r})"))
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "DVC_ROOT": str(root)}
+    subprocess.run([sys.executable, str(stage)], cwd=tmp_path, env=environment, check=True)
     (run,) = stored(root, track.experiment)
     assert run.data.tags["mlflow.source.git.repoURL"] == "https://example.org/a.git"
     assert not any("ter2" in value for value in run.data.tags.values())

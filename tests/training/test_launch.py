@@ -15,6 +15,8 @@ from helpers_launch import Host, is_running, wait_until
 from helpers_torture import long
 from pydantic import ValidationError
 
+from truefit.core.errors import TruefitError
+from truefit.training.addresses import Address, listener
 from truefit.training.launch import LaunchSettings
 
 TWO = {"processes": 2, "timeout": 20.0}
@@ -35,7 +37,7 @@ def two(tmp_path: Path) -> Iterator[Host]:
     [
         ({"processes": 3}, "processes: found 3, allowed: a power of two"),
         ({"processes": 0}, "Input should be greater than or equal to 1"),
-        ({"processes": 4, "hosts": 3}, "processes: found 4, allowed: a multiple of launch.hosts, 3"),
+        ({"processes": 2, "hosts": 4}, "processes: found 2, allowed: a multiple of launch.hosts, 4"),
         ({"processes": 2, "hosts": 2}, "rendezvous: found None, allowed: HOST:PORT where the first of 2 hosts listens"),
         (
             {"processes": 2, "hosts": 2, "rendezvous": "10.0.0.1"},
@@ -45,6 +47,7 @@ def two(tmp_path: Path) -> Iterator[Host]:
             {"processes": 2, "hosts": 2, "rendezvous": "a:70000"},
             "rendezvous: found 'a:70000', allowed: HOST:PORT, such as 10.0.0.1:29500",
         ),
+        ({"processes": 4, "hosts": 3}, "hosts: found 3, allowed: a power of two, since processes is one"),
         ({"processes": 2, "rendezvous": "a:1"}, "rendezvous: found 'a:1', allowed: None with hosts 1"),
         ({"restarts": 1}, "restarts: found 1, allowed: 0 with processes 1"),
         ({"timeout": 1.0}, "Input should be greater than or equal to 5"),
@@ -131,3 +134,12 @@ def test_a_signal_ends_restarts(tmp_path: Path) -> None:
 def test_a_rank_does_not_import_the_launcher() -> None:
     code = "import sys, truefit.training.launch; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("host", ["0", "0.0.0.0", "::", "::0"])
+def test_an_address_that_stands_for_all_of_a_machine_is_refused_however_it_is_written(host: str) -> None:
+    found = (
+        r"launch.rendezvous: found .*, which is every address of this machine, allowed: the one by which the other hosts .*"
+    )
+    with pytest.raises(TruefitError, match=f"^params.yaml: {found}$"):
+        listener(Address(host, 29_500))

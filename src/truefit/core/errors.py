@@ -65,8 +65,6 @@ class GroupError(TruefitError):
 class LostError(GroupError):
     """Another process of the training, or the way to it, is gone."""
 
-    status = os.EX_SOFTWARE
-
 
 class StoppedError(TruefitError):
     """SIGTERM or SIGINT asked a training to stop, and it has saved where it was."""

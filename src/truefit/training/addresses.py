@@ -4,6 +4,7 @@ import os
 import socket
 import time
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -63,6 +64,9 @@ def listener(address: Address) -> socket.socket:
     """Return a socket that listens at the address and no other; raises TruefitError, naming the setting."""
     try:
         family, _, _, _, where = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+        if ip_address(str(where[0]).partition("%")[0]).is_unspecified:
+            found, allowed = f"{address}, which is every address of this machine", "the one by which the other hosts reach it"
+            raise TruefitError(f"params.yaml: launch.rendezvous: found {found}, allowed: {allowed}")
         return socket.create_server((str(where[0]), address.port), family=family)
     except OSError as error:
         fault = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)

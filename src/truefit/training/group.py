@@ -31,7 +31,7 @@ from truefit.core.errors import GroupError, LostError, TruefitError, leave
 from truefit.core.terminal import say
 from truefit.core.text import one_line, printable
 from truefit.data.shards import WHOLE, Cut
-from truefit.training.launch import LAUNCHED, end_with_parent
+from truefit.training.launch import LAUNCHED, LOST, end_with_parent
 
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where torch's launcher looks for it
 _END = "end"  # the key under which a process that ends the training says why, and the first that it has ended well
@@ -296,7 +296,7 @@ def _end_with(error: TruefitError) -> NoReturn:
         Path(path).write_text(json.dumps(content), encoding="utf-8")
     if LAUNCHED not in os.environ:
         say(f"error: {line}", error=True)
-    leave(error.status)
+    leave(LOST if isinstance(error, LostError) else error.status)
 
 
 def _answer(ask: Callable[[], T], seconds: float) -> T:

@@ -31,6 +31,8 @@ class LaunchSettings(Settings):
     def _hosts_share_processes(self) -> Self:
         if self.processes & (self.processes - 1):
             raise invalid_value("processes", self.processes, "a power of two")
+        if self.hosts & (self.hosts - 1):
+            raise invalid_value("hosts", self.hosts, "a power of two, since processes is one")
         if self.processes % self.hosts:
             raise invalid_value("processes", self.processes, f"a multiple of launch.hosts, {self.hosts}")
         if self.processes == 1:
@@ -45,11 +47,9 @@ class LaunchSettings(Settings):
             raise invalid_value("rendezvous", None, f"HOST:PORT where the first of {self.hosts} hosts listens")
         if self.rendezvous is not None:
             try:
-                address = Address.parse(self.rendezvous)
+                Address.parse(self.rendezvous)
             except ValueError:
                 raise invalid_value("rendezvous", self.rendezvous, "HOST:PORT, such as 10.0.0.1:29500") from None
-            if address.host in ("0.0.0.0", "::"):  # noqa: S104 (compared, not bound to)
-                raise invalid_value("rendezvous", self.rendezvous, "the one address by which the other hosts reach this one")
         return self
 
     @property

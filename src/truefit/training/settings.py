@@ -95,7 +95,7 @@ class TrainSettings(Settings):
             ("the loss mse", self.loss.name == "mse"),
             ("plain sgd", self.optimizer == OptimizerSettings(lr=self.optimizer.lr)),
             ("no clip_norm", self.clip_norm is None),
-            ("shards: 1", self.shards == 1),
+            ("whole batches (shards: 1)", self.shards == 1),
         ]:
             if not found:
                 raise invalid_value("engine", self.engine, f"torch, since {self.engine} takes {needed}")
