@@ -68,8 +68,9 @@ $(BENCH_READY): requirements.lock benchmarks/requirements.lock pyproject.toml
 repro: $(READY) $(VEGA) ## run the pipeline: what changed since the last run, and nothing else
 	dvc repro
 
+# Three workers on two cores, since some tests wait: for a time-out, a link that is down, a server.
 test: $(READY) ## run the tests
-	pytest -n 2 --dist loadgroup
+	pytest -n 3 --dist loadgroup
 
 torture: $(READY) ## kill, starve, feed rubbish and run again at length: 25 random kills and more, thousands of mutations, two dozen reruns, 200 random trainings, 16 at once, a grid, five million predictions
 	TRUEFIT_TORTURE=1 pytest -n 2 --dist loadgroup -rA $(TORTURE)

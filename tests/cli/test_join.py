@@ -90,6 +90,7 @@ def test_a_server_of_torch_s_that_belongs_to_another_training_is_refused() -> No
         other.kill()
 
 
+@long
 def test_ctrl_c_ends_the_wait() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"

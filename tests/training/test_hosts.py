@@ -89,13 +89,12 @@ def test_a_host_whose_parent_is_killed_ends_the_training_of_both(tmp_path: Path,
     wait_until(lambda: not any(map(is_running, ranks.values())))
 
 
+@long
 @pytest.mark.parametrize(
     ("change", "line"),
     [
         ({"processes": 4}, "params.yaml: launch.processes: found 4, allowed: 2, as on the first host"),
-        pytest.param(
-            *({"timeout": 30.0}, "params.yaml: launch.timeout: found 30.0, allowed: 20.0, as on the first host"), marks=long
-        ),
+        ({"timeout": 30.0}, "params.yaml: launch.timeout: found 30.0, allowed: 20.0, as on the first host"),
     ],
 )
 def test_a_host_with_other_settings_is_refused_while_the_first_waits_on(
