@@ -43,10 +43,11 @@ from truefit.training.device import choose_device, configure
 from truefit.training.display import progress
 from truefit.training.engines.compiled_engine import CompiledEngine
 from truefit.training.engines.sharded_engine import CompiledShardedEngine
-from truefit.training.group import Group, is_rank, join_group
+from truefit.training.group import Group, join_group
 from truefit.training.launch import LaunchSettings
 from truefit.training.loop import fit
 from truefit.training.progress import Epoch, Outcome
+from truefit.training.rank import is_rank
 from truefit.training.settings import TrainSettings
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from workspace import ROOT
 
-from truefit.training.group import ordered_sum
+from truefit.data.shards import ordered_sum
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 

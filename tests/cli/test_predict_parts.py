@@ -5,8 +5,6 @@ import os
 import shutil
 import signal
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from helpers_data import numbered_csv, prepare
+from helpers_launch import wait_until
 from helpers_stages import Stages
 from helpers_training import UNSCALED, save_untrained
 
@@ -277,7 +276,7 @@ def test_a_signal_leaves_no_process_and_no_temporary_folder(number: signal.Signa
     put(a="ok", b="slow " * 100, c="slow " * 100)
 
     def when_one_is_written() -> None:
-        wait_for(lambda: bool(list(Path().glob(".out.tmp/new/a.csv"))))
+        wait_until(lambda: bool(list(Path().glob(".out.tmp/new/a.csv"))))
         os.kill(os.getpid(), number)
 
     sender, others = threading.Thread(target=when_one_is_written), processes()
@@ -289,11 +288,3 @@ def test_a_signal_leaves_no_process_and_no_temporary_folder(number: signal.Signa
     assert processes() == others
     assert not list(Path().glob(".*"))
     assert not OUT.exists()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not come to pass")

@@ -5,14 +5,13 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryFile
 
 import psutil
 import pytest
+from helpers_launch import wait_until
 
 from truefit.core.workers import EndedError, Worker
 
@@ -61,14 +60,6 @@ def has_ended(number: int) -> bool:
         return bool(psutil.Process(number).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not come to pass")
 
 
 def test_a_worker_answers_task_by_task_and_ends_with_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,4 +113,4 @@ def test_a_worker_ends_with_the_process_that_began_it(number: signal.Signals, tm
         worker = int(owner.stdout.readline())
         owner.send_signal(number)
         owner.wait()
-    wait_for(lambda: has_ended(worker))
+    wait_until(lambda: has_ended(worker))

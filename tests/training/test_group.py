@@ -14,8 +14,8 @@ from helpers_group import end_cases, run_cases
 from helpers_training import normal_line, same_bits, train_with, weighted_rows, write_prepared
 
 from truefit.core.errors import GroupError, TruefitError
-from truefit.data.shards import Cut
-from truefit.training.group import Group, ordered_sum
+from truefit.data.shards import Cut, ordered_sum
+from truefit.training.group import Group
 
 MLP = {"name": "mlp", "hidden": [13, 7], "dropout": 0.3}
 ADAM = {"name": "adam", "lr": 0.02, "weight_decay": 0.01}

@@ -3,6 +3,7 @@
 Shard s of V has the batch's rows from R·s/V up to R·(s + 1)/V, rounded down. So a batch is cut by V and its own rows R alone.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -51,3 +52,13 @@ class Cut(NamedTuple):
 
 
 WHOLE = Cut()
+
+
+def ordered_sum(parts: Sequence[Tensor]) -> Tensor:
+    """Return the sum of a power of two of tensors, by a balanced binary tree: neighbours first, then their sums.
+
+    So the sum of each half, or quarter, can be made elsewhere, and the bits stay the same.
+    """
+    while len(parts) > 1:
+        parts = [left + right for left, right in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]

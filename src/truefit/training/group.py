@@ -8,18 +8,15 @@ import hashlib
 import json
 import os
 import re
-import signal
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, Self, TypeVar
+from typing import Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,12 +25,10 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from truefit.core.errors import GroupError, LostError, TruefitError, leave
-from truefit.core.terminal import say
-from truefit.core.text import one_line, printable
+from truefit.core.text import one_line
 from truefit.data.shards import WHOLE, Cut
-from truefit.training.launch import LAUNCHED, LOST, end_with_parent
+from truefit.training.rank import begin_rank, end_with, is_rank
 
-_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where torch's launcher looks for it
 _END = "end"  # the key under which a process that ends the training says why, and the first that it has ended well
 _POLL_SECONDS = 0.2
 _LAST_WORD_SECONDS = 3.0  # for the reason of a connection that is lost already
@@ -82,7 +77,7 @@ class Group:
         return WHOLE if shards == 1 else Cut(shards, self.rank * own, own)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum of the vectors [n] of all processes, added as `ordered_sum` would their list.
+        """Return the sum of the vectors [n] of all processes, added as `data.shards.ordered_sum` would their list.
 
         At each level of the tree each process adds its sum and that of its neighbour, which is of as many vectors: recursive
         doubling, R. Thakur, R. Rabenseifner and W. Gropp, "Optimization of Collective Communication Operations in MPICH"
@@ -197,7 +192,7 @@ class Group:
         if error is None or (isinstance(error, TruefitError) and not isinstance(error, LostError)):
             self._tell_others("" if error is None else f"the training ended on host {socket.gethostname()}: {error}")
         if isinstance(error, TruefitError) and not (self.is_first and not isinstance(error, LostError)):
-            _end_with(error)
+            end_with(error)
 
     def _tell_others(self, reason: str) -> None:
         store = self._store
@@ -230,11 +225,6 @@ class Group:
 ALONE = Group()
 
 
-def is_rank() -> bool:
-    """Say whether torch's launcher started this process as one of several, or as the only one."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def join_group(device: torch.device, timeout: float) -> Group:
     """Return the group that torch's launcher started this process for, or one of this process alone.
 
@@ -242,12 +232,7 @@ def join_group(device: torch.device, timeout: float) -> Group:
     """
     if not is_rank() or int(os.environ["WORLD_SIZE"]) == 1:
         return Group()
-    if LAUNCHED in os.environ:
-        end_with_parent()
-    if int(os.environ["RANK"]):
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # the first takes them, and ends the others
-    _compute_undisturbed()
+    begin_rank()
     seconds = timedelta(seconds=timeout)
     backend = "gloo"
     if device.type == "cuda":
@@ -260,43 +245,10 @@ def join_group(device: torch.device, timeout: float) -> Group:
         group.hosts = group.texts(socket.gethostname())
         group.pair()
     except RuntimeError as error:
-        _end_with(LostError(f"found no other process of the training for {timeout:g} s: {_first_line(error)}"))
+        end_with(LostError(f"found no other process of the training for {timeout:g} s: {_first_line(error)}"))
     except LostError as error:
-        _end_with(error)
+        end_with(error)
     return group
-
-
-def _compute_undisturbed() -> None:
-    """Let a thread of this process that wakes up not take the core from one that computes, where the system knows of that.
-
-    Each exchange wakes several of gloo's threads in each process. With Linux's usual policy they and the processes drive each
-    other from core to core, and a step on two cores takes up to twice as long: see the lab notebook.
-    """
-    if sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_OTHER:
-        with suppress(PermissionError):  # of a container, where it is as slow as before
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-
-
-def ordered_sum(parts: Sequence[Tensor]) -> Tensor:
-    """Return the sum of a power of two of tensors, by a balanced binary tree: neighbours first, then their sums.
-
-    So the sum of each half, or quarter, can be made elsewhere, and the bits stay the same.
-    """
-    while len(parts) > 1:
-        parts = [left + right for left, right in zip(parts[::2], parts[1::2], strict=True)]
-    return parts[0]
-
-
-def _end_with(error: TruefitError) -> NoReturn:
-    """End this process with the error: told by the launcher where that is ours, or else here."""
-    line = printable(str(error))
-    if path := os.environ.get(_ERROR_FILE):
-        # As torch.distributed.elastic writes it, which reads it.
-        content = {"message": {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}}
-        Path(path).write_text(json.dumps(content), encoding="utf-8")
-    if LAUNCHED not in os.environ:
-        say(f"error: {line}", error=True)
-    leave(LOST if isinstance(error, LostError) else error.status)
 
 
 def _answer(ask: Callable[[], T], seconds: float) -> T:

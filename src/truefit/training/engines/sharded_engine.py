@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad_and_value
 
-from truefit.data.shards import Cut
+from truefit.data.shards import Cut, ordered_sum
 from truefit.training.engines.base import StepSettings, to_device
 from truefit.training.engines.compiled_engine import Graph, require_compiler
 from truefit.training.engines.graphs import (
@@ -24,7 +24,7 @@ from truefit.training.engines.graphs import (
     timed_first_call,
 )
 from truefit.training.engines.torch_engine import TorchEngine
-from truefit.training.group import Group, ordered_sum
+from truefit.training.group import Group
 from truefit.training.losses import make_loss
 from truefit.training.optimizers import first_state, make_optimizer
 
