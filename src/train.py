@@ -17,6 +17,7 @@ from truefit.core.config import Params, flatten
 from truefit.core.errors import SettingsError
 from truefit.core.files import write_bytes
 from truefit.core.terminal import say, shown
+from truefit.core.text import as_yaml
 from truefit.data.dataset import TableDataset, open_verified
 from truefit.data.table import Table
 from truefit.model import serving
@@ -131,9 +132,10 @@ def lead(
 
 def what_decides(settings: TrainSettings, table: Table) -> dict[str, str]:
     """Return what has to be the same in each process of a training, by names that its user knows."""
-    train = {key: str(value) for key, value in flatten({"train": settings.model_dump(mode="json")}).items()}
+    train = flatten({"train": settings.model_dump(mode="json")})
+    texts = {key: value if isinstance(value, str) else as_yaml(value, sys.maxsize) for key, value in train.items()}
     code = code_digest(read_code())
-    return {"commit": head_commit(), "code": code, "table": table.digest, "torch": torch.__version__, **train}
+    return {"commit": head_commit(), "code": code, "table": table.digest, "torch": torch.__version__, **texts}
 
 
 def parse() -> argparse.Namespace:

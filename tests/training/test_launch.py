@@ -38,7 +38,7 @@ def two(tmp_path: Path) -> Iterator[Host]:
         ({"processes": 3}, "processes: found 3, allowed: a power of two"),
         ({"processes": 0}, "Input should be greater than or equal to 1"),
         ({"processes": 2, "hosts": 4}, "processes: found 2, allowed: a multiple of launch.hosts, 4"),
-        ({"processes": 2, "hosts": 2}, "rendezvous: found None, allowed: HOST:PORT where the first of 2 hosts listens"),
+        ({"processes": 2, "hosts": 2}, "rendezvous: found null, allowed: HOST:PORT where the first of 2 hosts listens"),
         (
             {"processes": 2, "hosts": 2, "rendezvous": "10.0.0.1"},
             "rendezvous: found '10.0.0.1', allowed: HOST:PORT, such as 10.0.0.1:29500",
@@ -48,7 +48,7 @@ def two(tmp_path: Path) -> Iterator[Host]:
             "rendezvous: found 'a:70000', allowed: HOST:PORT, such as 10.0.0.1:29500",
         ),
         ({"processes": 4, "hosts": 3}, "hosts: found 3, allowed: a power of two, since processes is one"),
-        ({"processes": 2, "rendezvous": "a:1"}, "rendezvous: found 'a:1', allowed: None with hosts 1"),
+        ({"processes": 2, "rendezvous": "a:1"}, "rendezvous: found 'a:1', allowed: null with hosts 1"),
         ({"restarts": 1}, "restarts: found 1, allowed: 0 with processes 1"),
         ({"timeout": 1.0}, "Input should be greater than or equal to 5"),
     ],

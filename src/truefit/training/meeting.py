@@ -16,6 +16,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 
 from truefit.core.errors import TruefitError
 from truefit.core.terminal import say
+from truefit.core.text import as_yaml
 from truefit.training.addresses import Address, listener, wait_for_listener
 from truefit.training.causes import Cause, Weight
 from truefit.training.launch import LaunchSettings
@@ -87,7 +88,7 @@ class Meeting(RendezvousHandler):
         for key, value in ours.items():
             if theirs.get(key) != value:
                 raise TruefitError(
-                    f"params.yaml: launch.{key}: found {value}, allowed: {theirs.get(key)}, as on the first host"
+                    f"params.yaml: launch.{key}: found {as_yaml(value)}, allowed: {as_yaml(theirs.get(key))}, as on the first host"
                 )
         for host in range(1, self._settings.hosts):
             if self._store.compare_set(f"seat/{host}", "", self._me).decode() == self._me:
