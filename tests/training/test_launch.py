@@ -123,6 +123,18 @@ def test_restarts_start_the_ranks_again_after_one_was_lost_but_not_after_an_erro
     assert host.end() == (2, [again, "error: rank 1: no such column"])
 
 
+def test_a_rank_that_is_killed_while_rank_0_saves_changes_nothing(tmp_path: Path) -> None:
+    kept = [tmp_path / f"save.{rank}" for rank in (0, 1)]
+    for file in kept:
+        file.touch()
+    host = Host(tmp_path, TWO, seconds=0)
+    ranks = host.wait_for_ranks()
+    wait_until(lambda: all((tmp_path / f"saving.{rank}").exists() for rank in (0, 1)))
+    os.kill(ranks[1], signal.SIGKILL)
+    kept[0].unlink()
+    assert host.end() == (0, [])
+
+
 @long
 def test_a_signal_ends_restarts(tmp_path: Path) -> None:
     host = Host(tmp_path, TWO | {"restarts": 2})

@@ -1,7 +1,8 @@
 """A rank without a training: it gathers numbers until rank 0 says that it is enough, and ends as src/train.py's do.
 
 Arguments: a folder where each rank writes its process id, the seconds it takes, the process group's timeout. A file
-`fail.RANK` there with [text, status] makes that rank fail.
+`fail.RANK` there with [text, status] makes that rank fail. With a file `save.RANK` that rank makes `saving.RANK` after the
+last number, and ends when the former is gone.
 """
 
 import json
@@ -34,6 +35,7 @@ def main() -> None:
         started.rename(FOLDER / f"{RANK}.{os.environ['TORCHELASTIC_RESTART_COUNT']}")
         gather()
         dist.barrier()
+        save()
     except RuntimeError as error:
         fail(str(error).partition("\n")[0], LOST)
     os._exit(0)
@@ -50,6 +52,12 @@ def gather() -> None:
         time.sleep(0.01)
     if ASKED:
         fail(f"stopped by {signal.Signals(ASKED[0]).name} and saved", 128 + ASKED[0])
+
+
+def save() -> None:
+    while (FOLDER / f"save.{RANK}").exists():
+        (FOLDER / f"saving.{RANK}").touch()
+        time.sleep(0.01)
 
 
 def fail(text: str, status: int) -> NoReturn:

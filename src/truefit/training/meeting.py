@@ -87,9 +87,8 @@ class Meeting(RendezvousHandler):
         theirs, ours = json.loads(self._get(GREETING)), json.loads(_agreed(self._settings))
         for key, value in ours.items():
             if theirs.get(key) != value:
-                raise TruefitError(
-                    f"params.yaml: launch.{key}: found {as_yaml(value)}, allowed: {as_yaml(theirs.get(key))}, as on the first host"
-                )
+                allowed = f"{as_yaml(theirs.get(key))}, as on the first host"
+                raise TruefitError(f"params.yaml: launch.{key}: found {as_yaml(value)}, allowed: {allowed}")
         for host in range(1, self._settings.hosts):
             if self._store.compare_set(f"seat/{host}", "", self._me).decode() == self._me:
                 self.host = host
