@@ -1,5 +1,10 @@
 """Stage train: the prepared table -> a trained model, as one MLflow run."""
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from truefit.core.beginning import end_at_signals
+
+    end_at_signals()
+
 import argparse
 import hashlib
 import os

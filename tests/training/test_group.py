@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers_group import end_cases, run_cases
 from helpers_training import normal_line, same_bits, train_with, weighted_rows, write_prepared
-from torch.distributed import HashStore
+from torch._C._distributed_c10d import HashStore
 
 from truefit.core.errors import GroupError, TruefitError
 from truefit.data.shards import Cut, ordered_sum

@@ -82,6 +82,15 @@ def test_ranks_of_one_host_listen_on_loopback_alone_and_a_signal_to_their_parent
     assert not any(map(is_running, ranks.values()))
 
 
+def test_ctrl_c_while_ranks_import_is_told_in_one_line(two: Host) -> None:
+    parent = psutil.Process(two.process.pid)
+    wait_until(lambda: len(parent.children()) == 2)
+    ranks = [rank.pid for rank in parent.children()]
+    two.process.send_signal(signal.SIGINT)
+    assert two.end() == (130, ["error: stopped by SIGINT"])
+    assert not any(map(is_running, ranks))
+
+
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=long)])
 def test_a_rank_that_is_killed_ends_the_others_with_one_line(two: Host, rank: int) -> None:
     ranks = two.wait_for_ranks()

@@ -17,6 +17,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
+from truefit.core.beginning import end_at_signals
 from truefit.core.terminal import say
 from truefit.training.launch import LOST, end_with_parent
 
@@ -25,6 +26,7 @@ ASKED: list[int] = []
 
 
 def main() -> None:
+    end_at_signals()
     end_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, (lambda number, _: ASKED.append(number)) if RANK == 0 else signal.SIG_IGN)

@@ -59,10 +59,13 @@ class Ranks(LocalElasticAgent):
             self.send(number)
         if self.stopping is not None and self._asked != self.pids().get(0):  # which has just been started again
             self.send(self.stopping)
-        if any(_failed(pid) for pid in self.pids().values()):
+        pids = self.pids().values()
+        if any(map(_failed, pids)):
             self._let_end()
+        if not all(map(_ended, pids)):  # torch's launcher would stop those that run on beside one that has failed
+            return RunResult(state=WorkerState.HEALTHY)
         result: RunResult = super()._monitor_workers(worker_group)
-        if result.state not in (WorkerState.SUCCEEDED, WorkerState.FAILED):
+        if result.state is WorkerState.UNKNOWN:
             return result
         # What a training leaves behind is rank 0's alone: where that has ended well, no other one's end matters.
         well = not result.failures or (0 in self.pids() and 0 not in result.failures)

@@ -9,8 +9,8 @@ import time
 from concurrent.futures import Future
 from types import FrameType
 
+from truefit.core.beginning import STOPPING
 from truefit.core.errors import StoppedError, TruefitError
-from truefit.core.signals import STOPPING
 from truefit.training.addresses import Address, interface_towards
 from truefit.training.causes import Weight
 from truefit.training.launch import LAUNCHED, LaunchSettings
@@ -66,6 +66,7 @@ class Supervisor:
                     signal.signal(number, handler)
 
     def _work(self, folder: str) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # ranks inherit it: they take a signal once they can tell of it
         try:
             if self._joins is not None:
                 self._meeting.reach(self._joins)
@@ -135,7 +136,8 @@ class Supervisor:
         ranks, repro = self._ranks, self._go_on
         if ranks is None or not ranks.pids():
             self._give_seat_back()
-            raise StoppedError(self._stopped or signal.SIGTERM, "while it waited for other hosts")
+            where = "while it waited for other hosts" if self._settings.hosts > 1 else "before it began"
+            raise StoppedError(self._stopped or signal.SIGTERM, where)
         end = ranks.end
         if whole and end is None:
             return 0
