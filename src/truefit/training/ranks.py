@@ -97,7 +97,7 @@ class Ranks(LocalElasticAgent):
         super()._restart_workers(worker_group)
 
     def _settle(self, cause: Cause | None) -> None:
-        self._meeting.heard = time.monotonic()
+        self._meeting.count_silence_anew()
         self.settling = True
         may_restart = self.stopping is None and self._meeting.round < self._restarts
         self.end = cause  # what there is to tell where the other hosts do not answer
