@@ -46,7 +46,7 @@ class Group:
         self.rank, self.size, self._store, self._timeout = rank, size, store, timeout
         self.hosts = [socket.gethostname()]
         self._pairs: list[dist.ProcessGroup] = []  # of this process and another, for each level of the tree of sums
-        self._both = torch.empty(2, 0)  # the sums of a pair
+        self._both = self._left = self._right = torch.empty(0)  # the sums of a pair, and each
         self._over = False
 
     @property
@@ -77,20 +77,20 @@ class Group:
         own = shards // self.size
         return WHOLE if shards == 1 else Cut(shards, self.rank * own, own)
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum of the vectors [n] of all processes, added as `data.shards.ordered_sum` would their list.
+    def sum(self, tensor: Tensor) -> None:
+        """Make of the vector [n] the sum of those of all processes, added as `data.shards.ordered_sum` would their list.
 
         At each level of the tree each process adds its sum and that of its neighbour, which is of as many vectors: recursive
         doubling, R. Thakur, R. Rabenseifner and W. Gropp, "Optimization of Collective Communication Operations in MPICH"
         (2005), section 4.5.
         """
-        if (self._both.shape[1:], self._both.dtype) != (tensor.shape, tensor.dtype):
-            self._both = tensor.new_empty(2, *tensor.shape)  # kept, since the memory of a new one is slow at its first use
+        if self._both.numel() != 2 * len(tensor) or self._both.dtype != tensor.dtype:
+            self._both = tensor.new_empty(2 * len(tensor))  # kept, since the memory of a new one is slow at its first use
+            self._left, self._right = self._both.chunk(2)
         with self._connected():
             for pair in self._pairs:
-                dist.all_gather_single(self._both.view(-1), tensor, group=pair)
-                tensor = self._both[0] + self._both[1]
-        return tensor
+                dist.all_gather_single(self._both, tensor, group=pair)
+                torch.add(self._left, self._right, out=tensor)
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Return the tensors [W, …] of all processes, which have one shape and type."""
