@@ -4,7 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Self
 
@@ -59,15 +59,14 @@ class Board:
             time.sleep(POLL_SECONDS)
         return True
 
-    def beat(self, key: Callable[[], str]) -> None:
-        """Count the number at the key up, once a second, for as long as the first host answers."""
-        # A call that waits for its answer keeps others of the same client from asking.
-        own: TCPStore = self.store.clone()  # type: ignore[attr-defined]
-        with suppress(RuntimeError):
-            while True:
-                own.add(key(), 1)
-                self.heard = time.monotonic()
-                time.sleep(1)
+    def another(self) -> "Board":
+        """Return a second way to the same texts, for a thread: a call that waits for its answer keeps others from asking."""
+        return Board(self.store.clone())  # type: ignore[attr-defined]
+
+    def count(self, key: str) -> None:
+        """Count the number at the key up."""
+        self.store.add(key, 1)
+        self.heard = time.monotonic()
 
 
 def serve(where: socket.socket, seconds: float) -> TCPStore:

@@ -9,6 +9,7 @@ from typing import Any, Self
 from pydantic import BaseModel
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from truefit.core.beginning import STOPPING
 from truefit.core.text import one_line
 from truefit.training.launch import LOST
 
@@ -26,7 +27,10 @@ class Weight(IntEnum):
 
 
 class Cause(BaseModel, frozen=True, strict=True, extra="forbid"):
-    """A rank's end. `told`: rank 0 has printed why; `final`: the same inputs would end it again, or a signal asked for it."""
+    """A rank's end. `told`: rank 0 has printed why; `final`: the same inputs would end it again, or a signal asked for it.
+
+    Where that was a signal, `how` says what was saved, and `host` where the signal came.
+    """
 
     rank: int
     host: str
@@ -38,12 +42,19 @@ class Cause(BaseModel, frozen=True, strict=True, extra="forbid"):
 
     def line(self, hosts: int) -> str:
         """Return it as the line of an error."""
+        if self.number:
+            return f"stopped by {_signal_name(self.number)}{f' on host {self.host}' if hosts > 1 else ''}{self.how}"
         return f"rank {self.rank}{f' on {self.host}' if hosts > 1 else ''}{self.how}"
+
+    @property
+    def number(self) -> int | None:
+        """The signal that asked the training to stop, where one did."""
+        return number if (number := self.status - 128) in STOPPING else None
 
     @classmethod
     def of(cls, failures: Mapping[int, ProcessFailure], host: str, killed: Container[int]) -> Self:
-        """Return the root of the failures, by rank; the launcher has `killed` some, which did not end with the others."""
-        causes = [cls._of_rank(rank, failure, host, rank in killed) for rank, failure in failures.items()]
+        """Return the root of the failures, by rank; the parent has `killed` some processes, which did not end in time."""
+        causes = [cls._of_rank(rank, failure, host, failure.pid in killed) for rank, failure in failures.items()]
         return max(causes, key=cls.depth)
 
     def depth(self) -> tuple[Weight, bool]:
@@ -53,19 +64,17 @@ class Cause(BaseModel, frozen=True, strict=True, extra="forbid"):
     @classmethod
     def _of_rank(cls, rank: int, failure: ProcessFailure, host: str, killed: bool) -> Self:
         status, text = failure.exitcode, _text(failure.error_file_data)
-        if killed:
+        if killed and status == -signal.SIGKILL:
             return cls(rank=rank, host=host, how=" did not end with the others, and was killed", weight=Weight.ENDED)
         if status == LOST:
             return cls(rank=rank, host=host, how=f": {text or 'lost another process'}", weight=Weight.LOST)
         if status < 0:
             hint = " (is the memory enough?)" if status == -signal.SIGKILL else ""
-            stopped = rank == 0 and -status in (signal.SIGINT, signal.SIGTERM)  # before it could take a signal to stop
-            weight = Weight.ENDED if stopped else Weight.KILLED
             how = f" was killed by {_signal_name(-status)}{hint}"
-            return cls(rank=rank, host=host, how=how, weight=weight, final=stopped)
-        if rank == 0 and status > 128:
-            how = f" was stopped by {_signal_name(status - 128)}"
-            return cls(rank=rank, host=host, how=how, weight=Weight.ERROR, status=status, told=True, final=True)
+            return cls(rank=rank, host=host, how=how, weight=Weight.KILLED)
+        if status - 128 in STOPPING and (rank == 0 or text):  # a StoppedError, or a signal to rank 0 before it trained
+            how = text.removeprefix(f"stopped by {_signal_name(status - 128)}")
+            return cls(rank=rank, host=host, how=how, weight=Weight.ERROR, status=status, told=rank == 0, final=True)
         if rank == 0 and status == 2:
             how = " ended with an error, which it has told there"
             return cls(rank=rank, host=host, how=how, weight=Weight.ERROR, told=True, final=True)

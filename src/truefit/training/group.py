@@ -7,16 +7,13 @@ messages, and takes signals. Nothing that comes from another process is unpickle
 import hashlib
 import json
 import os
-import re
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -27,12 +24,8 @@ from torch.distributed.rendezvous import rendezvous
 from truefit.core.errors import GroupError, LostError, TruefitError, leave
 from truefit.core.text import one_line
 from truefit.data.shards import WHOLE, Cut
+from truefit.training.ending import POLL_SECONDS, Ending, loss
 from truefit.training.rank import begin_rank, end_with, is_rank
-
-_END = "end"  # the key under which a process that ends the training says why, and the first that it went well
-_POLL_SECONDS = 0.2
-_LAST_WORD_SECONDS = 3.0  # for the reason of a connection that is lost already
-T = TypeVar("T")
 
 
 class Group:
@@ -43,7 +36,8 @@ class Group:
     """
 
     def __init__(self, rank: int = 0, size: int = 1, store: Store | None = None, timeout: float = 60.0) -> None:
-        self.rank, self.size, self._store, self._timeout = rank, size, store, timeout
+        self.rank, self.size, self._timeout = rank, size, timeout
+        self._ending = Ending(store, timeout) if store is not None else None
         self.hosts = [socket.gethostname()]
         self._pairs: list[dist.ProcessGroup] = []  # of this process and another, for each level of the tree of sums
         self._both = self._left = self._right = torch.empty(0)  # the sums of a pair, and each
@@ -134,15 +128,15 @@ class Group:
 
         Between two exchanges nobody may take longer than the timeout. Raises GroupError where the training has ended.
         """
-        store = self._store
-        if store is None:
+        ending = self._ending
+        if ending is None:
             return
         with self._connected():
-            _answer(lambda: store.add(where, 1), self._timeout)
-            while _answer(lambda: store.add(where, 0), self._timeout) < self.size:
-                if reason := self._end_told(self._timeout):
+            ending.ask(lambda store: store.add(where, 1))
+            while ending.ask(lambda store: store.add(where, 0)) < self.size:
+                if reason := ending.told():
                     raise GroupError(reason)
-                time.sleep(_POLL_SECONDS)
+                time.sleep(POLL_SECONDS)
 
     def require_same(self, facts: Mapping[str, str]) -> None:
         """Raise GroupError, naming the machine and the fact, unless all processes have the same."""
@@ -175,16 +169,16 @@ class Group:
         From then on the others are not needed: what is left, such as to save, is the first one's alone. Raises GroupError with
         the reason of a training that has failed.
         """
-        if self._store is None:
+        if self._ending is None:
             return
         if self.is_first:
             if well:
-                self._tell_others("")
+                with self._connected():
+                    self._ending.tell("")
                 self._over = True
             return
         with self._connected():
-            while (reason := self._end_told(self._timeout)) is None:
-                time.sleep(_POLL_SECONDS)
+            reason = self._ending.wait()
         if reason:
             raise GroupError(reason)
         leave(0)
@@ -193,38 +187,24 @@ class Group:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._store is None:
+        if self._ending is None:
             return
         if isinstance(error, TruefitError) and not isinstance(error, LostError) and not self._over:
-            self._tell_others(f"the training ended on host {socket.gethostname()}: {error}")
+            with self._connected():
+                self._ending.tell(f"the training ended on host {socket.gethostname()}: {error}")
         if isinstance(error, TruefitError) and not (self.is_first and not isinstance(error, LostError)):
             end_with(error)
 
-    def _tell_others(self, reason: str) -> None:
-        store = self._store
-        assert store is not None
-        with self._connected():
-            _answer(lambda: store.compare_set(_END, "", reason), self._timeout)
+    def _connected(self) -> AbstractContextManager[None]:
+        """Raise LostError where the connection to another process is lost."""
+        if self._ending is None:
+            return nullcontext()
+        return self._ending.connected(self._others)
 
-    @contextmanager
-    def _connected(self) -> Iterator[None]:
-        """Raise LostError, with the reason that another process has told, for a connection that is lost."""
-        try:
-            yield
-        except RuntimeError as error:  # torch's, of which dist.DistError is a kind, and gloo's
-            raise LostError(self._told() or f"lost another process of the training: {_first_line(error)}") from None
-
-    def _told(self) -> str:
-        try:
-            return self._end_told(_LAST_WORD_SECONDS) or ""
-        except RuntimeError:
-            return ""
-
-    def _end_told(self, seconds: float) -> str | None:
-        """Return why the training has ended, an empty text where it went well, or None: nobody has told of an end."""
-        store = self._store
-        assert store is not None
-        return _answer(lambda: store.get(_END).decode() if store.check([_END]) else None, seconds)
+    def _others(self) -> list[str]:
+        if len(self.hosts) < self.size:  # before they have told each other
+            return []
+        return [f"rank {rank} on {host}" for rank, host in enumerate(self.hosts) if rank != self.rank]
 
 
 ALONE = Group()
@@ -250,29 +230,7 @@ def join_group(device: torch.device, timeout: float) -> Group:
         group.hosts = group.texts(socket.gethostname())
         group.pair()
     except RuntimeError as error:
-        end_with(LostError(f"found no other process of the training for {timeout:g} s: {_first_line(error)}"))
+        end_with(LostError(loss(error, timeout)))
     except LostError as error:
         end_with(error)
     return group
-
-
-def _answer(ask: Callable[[], T], seconds: float) -> T:
-    """Return what the store answers; raises RuntimeError where there is no answer: over a link that is down torch waits on."""
-    answer: Future[T] = Future()
-
-    def work() -> None:
-        try:
-            answer.set_result(ask())
-        except RuntimeError as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        return answer.result(seconds)
-    except TimeoutError:
-        raise RuntimeError(f"the first host has not answered for {seconds:g} s") from None
-
-
-def _first_line(error: Exception) -> str:
-    """Return what gloo, or the store, says of a connection, without the line of its source and its advice."""
-    return re.sub(r"^\[\S+\] |\. This is typically.*", "", str(error).strip().partition("\n")[0])

@@ -9,7 +9,7 @@ import time
 from datetime import timedelta
 
 from torch._C._distributed_c10d import PrefixStore
-from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
+from torch.distributed.elastic.rendezvous import RendezvousInfo, RendezvousStoreInfo
 
 from truefit.core.errors import TruefitError
 from truefit.core.terminal import say
@@ -18,14 +18,16 @@ from truefit.training.addresses import Address, listener, wait_for_listener
 from truefit.training.board import Board, serve
 from truefit.training.causes import Cause, Weight
 from truefit.training.launch import LaunchSettings
+from truefit.training.place import MeetingPlace
 from truefit.training.seats import SILENT_SECONDS, Seats
 
-GREETING = "truefit launch 1"  # key of the first host's settings, and the version of what is told by the other keys
+GREETING = "truefit launch 2"  # key of the first host's settings, and the version of what is told by the other keys
 SETTLING_SECONDS = 3.0  # for all hosts to tell why their ranks ended
+READING_SECONDS = 6.0  # for them to end their ranks, and to read why those of the first host have ended
 LOOPBACK = Address("127.0.0.1", 0)
 
 
-class Meeting(RendezvousHandler):
+class Meeting(MeetingPlace):
     """One host's side of it: the first one's where it listens, or that of one that joins.
 
     `reached_at` is the first host's IP address as seen from here, `heard` when it last answered, `met` whether all hosts were
@@ -39,6 +41,8 @@ class Meeting(RendezvousHandler):
         self.round = 0
         self.met = self.again = False
         self._silent = 0
+        self._away = False  # the first host
+        self._over = -1  # the last round of which the first host's ranks have ended
         if joins is None:
             self._listen(settings.address or LOOPBACK)
 
@@ -81,8 +85,22 @@ class Meeting(RendezvousHandler):
                 raise TruefitError(f"params.yaml: launch.{key}: found {as_yaml(value)}, allowed: {allowed}")
 
     def watch(self) -> None:
-        """Show the first host that this one is there, for as long as it answers; `heard` says when it last did."""
-        self._seats.beat()
+        """Show the first host that this one is there, for as long as it answers, and see whether its ranks have ended."""
+        board = self._board.another()
+        try:
+            while True:
+                board.count(self._seats.beat)
+                self._board.heard = board.heard
+                over = self.round
+                if board.has(f"{over}/again"):
+                    self._over = over
+                time.sleep(1)
+        except RuntimeError:
+            self._away = True
+
+    def is_over(self) -> bool:
+        """Say whether ranks that run here have nothing to do: those of the first host have ended, or that went away."""
+        return self._away or self._over == self.round
 
     def take_seat(self) -> None:
         """Become one of the hosts, also in the place of one that is gone; raises TruefitError where the training has all."""
@@ -171,7 +189,7 @@ class Meeting(RendezvousHandler):
             self.round += 1
         else:  # the store goes with this process
             readers = self._settings.hosts - 1 - self._silent
-            self._board.until(lambda: self._board.store.add("read", 0) >= readers, SETTLING_SECONDS)
+            self._board.until(lambda: self._board.store.add("read", 0) >= readers, READING_SECONDS)
         return cause
 
     def _root(self, own: Cause) -> Cause:
@@ -200,41 +218,14 @@ class Meeting(RendezvousHandler):
 
     def ask_to_stop(self, number: int) -> None:
         """Ask the first host to hand rank 0 this signal."""
-        self._board.set("stop", str(number))
+        self._board.set("stop", f"{number} {self.name}")
 
-    def asked_to_stop(self) -> int | None:
-        """Return the signal that another host wants rank 0 to have, at the first host."""
+    def asked_to_stop(self) -> tuple[int, str] | None:
+        """Return, at the first host, the signal that another one wants rank 0 to have, and that one's name."""
         if self._settings.hosts == 1 or self.joins is not None or not self._board.has("stop"):
             return None
-        return int(self._board.get("stop"))
-
-    def get_backend(self) -> str:
-        """Return the name that torch's launcher logs."""
-        return "truefit"
-
-    def get_run_id(self) -> str:
-        """Return the name of the training, of which a meeting has one alone."""
-        return "training"
-
-    @property
-    def use_agent_store(self) -> bool:
-        """Say that MASTER_ADDR and MASTER_PORT are of a store which exists, so that rank 0 makes none."""
-        return True
-
-    def num_nodes_waiting(self) -> int:
-        """Return the hosts that come in later: none."""
-        return 0
-
-    def is_closed(self) -> bool:
-        """Say whether nobody is to come in any more: `next_rendezvous` does."""
-        return False
-
-    def set_closed(self) -> None:
-        """Do nothing, as `settle` tells the others of an end."""
-
-    def shutdown(self) -> bool:
-        """Do nothing, as the store goes with the process."""
-        return True
+        number, _, name = self._board.get("stop").partition(" ")
+        return int(number), name
 
 
 def _agreed(settings: LaunchSettings) -> str:

@@ -35,10 +35,11 @@ class Ranks(LocalElasticAgent):
         self._meeting = meeting
         self._restarts, self._hosts, self._patience = settings.restarts, settings.hosts, settings.timeout
         self._cause: Cause | None = None
-        self._killed = set[int]()
+        self._killed = set[int]()  # processes
         self.end: Cause | None = None
         self.settling = False
         self.stopping: int | None = None
+        self.asked_by: str | None = None
         self._asked: int | None = None
 
     def pids(self) -> dict[int, int]:
@@ -48,19 +49,32 @@ class Ranks(LocalElasticAgent):
 
     def send(self, number: int) -> None:
         """Hand rank 0, which is to be here, a signal; from then on no rank starts again."""
-        self.stopping, self._asked = number, self.pids().get(0)
+        # A rank makes a checkpoint at SIGINT and SIGTERM.
+        self.stopping, self._asked = signal.SIGTERM if number == signal.SIGHUP else number, self.pids().get(0)
         with suppress(ProcessLookupError):
             if self._asked is not None:
-                os.kill(self._asked, number)
+                os.kill(self._asked, self.stopping)
+
+    def kill(self) -> None:
+        """Kill those that run, and their own children, all of a session each."""
+        for pid in self.pids().values():
+            self._kill(pid)
+
+    def _kill(self, pid: int) -> None:
+        if not _ended(pid):
+            self._killed.add(pid)
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        number = self._meeting.asked_to_stop()
-        if number is not None and self.stopping is None:
+        asked = self._meeting.asked_to_stop()
+        if asked is not None and self.stopping is None:
+            number, self.asked_by = asked
             self.send(number)
         if self.stopping is not None and self._asked != self.pids().get(0):  # which has just been started again
             self.send(self.stopping)
         pids = self.pids().values()
-        if any(map(_failed, pids)):
+        if any(map(_failed, pids)) or self._meeting.is_over():
             self._let_end()
         if not all(map(_ended, pids)):  # torch's launcher would stop those that run on beside one that has failed
             return RunResult(state=WorkerState.HEALTHY)
@@ -70,18 +84,18 @@ class Ranks(LocalElasticAgent):
         # What a training leaves behind is rank 0's alone: where that has ended well, no other one's end matters.
         well = not result.failures or (0 in self.pids() and 0 not in result.failures)
         self._cause = None if well else Cause.of(result.failures, self._meeting.name, self._killed)
+        if self._cause is not None and self._cause.number and self.asked_by is not None:
+            self._cause = self._cause.model_copy(update={"host": self.asked_by})
         return RunResult(state=WorkerState.FAILED)  # for the launcher to call `_restart_workers`, whatever the end
 
     def _let_end(self) -> None:
         """Wait until all ranks have ended, and kill those that do not; torch's launcher would wait longer, and stop rank 0."""
         began = time.monotonic()
-        self._killed = set()
         while alive := {rank: pid for rank, pid in self.pids().items() if not _ended(pid)}:
             waited = time.monotonic() - began
             for rank, pid in alive.items():
                 if waited > (self._patience if rank == 0 else ENDING_SECONDS):
-                    self._killed.add(rank)
-                    kill(pid)
+                    self._kill(pid)
             time.sleep(0.05)
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
@@ -103,7 +117,11 @@ class Ranks(LocalElasticAgent):
         self.end = cause  # what there is to tell where the other hosts do not answer
         self.end = self._meeting.settle(cause, may_restart)
         if self.end is not None and self.end.told and cause is not None and cause.weight is Weight.ERROR:
-            self.end = cause  # rank 0 has told it to the other ranks, one of which has a text here
+            # Rank 0 has told it to the other ranks, one of which has a text here.
+            if self.end.number is None:
+                self.end = cause
+            elif cause.number is not None:
+                self.end = self.end.model_copy(update={"how": cause.how})
 
 
 def _ended(pid: int) -> bool:
@@ -120,9 +138,3 @@ def _failed(pid: int) -> bool:
     except ChildProcessError:
         return False
     return found is not None and (found.si_code != os.CLD_EXITED or found.si_status != 0)
-
-
-def kill(pid: int) -> None:
-    """Kill a rank and its own children, all of one session."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)

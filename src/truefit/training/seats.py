@@ -36,9 +36,10 @@ class Seats:
         """Tell the others what this host is called."""
         self._board.set(f"name/{self.host}", socket.gethostname())
 
-    def beat(self) -> None:
-        """Show, for as long as the first host answers, that this one is there."""
-        self._board.beat(lambda: f"beat/{self.host}")
+    @property
+    def beat(self) -> str:
+        """The key of a number that grows while this host is there."""
+        return f"beat/{self.host}"
 
     def leave(self) -> None:
         """Give the seat of a host that waits no longer to another."""

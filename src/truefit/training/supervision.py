@@ -7,15 +7,19 @@ import tempfile
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from types import FrameType
+
+import torch.distributed as dist
 
 from truefit.core.beginning import STOPPING
 from truefit.core.errors import StoppedError, TruefitError
+from truefit.core.terminal import say
 from truefit.training.addresses import Address, interface_towards
 from truefit.training.causes import Weight
 from truefit.training.launch import LAUNCHED, LaunchSettings
 from truefit.training.meeting import SETTLING_SECONDS, Meeting
-from truefit.training.ranks import Ranks, kill
+from truefit.training.ranks import Ranks
 
 HANGING_SECONDS = 10.0  # for ranks that lost the first host to end by themselves
 GREETING_SECONDS = 10.0  # for what listens at an address to show that it is the first host
@@ -106,10 +110,13 @@ class Supervisor:
             if self._ranks is None or not self._ranks.pids() or (self._joins is not None and again):
                 self._deadline = 0
             elif self._joins is not None:
-                threading.Thread(target=self._meeting.ask_to_stop, args=(signal.SIGTERM,), daemon=True).start()
+                threading.Thread(target=self._ask_to_stop, args=(number,), daemon=True).start()
             else:
-                # A rank makes a checkpoint at SIGINT and SIGTERM.
-                self._ranks.send(signal.SIGTERM if number == signal.SIGHUP else number)
+                self._ranks.send(number)
+
+    def _ask_to_stop(self, number: int) -> None:
+        with suppress(RuntimeError):  # the first host has gone, as the others find
+            self._meeting.ask_to_stop(number)
 
     def _overdue(self) -> bool:
         """Say whether to wait no longer; raises TruefitError where the first host cannot be joined."""
@@ -135,6 +142,8 @@ class Supervisor:
             thread.join(SETTLING_SECONDS)
         if self._done.done() and (error := self._done.exception()) is not None:
             self._kill()
+            if self._stopped is not None:
+                raise StoppedError(self._stopped, f"here; {self._explained(error)}")
             raise self._explained(error)
         ranks, repro = self._ranks, self._go_on
         if ranks is None or not ranks.pids():
@@ -145,11 +154,15 @@ class Supervisor:
         if whole and end is None:
             return 0
         if end is not None and end.told and self._joins is None:
+            if end.number and ranks.asked_by is not None:
+                say(f"the signal came to host {ranks.asked_by}", error=True)
             return end.status
         if self._stopped is not None and (end is None or end.weight <= Weight.ENDED or self._joins is not None):
             where = "before it could save" if self._joins is None else "on all hosts"
             raise StoppedError(self._stopped, f"{where}; {repro}")
-        if end is None:
+        if end is not None and end.number:
+            raise StoppedError(end.number, f"on host {end.host}{end.how or f'; {repro}'}")
+        if end is None or (not whole and end.weight is Weight.ENDED):  # killed here, for the silence of the first host
             raise TruefitError(f"{self._joins}: the first host has not answered for {self._settings.timeout:g} s; {repro}")
         raise TruefitError(end.line(self._settings.hosts) + ("" if end.final else f"; {repro}"))
 
@@ -164,10 +177,12 @@ class Supervisor:
             return error
         if self._greeting is not None:
             return TruefitError(f"{self._joins}: {NO_TRAINING}: {_first_line(error)}")
-        where = "here" if self._joins is None else f"{self._joins}: the first host, or the link to it, went away"
+        where = f"here: {_first_line(error)}"
+        if self._joins is not None and isinstance(error, dist.DistError):
+            where = f"{self._joins}: the first host, or the link to it, went away"
         end = self._ranks and self._ranks.end
-        why = f"{end.line(self._settings.hosts)}; " if end else ""
-        return TruefitError(f"{why}{where}: {_first_line(error)}; {self._go_on}")
+        why = f"{end.line(self._settings.hosts)}; " if end and end.weight > Weight.ENDED else ""  # else it follows from that
+        return TruefitError(f"{why}{where}; {self._go_on}")
 
     @property
     def _go_on(self) -> str:
@@ -175,8 +190,8 @@ class Supervisor:
         return f"`dvc repro`{there} goes on from the last checkpoint"
 
     def _kill(self) -> None:
-        for pid in self._ranks.pids().values() if self._ranks else ():
-            kill(pid)
+        if self._ranks is not None:
+            self._ranks.kill()
 
 
 def _ignored(number: int) -> bool:
