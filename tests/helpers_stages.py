@@ -43,8 +43,8 @@ for line in sys.stdin:
             if sys.argv[0] == "truefit":
                 truefit.cli.main.main()
             else:
-                script = f"{sys.path[-1]}/{sys.argv[0]}.py"
-                sys.argv[0] = f"src/{sys.argv[0]}.py"
+                script = os.path.join(sys.path[-1], f"{sys.argv[0]}.py")
+                sys.argv[0] = os.path.join("src", f"{sys.argv[0]}.py")
                 exec(compile(open(script).read(), script, "exec"), {"__name__": "__main__", "__file__": script})
         except SystemExit as end:
             sys.stdout.flush()
@@ -128,6 +128,7 @@ class Stages:
     def start(self, folder: Path, stage: str, *arguments: str, limit: int = 0, **variables: str) -> Started:
         """Start a stage's script in `folder`, which has the MLflow store too, unless DVC_ROOT names another.
 
+        A stage is one of src, or the whole path of another script, without `.py`, which ends by sys.exit with a number.
         Where `limit` is not 0, files have at most so many bytes.
         """
         self._started += 1
