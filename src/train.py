@@ -68,7 +68,8 @@ def main() -> None:
 
         if as_written.shards % launch.processes:
             found = f"{params.path}: launch.processes: found {launch.processes}"
-            raise SettingsError(f"{found}, allowed: a number that divides train.shards, {as_written.shards}")
+            allowed = f"a number that divides train.shards, {as_written.shards}; or set that to {launch.processes}"
+            raise SettingsError(f"{found}, allowed: {allowed}")
         errors.leave(start_ranks([sys.executable, *sys.argv], launch))
     configure(as_written.threads)
     # Inductor unpickles what it finds in its cache; its own choice is a folder under /tmp, with a name that others can guess.

@@ -3,6 +3,7 @@
 pytest-xdist 3.8 names the group in the test's `_nodeid`, which pytest 9.2 does not read: there, it keeps no group together.
 """
 
+import gc
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ from helpers_stages import Stages
 
 
 def pytest_configure() -> None:
+    gc.disable()
     # A shell's background ignores it, and so would each process that a test starts in order to interrupt it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -24,6 +26,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         mark = item.get_closest_marker("xdist_group")
         if mark and getattr(config.option, "loadgroup", False) and "@" not in item.nodeid.rpartition("]")[2]:
             item._id = coerce_node_id(f"{item.nodeid}@{mark.args[0]}")
+
+
+def pytest_collection_finish() -> None:
+    # What was imported stays to the end: to go through it again and again takes a tenth of the tests' time.
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

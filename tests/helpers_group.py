@@ -1,7 +1,8 @@
-"""Trainings in several real processes, each of which runs this file as torchrun would: `python helpers_group.py CASES`.
+"""Trainings in several real processes, which find what torchrun would give them: `python helpers_group.py TASK`.
 
-CASES is a JSON file: a list of {"table": folder, "settings": {…}, "kill_after": epoch or null, "checkpoints": folder or null}.
-The first process prints the bits that each ends with.
+TASK is a JSON file with "cases", each {"table": folder, "settings": {…}, "kill_after": epoch or null, "checkpoints": folder or
+null}, and "environments", one for each process. These are forks of that one, which has imported what they need. The first of
+them prints the bits that each case ends with.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -43,47 +44,46 @@ class Together(Group):
         return
 
 
-def run_cases(cases: Sequence[dict[str, Any]], folder: Path, processes: int) -> list[dict[str, Any]]:
-    """Return the bits of each case in so many processes, which have ended; of one, which is this, by itself."""
-    if processes == 1:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as the settings have it; more of them round otherwise
-        found = [bits for case in cases if (bits := run_case(Group(), **case))]
-        torch.set_num_threads(threads)
-        return found
-    ended = end_cases(cases, folder, [{}] * processes)
-    assert {status for status, *_ in ended} <= {0, -signal.SIGKILL, os.EX_SOFTWARE}, ended
-    return [json.loads(line) for line in ended[0][1].splitlines()]
+class Ended(NamedTuple):
+    """How the processes of trainings have ended: the bits of each case, and by rank the status and what was told on stderr."""
+
+    bits: list[dict[str, Any]]
+    statuses: Sequence[int] = (0,)
+    told: Sequence[str] = ("",)
 
 
-def end_cases(
-    cases: Sequence[dict[str, Any]], folder: Path, environments: Sequence[Mapping[str, str]]
-) -> list[tuple[int, str, str]]:
-    """Return how each process has ended, of which there is one for each environment: its status, and what it printed."""
-    path = folder / f"{len(environments)}.json"
-    path.write_text(json.dumps(cases))
+def run_alone(cases: Sequence[dict[str, Any]]) -> Ended:
+    """Run the cases in this process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the settings have it; more of them round otherwise
+    found = [bits for case in cases if (bits := run_case(Group(), **case))]
+    torch.set_num_threads(threads)
+    return Ended(found)
+
+
+def run_cases(cases: Sequence[dict[str, Any]], folder: Path, environments: Sequence[Mapping[str, str]]) -> Ended:
+    """Run the cases in as many processes as there are environments, which have ended."""
+    path, size = folder / f"{len(environments)}.json", str(len(environments))
     shared = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(sys.path),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),  # helpers_server's imports MLflow, which takes longer than a training here
-        "WORLD_SIZE": str(len(environments)),
-        "LOCAL_WORLD_SIZE": str(len(environments)),
+        "WORLD_SIZE": size,
+        "LOCAL_WORLD_SIZE": size,
         "GLOO_SOCKET_IFNAME": "lo",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
-    started = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(path)],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, environment in enumerate(environments)
+    own = [
+        {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), **environment} for rank, environment in enumerate(environments)
     ]
-    printed = [process.communicate(timeout=300) for process in started]
-    return [(process.returncode, *texts) for process, texts in zip(started, printed, strict=True)]
+    path.write_text(json.dumps({"cases": cases, "environments": own}))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    done = subprocess.run([sys.executable, __file__, str(path)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    printed, told = ([_output(path, rank, number).read_text() for rank in range(len(own))] for number in (1, 2))
+    return Ended([json.loads(line) for line in printed[0].splitlines()], json.loads(done.stdout), told)
+
+
+def _output(task: Path, rank: int, number: int) -> Path:
+    return task.with_suffix(f".{rank}.{number}")
 
 
 def _free_port() -> int:
@@ -93,9 +93,28 @@ def _free_port() -> int:
 
 
 def main() -> None:
+    """Run the task, and print the statuses of its processes."""
+    path = Path(sys.argv[1])
+    task = json.loads(path.read_text())
+    begun = [_begin(path, task["cases"], rank, environment) for rank, environment in enumerate(task["environments"])]
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in begun]))
+
+
+def _begin(path: Path, cases: Sequence[dict[str, Any]], rank: int, environment: Mapping[str, str]) -> int:
+    """Return the id of the process of that rank."""
+    if pid := os.fork():
+        return pid
+    for number in (1, 2):
+        os.dup2(os.open(_output(path, rank, number), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os.environ.update(environment)
+    status = errors.run(lambda: _run_rank(cases))
+    sys.stdout.flush()
+    os._exit(status)
+
+
+def _run_rank(cases: Sequence[dict[str, Any]]) -> None:
     """Run the cases as one process of the group."""
     configure(1)
-    cases = json.loads(Path(sys.argv[1]).read_text())
     with join_group(CPU, 60.0) as joined:
         group = Together(joined.rank, joined.size, joined._store)
         group.hosts = joined.hosts
@@ -128,4 +147,4 @@ def run_case(
 
 
 if __name__ == "__main__":
-    sys.exit(errors.run(main))
+    main()

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
+from helpers_required import unavailable
 
 
 class Namespaces:
@@ -45,15 +45,17 @@ def ip(*arguments: str) -> None:
 
 @contextmanager
 def two_hosts() -> Iterator[Namespaces]:
-    """Make them for a block; skip the test where this machine does not allow it."""
+    """Make them for a block; skip the test where this machine does not allow it, or fail where TRUEFIT_HOSTS is `required`."""
     made = Namespaces()
-    if os.geteuid() or not all(map(shutil.which, ["ip", "unshare", "hostname"])):
-        pytest.skip("network namespaces take root, and the commands ip, unshare and hostname")
+    if os.geteuid():
+        unavailable("HOSTS", "network namespaces take root")
+    if missing := [command for command in ("ip", "unshare", "hostname") if not shutil.which(command)]:
+        unavailable("HOSTS", f"not installed: {', '.join(missing)}: apt-get install iproute2 util-linux hostname")
     try:
         try:
             made.set_up()
         except subprocess.CalledProcessError as error:
-            pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
+            unavailable("HOSTS", f"no network namespaces here: {error.stderr.decode().strip()}")
         yield made
     finally:
         made.remove()

@@ -23,6 +23,22 @@ def rerun(workspace: Workspace, *arguments: str, status: int = 0, **variables: s
     return json.loads(workspace.run(*COMMAND, "--json", *arguments, status=status, **paths, **variables).stdout)
 
 
+def temporary_files(workspace: Workspace) -> Path:
+    """Return the clone's own folder for temporary files, and make it known to its commands."""
+    folder = workspace.path.with_name(f"{workspace.path.name} temporary")
+    folder.mkdir(exist_ok=True)
+    workspace.environment["TMPDIR"] = str(folder)
+    return folder
+
+
+def traces(workspace: Workspace) -> tuple[str, ...]:
+    """Return all that a rerun must leave as it was: what git knows, DVC's cache, and the folders for temporary files."""
+    states = [("status", "--porcelain"), ("worktree", "list"), ("branch", "--all"), ("stash", "list"), ("rev-parse", "HEAD")]
+    temporary = sorted(path.name for path in temporary_files(workspace).iterdir())
+    cache = sorted(str(path) for path in (workspace.path / ".dvc").rglob("*") if "tmp" not in path.parts)
+    return (*(workspace.run("git", *state).stdout for state in states), str(temporary), str(cache))
+
+
 def interrupted_rerun(
     workspace: Workspace, reference: str, number: signal.Signals, ripe: Callable[[], bool]
 ) -> tuple[int, str]:
@@ -76,3 +92,32 @@ def artifact(workspace: Workspace, run: Run, name: str) -> bytes:
     """Return an artifact of a run in the clone's own store."""
     path: Path = workspace.path / "mlartifacts" / run.info.run_id / "artifacts" / name
     return path.read_bytes()
+
+
+def check_identical(workspace: Workspace, recorded: Run, report: Any) -> None:
+    """Check the report on the clone's run of two processes, run again in one, and what it left in the store of the clone."""
+    assert (report["verdict"], report["recorded"]) == ("identical", recorded.info.run_id)
+    # As many as params.yaml says where it was run again.
+    assert report["inputs"] == {"params": {"launch.processes": ["2", "1"]}}
+    assert {row["name"]: (row["compared"], row["equal"]) for row in report["rows"]} == {
+        "data digests": (2, 2),
+        "train_loss": (4, 4),
+        "validation_loss": (4, 4),
+        "learning_rate": (4, 4),
+        "state_dict best": (6, 6),  # weight and bias, mean and standard deviation of feature and target
+        "state_dict final": (6, 6),
+        "test metrics": (5, 5),
+    }
+    again = workspace.client.get_run(report["again"])
+    first = workspace.client.get_run(recorded.info.run_id)
+    assert again.info.run_name == f"rerun of {recorded.info.run_name}"
+    assert again.data.tags["rerun.of"] == recorded.info.run_id
+    assert "test_mse" in again.data.metrics
+    assert again.info.artifact_uri.startswith((workspace.path / "mlartifacts").as_uri())
+    for run in (again, first):
+        assert (run.data.tags["rerun.verdict"], run.data.tags["rerun.by"]) == ("identical", again.info.run_id)
+        assert json.loads(artifact(workspace, run, f"rerun/{again.info.run_id}.json")) == report
+        assert artifact(workspace, run, f"rerun/{again.info.run_id}.png").startswith(b"\x89PNG")
+    tags = [{name: run.data.tags[name] for name in ("processes", "hosts", "shards")} for run in (first, again)]
+    assert tags == [{"processes": "2", "hosts": "1", "shards": "2"}, {"processes": "1", "hosts": "1", "shards": "2"}]
+    assert [run.data.params["launch.processes"] for run in (first, again)] == ["2", "1"]

@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+from helpers_stages import Process
 from mlflow.entities import Run
 from workspace import Workspace
 
@@ -88,7 +90,10 @@ def answers_tcp(port: int) -> bool:
 
 
 class Server(Service):
-    """An MLflow server with its own store."""
+    """An MLflow server with its own store.
+
+    `mlflow server` starts another process that serves; started again, it is that one alone, which takes half as long.
+    """
 
     def __init__(self, folder: Path) -> None:
         port = free_port()
@@ -101,8 +106,14 @@ class Server(Service):
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         super().__init__(command, folder, environment, partial(answers_http, f"{self.uri}/health"))
 
+    def start(self) -> None:
+        super().start()
+        assert self.process is not None
+        for serving in psutil.Process(self.process.pid).children():
+            self._command, self._environment = serving.cmdline(), serving.environ()
 
-def wait_for_epochs(workspace: Workspace, process: subprocess.Popen[str], epochs: int) -> None:
+
+def wait_for_epochs(workspace: Workspace, process: Process, epochs: int) -> None:
     """Wait until the journal has so many epochs."""
     while process.poll() is None:
         if max((recorded_epochs(path) for path in workspace.path.glob(".truefit/runs/*.sqlite")), default=0) >= epochs:

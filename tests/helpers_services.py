@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
-import pytest
+from helpers_required import unavailable
 from helpers_server import Service, answers_http, answers_tcp, free_port
 from helpers_torture import TORTURE
 from mlflow import MlflowClient
@@ -45,8 +45,7 @@ def require_services() -> None:
         *(["the packages of truefit[team], and rclone: make services"] if not RCLONE.exists() or _lacks_packages() else []),
     ]
     if missing:
-        reason = "not installed: " + "; ".join(missing)
-        (pytest.fail if os.environ.get("TRUEFIT_SERVICES") == "required" else pytest.skip)(reason)
+        unavailable("SERVICES", "not installed: " + "; ".join(missing))
 
 
 def _lacks_packages() -> bool:

@@ -1,29 +1,39 @@
-"""Stages and commands run one after the other, each in a process of its own that need not import everything anew."""
+"""Stages and commands run or started, each in a process of its own that need not import everything anew."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 SRC = Path(__file__).parents[1] / "src"
 
-# Imports what stages need, then forks for each line on stdin; the fork runs the stage's script, as Python would, or `truefit`.
+# Imports what stages need, then answers each line on stdin. One with the id of a process is answered with the status of that,
+# if it has ended or is to be waited for; for any other it forks, and the fork runs the stage's script, as Python would, or
+# `truefit`.
 SERVER = """
-import gc, json, os, resource, runpy, sys
+import gc, json, os, resource, sys
 import mlflow.store.tracking.sqlalchemy_store, pyarrow.csv, torch
 import truefit.cli.main, truefit.evaluation.figures, truefit.evaluation.report, truefit.training.loop
 torch.optim.SGD([torch.zeros(1)])  # imports more
 os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)  # which that sets, and which a stage sets for itself
 gc.freeze()  # else the first collection in each fork copies all of them
 for line in sys.stdin:
-    folder, variables, limit, *sys.argv = json.loads(line)
+    first, *rest = json.loads(line)
+    if isinstance(first, int):
+        ended, status = os.waitpid(first, 0 if rest[0] else os.WNOHANG)
+        print(json.dumps(os.waitstatus_to_exitcode(status) if ended else None), flush=True)
+        continue
+    folder, variables, limit, *sys.argv = rest
     if (child := os.fork()) == 0:
+        os.setsid()
         for descriptor in (1, 2):
-            os.dup2(os.open(str(descriptor), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+            os.dup2(os.open(f"{first}.{descriptor}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
         os.chdir(folder)
         os.environ.update(variables)
         if limit:
@@ -33,12 +43,14 @@ for line in sys.stdin:
             if sys.argv[0] == "truefit":
                 truefit.cli.main.main()
             else:
-                runpy.run_path(f"{sys.path[-1]}/{sys.argv[0]}.py", run_name="__main__")
+                script = os.path.join(sys.path[-1], f"{sys.argv[0]}.py")
+                sys.argv[0] = os.path.join("src", f"{sys.argv[0]}.py")
+                exec(compile(open(script).read(), script, "exec"), {"__name__": "__main__", "__file__": script})
         except SystemExit as end:
             sys.stdout.flush()
             os._exit(end.code)  # without the long way out of so many modules
         sys.exit("the stage must end by sys.exit")
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    print(child, flush=True)
 """
 
 
@@ -47,6 +59,48 @@ class Done(NamedTuple):
 
     status: int
     line: str
+
+
+class Started:
+    """A stage that runs, as the leader of a group of processes; has what the tests use of subprocess.Popen."""
+
+    def __init__(self, stages: "Stages", pid: int, output: Path) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._stages = stages
+        self._output = output
+
+    def _ask(self, wait: bool) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._stages.ask(self.pid, wait)
+        return self.returncode
+
+    def poll(self) -> int | None:
+        return self._ask(wait=False)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait until it has ended, or raise subprocess.TimeoutExpired."""
+        if timeout is None:
+            return self._ask(wait=True)
+        latest = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > latest:
+                raise subprocess.TimeoutExpired(str(self._output), timeout)
+            time.sleep(0.005)
+        return self.returncode
+
+    def communicate(self) -> tuple[str, str]:
+        """Wait until it has ended, and return what it printed to stdout and stderr."""
+        self.wait()
+        printed, complaint = (self._output.with_suffix(f".{number}").read_text() for number in (1, 2))
+        return printed, complaint
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+Process = subprocess.Popen[str] | Started
 
 
 class Stages:
@@ -60,21 +114,34 @@ class Stages:
         command = [sys.executable, "-c", f"import sys; sys.path.append({str(SRC)!r})\n{SERVER}"]
         pipe = subprocess.PIPE
         self._output = tempfile.TemporaryDirectory()
+        self._started = 0
         self._server = subprocess.Popen(command, cwd=self._output.name, env=environment, stdin=pipe, stdout=pipe, text=True)
 
-    def run(self, folder: Path, stage: str, *arguments: str, limit: int = 0, **variables: str) -> Done:
-        """Run a stage's script in `folder`, which has the MLflow store too, unless DVC_ROOT names another.
-
-        Where `limit` is not 0, files have at most so many bytes.
-        """
+    def ask(self, *question: Any) -> Any:
+        """Return the server's answer."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        environment = {"DVC_ROOT": str(folder), **variables}
-        self._server.stdin.write(json.dumps([str(folder), environment, limit, stage, *arguments]) + "\n")
+        self._server.stdin.write(json.dumps(question) + "\n")
         self._server.stdin.flush()
-        status = int(self._server.stdout.readline())
-        self.printed, complaint = (Path(self._output.name, name).read_text() for name in ("1", "2"))
-        return Done(status, complaint)
+        return json.loads(self._server.stdout.readline())
+
+    def start(self, folder: Path, stage: str, *arguments: str, limit: int = 0, **variables: str) -> Started:
+        """Start a stage's script in `folder`, which has the MLflow store too, unless DVC_ROOT names another.
+
+        A stage is one of src, or the whole path of another script, without `.py`, which ends by sys.exit with a number.
+        Where `limit` is not 0, files have at most so many bytes.
+        """
+        self._started += 1
+        environment = {"DVC_ROOT": str(folder), **variables}
+        pid = self.ask(str(self._started), str(folder), environment, limit, stage, *arguments)
+        return Started(self, pid, Path(self._output.name, str(self._started)))
+
+    def run(self, folder: Path, stage: str, *arguments: str, limit: int = 0, **variables: str) -> Done:
+        """Run it to its end."""
+        started = self.start(folder, stage, *arguments, limit=limit, **variables)
+        self.printed, complaint = started.communicate()
+        assert started.returncode is not None
+        return Done(started.returncode, complaint)
 
     def __enter__(self) -> Self:
         return self

@@ -65,8 +65,8 @@ def test_a_page_comes_out_with_what_its_blocks_print_in_one_session(tmp_path: Pa
 
 
 def test_a_block_that_names_an_object_becomes_its_source_and_is_not_run(tmp_path: Path) -> None:
-    method = textwrap.dedent(inspect.getsource(Stages.run))
-    begun, ended = "```python helpers_stages:Stages.run\n", "```\n"
+    method = textwrap.dedent(inspect.getsource(Stages.ask))
+    begun, ended = "```python helpers_stages:Stages.ask\n", "```\n"
     changed = begun + method.replace("stdin.flush()", "stdin.close()") + ended
     page = "\n".join([changed, begun + ended, f"{begun}raise SystemExit\n{ended}"])
     assert changed not in (done := run_page(tmp_path, page)).stdout

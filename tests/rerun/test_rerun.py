@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_data import numbered_csv
-from helpers_rerun import COMMAND, NEW, artifact, copy_run, interrupted_rerun, rerun
+from helpers_rerun import (
+    COMMAND,
+    NEW,
+    artifact,
+    check_identical,
+    copy_run,
+    interrupted_rerun,
+    rerun,
+    temporary_files,
+    traces,
+)
 from helpers_torture import TORTURE
 from mlflow.entities import Metric, Run
 from test_torture import TRAININGS, configure, kill, start, until_begun
@@ -28,7 +38,7 @@ from truefit.rerun.run_again import run_again
 from truefit.tracking.store import Store
 
 pytestmark = pytest.mark.xdist_group("rerun")
-long = pytest.mark.skipif(not TORTURE, reason="minutes long: `make torture`")
+long = pytest.mark.skipif(not TORTURE, reason="many seconds long: `make torture`")
 
 
 @pytest.fixture
@@ -40,22 +50,6 @@ def store(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Store:
     return Store()
 
 
-def temporary_files(workspace: Workspace) -> Path:
-    """Return the clone's own folder for temporary files, and make it known to its commands."""
-    folder = workspace.path.with_name(f"{workspace.path.name} temporary")
-    folder.mkdir(exist_ok=True)
-    workspace.environment["TMPDIR"] = str(folder)
-    return folder
-
-
-def traces(workspace: Workspace) -> tuple[str, ...]:
-    """Return all that a rerun must leave as it was: what git knows, DVC's cache, and the folders for temporary files."""
-    states = [("status", "--porcelain"), ("worktree", "list"), ("branch", "--all"), ("stash", "list"), ("rev-parse", "HEAD")]
-    temporary = sorted(path.name for path in temporary_files(workspace).iterdir())
-    cache = sorted(str(path) for path in (workspace.path / ".dvc").rglob("*") if "tmp" not in path.parts)
-    return (*(workspace.run("git", *state).stdout for state in states), str(temporary), str(cache))
-
-
 def test_uncommitted_changes_are_recorded(workspace: Workspace, recorded: Run) -> None:
     assert recorded.data.tags["git.dirty"] == "true"
     patch = artifact(workspace, recorded, "record/diff.patch")
@@ -64,41 +58,17 @@ def test_uncommitted_changes_are_recorded(workspace: Workspace, recorded: Run) -
     assert b"+SHIFT = 1\n" in patch
 
 
+@long
 def test_run_from_a_dirty_tree_is_identical_after_its_changes_are_stashed(workspace: Workspace, recorded: Run) -> None:
+    """In the clone where it was made; in that of another, with more checks, in test_trust.py."""
     before = traces(workspace)
     report = rerun(workspace)
     assert traces(workspace) == before
-    assert (report["verdict"], report["recorded"]) == ("identical", recorded.info.run_id)
-    assert report["inputs"] == {"params": {"launch.processes": ["2", "1"]}}
-    assert {row["name"]: (row["compared"], row["equal"]) for row in report["rows"]} == {
-        "data digests": (2, 2),
-        "train_loss": (4, 4),
-        "validation_loss": (4, 4),
-        "learning_rate": (4, 4),
-        "state_dict best": (6, 6),  # weight and bias, mean and standard deviation of feature and target
-        "state_dict final": (6, 6),
-        "test metrics": (5, 5),
-    }
-    again = workspace.client.get_run(report["again"])
-    first = workspace.client.get_run(recorded.info.run_id)
-    assert again.info.run_name == f"rerun of {recorded.info.run_name}"
-    assert again.data.tags["rerun.of"] == recorded.info.run_id
-    assert "test_mse" in again.data.metrics
-    assert again.info.artifact_uri.startswith((workspace.path / "mlartifacts").as_uri())
-    for run in (again, first):
-        assert (run.data.tags["rerun.verdict"], run.data.tags["rerun.by"]) == ("identical", again.info.run_id)
-        assert json.loads(artifact(workspace, run, f"rerun/{again.info.run_id}.json")) == report
-        assert artifact(workspace, run, f"rerun/{again.info.run_id}.png").startswith(b"\x89PNG")
+    check_identical(workspace, recorded, report)
 
 
-def test_the_rerun_of_a_run_of_two_processes_has_as_many_as_params_yaml_says_here(workspace: Workspace, recorded: Run) -> None:
-    (again,) = [run for run in workspace.runs() if run.data.tags.get("rerun.of") == recorded.info.run_id]
-    tags = [{name: run.data.tags[name] for name in ("processes", "hosts", "shards")} for run in (recorded, again)]
-    assert tags == [{"processes": "2", "hosts": "1", "shards": "2"}, {"processes": "1", "hosts": "1", "shards": "2"}]
-    assert [run.data.params["launch.processes"] for run in (recorded, again)] == ["2", "1"]
-
-
-def test_the_latest_training_is_not_a_rerun(store: Store, recorded: Run) -> None:
+def test_the_latest_training_is_not_a_rerun(workspace: Workspace, store: Store, recorded: Run) -> None:
+    copy_run(workspace, recorded, tags={"rerun.of": recorded.info.run_id})
     assert find(store, None, "truefit").info.run_id == recorded.info.run_id
     assert list(trainings(store, "truefit")) == [recorded.info.run_id]
 

@@ -17,8 +17,8 @@ import pandas as pd
 import pytest
 from helpers_model import download_model
 from helpers_rerun import rerun
-from helpers_server import TRAIN, Server, complaints, wait_for_epochs
-from helpers_stages import Stages
+from helpers_server import Server, complaints, wait_for_epochs
+from helpers_stages import Stages, Started
 from helpers_torture import SEED, TORTURE
 from helpers_tracking import complete
 from mlflow import MlflowClient
@@ -43,19 +43,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def workspace(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Workspace:
-    workspace = Workspace(tmp_path_factory.mktemp("clone"))
+def workspace(tmp_path_factory: pytest.TempPathFactory, server: Server, stages: Stages) -> Workspace:
+    workspace = Workspace(tmp_path_factory.mktemp("clone"), store=False)
     workspace.environment |= {"MLFLOW_TRACKING_URI": server.uri, "PYTHONPATH": str(workspace.path / "src")}
     workspace.set_params(generate__rows=5_000, train__engine="numpy", train__batch_size=1, train__epochs=EPOCHS)
-    workspace.run("python", "src/generate.py", "data/synthetic.csv")
-    workspace.run("python", "src/prepare.py", "data/prepared")
+    for stage, place in (("generate", "data/synthetic.csv"), ("prepare", "data/prepared")):
+        assert stages.run(workspace.path, stage, place).status == 0
     return workspace
 
 
-def start(workspace: Workspace, experiment: str) -> subprocess.Popen[str]:
+def start(workspace: Workspace, stages: Stages, experiment: str) -> Started:
     workspace.set_params(track__experiment=experiment)
-    pipe = subprocess.PIPE
-    return subprocess.Popen(TRAIN, cwd=workspace.path, env=workspace.environment, stdout=pipe, stderr=pipe, text=True)
+    uri = workspace.environment["MLFLOW_TRACKING_URI"]
+    return stages.start(workspace.path, "train", "data/prepared", "results", MLFLOW_TRACKING_URI=uri)
 
 
 def sync(workspace: Workspace, stages: Stages, status: int = 0, uri: str | None = None) -> str:
@@ -100,7 +100,7 @@ def check_whole(workspace: Workspace, server: Server, experiment: str) -> Run:
     return run
 
 
-def check_warned(process: subprocess.Popen[str]) -> None:
+def check_warned(process: Started) -> None:
     """Check that the stage ended well, and said in one line what is to be done."""
     _, printed = process.communicate()
     assert process.returncode == 0, printed
@@ -114,7 +114,7 @@ def test_server_away_from_the_start_gets_the_run_with_its_own_start_time_and_no_
 ) -> None:
     server.kill()
     began = time.time() * 1000
-    process = start(workspace, "start")
+    process = start(workspace, stages, "start")
     wait_for_epochs(workspace, process, 1)
     running = time.time() * 1000
     check_warned(process)
@@ -149,7 +149,7 @@ def test_server_killed_in_the_middle_gets_the_rest_by_sync(
 ) -> None:
     experiment = f"killed after {epochs}"
     server.start()
-    process = start(workspace, experiment)
+    process = start(workspace, stages, experiment)
     wait_for_epochs(workspace, process, epochs)
     server.kill()
     check_warned(process)
@@ -168,7 +168,7 @@ def test_server_that_comes_and_goes_gets_everything(workspace: Workspace, server
     generator = random.Random(f"{SEED} {number}")
     print(f"seed {SEED}")
     experiment = f"flapping {number}"
-    process = start(workspace, experiment)
+    process = start(workspace, stages, experiment)
     while process.poll() is None:
         server.kill()
         time.sleep(generator.uniform(0, 1.5))
@@ -183,7 +183,7 @@ def test_server_that_comes_and_goes_gets_everything(workspace: Workspace, server
 
 def test_sync_beside_a_training_neither_doubles_nor_loses(workspace: Workspace, server: Server, stages: Stages) -> None:
     server.start()
-    process = start(workspace, "beside")
+    process = start(workspace, stages, "beside")
     wait_for_epochs(workspace, process, 1)
     while process.poll() is None:
         sync(workspace, stages)

@@ -1,18 +1,17 @@
 """The MLflow store: where it is, what a run holds, how it ends, how it goes on, and what is refused."""
 
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from helpers_model import download_model
+from helpers_stages import Stages
 from helpers_torture import TORTURE
 from helpers_tracking import (
     TABLE,
@@ -28,7 +27,6 @@ from helpers_tracking import (
     stored,
     waiting,
 )
-from workspace import ROOT
 
 from truefit.core.errors import StoppedError, TrackingError, TruefitError
 from truefit.model import serving
@@ -434,7 +432,7 @@ def test_run_that_is_ended_while_the_store_is_away_is_sent_later_and_not_gone_on
 
 
 def test_secrets_in_the_address_of_the_git_remote_are_not_recorded(
-    root: Path, track: TrackSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, track: TrackSettings, tmp_path: Path, stages: Stages
 ) -> None:
     for command in (["init", "--quiet"], ["remote", "add", "origin", "https://user:hun@ter2@example.org/a.git"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
@@ -443,8 +441,7 @@ def test_secrets_in_the_address_of_the_git_remote_are_not_recorded(
     # In a process of its own: MLflow asks git once in each, about the repository of the script.
     stage = tmp_path / "stage.py"
     stage.write_text(TRAINING.replace("TrackSettings()", f"TrackSettings(experiment={track.experiment!r})"))
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "DVC_ROOT": str(root)}
-    subprocess.run([sys.executable, str(stage)], cwd=tmp_path, env=environment, check=True)
+    assert stages.run(tmp_path, str(stage.with_suffix("")), DVC_ROOT=str(root)) == (0, "")
     (run,) = stored(root, track.experiment)
     assert run.data.tags["mlflow.source.git.repoURL"] == "https://example.org/a.git"
     assert not any("ter2" in value for value in run.data.tags.values())
@@ -631,10 +628,14 @@ def test_store_that_fails_as_well_does_not_hide_the_reason(
     assert capsys.readouterr().err.endswith(f"; {journal.path} keeps run 'name': `truefit sync` sends it\n")
 
 
-def test_processes_of_two_clones_may_open_a_fresh_store_at_once(tmp_path: Path) -> None:
+def test_processes_of_two_clones_may_open_a_fresh_store_at_once(tmp_path: Path, stages: Stages) -> None:
     """Fault 13: the second is of another clone, which shares it by its address."""
     own, other = tmp_path / "own", tmp_path / "other"
-    started = [start(own), start(other, f"sqlite:///{own / 'mlflow.db'}")]
+    (tmp_path / "stage.py").write_text(TRAINING)
+    started = []
+    for folder, store in ((own, ""), (other, f"sqlite:///{own / 'mlflow.db'}")):
+        folder.mkdir()
+        started.append(stages.start(folder, str(tmp_path / "stage"), MLFLOW_TRACKING_URI=store))
     errors = [process.communicate()[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], errors
     assert "warning" not in "".join(errors)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_group import end_cases, run_cases
+from helpers_group import Ended, run_alone, run_cases
 from helpers_training import normal_line, same_bits, train_with, weighted_rows, write_prepared
 from torch._C._distributed_c10d import HashStore
 
@@ -68,44 +68,61 @@ def cases_in(folder: Path, chosen: dict[str, dict[str, Any]]) -> list[dict[str, 
     ]
 
 
-@pytest.mark.parametrize("chosen", [SETTINGS, COMPILED], ids=["torch", "compiled"])
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Ended]:
+    """How all cases end in 1, 2 and 4 processes.
+
+    After the last of 2 and of 4 comes a training that is killed in 2 processes, goes on in 4, and is killed there. After the
+    last of one process comes that training without a break, and then the end of the one that was killed.
+    """
+    folder = tmp_path_factory.mktemp("cases")
+    cases, compiled = cases_in(folder, SETTINGS), cases_in(folder, COMPILED)
+    whole = {
+        "table": write_odd(folder / "resumed", "float32", weighted=True),
+        "settings": {"shards": 4, "batch_size": 27, "epochs": 6, "model": MLP, "optimizer": ADAM},
+    }
+    resumed = whole | {"checkpoints": str(folder / "checkpoints")}
+    return {
+        2: run_cases([*cases, *compiled, resumed | {"kill_after": 2}], folder, [{}] * 2),
+        4: run_cases([*cases, *(compiled if LONG else []), resumed | {"kill_after": 4}], folder, [{}] * 4),
+        1: run_alone([*cases, *compiled, whole, resumed]),
+    }
+
+
+@pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.xdist_group("compiled")
-def test_one_two_and_four_processes_end_with_the_same_bits(tmp_path: Path, chosen: dict[str, dict[str, Any]]) -> None:
-    cases = cases_in(tmp_path, chosen)
-    alone = run_cases(cases, tmp_path, 1)
-    assert len(alone) == len(cases)
-    assert len({bits["final"] for bits in alone}) == len(cases)
-    for processes in (2, 4) if LONG or chosen is SETTINGS else (2,):
-        assert run_cases(cases, tmp_path, processes) == alone
+def test_several_processes_end_with_the_bits_of_one(ended: dict[int, Ended], processes: int) -> None:
+    (*alone, _, _), several = ended[1].bits, ended[processes].bits
+    assert len({bits["final"] for bits in alone}) == len(alone)
+    assert len(several) >= len(SETTINGS)
+    assert several == (alone[: len(SETTINGS)] if processes == 4 and not LONG else alone)
 
 
-def test_a_training_goes_on_with_another_number_of_processes_to_the_same_bits(tmp_path: Path) -> None:
-    table = write_odd(tmp_path / "table", "float32", weighted=True)
-    settings = {"shards": 4, "batch_size": 27, "epochs": 6, "model": MLP, "optimizer": ADAM}
-    (whole,) = run_cases([{"table": table, "settings": settings}], tmp_path, 1)
-    resumed = {"table": table, "settings": settings, "checkpoints": str(tmp_path / "checkpoints")}
-    assert run_cases([resumed | {"kill_after": 2}], tmp_path, 2) == []
-    assert run_cases([resumed | {"kill_after": 4}], tmp_path, 4) == []
-    assert run_cases([resumed], tmp_path, 1) == [whole]
+@pytest.mark.xdist_group("compiled")
+def test_a_training_goes_on_with_another_number_of_processes_to_the_same_bits(ended: dict[int, Ended]) -> None:
+    *_, whole, resumed = ended[1].bits
+    assert resumed == whole
+    assert [ended[processes].statuses[0] for processes in (2, 4)] == [-signal.SIGKILL] * 2
+
+
+@pytest.mark.xdist_group("compiled")
+def test_a_process_that_is_killed_ends_the_others_at_once_with_a_line(ended: dict[int, Ended]) -> None:
+    assert ended[2].statuses == [-signal.SIGKILL, os.EX_SOFTWARE]
+    lost = r"error: lost another process of the training: (.* )?Connection (closed|reset) by peer.*\n"
+    assert re.fullmatch(lost, ended[2].told[1])
+    assert ended[4].statuses == [-signal.SIGKILL, *[os.EX_SOFTWARE] * 3]
 
 
 def test_a_process_that_rounds_otherwise_ends_the_training_with_its_host_and_rank(tmp_path: Path) -> None:
     case = {"table": write_odd(tmp_path / "table", "float32", weighted=False), "settings": {"shards": 2, "model": MLP}}
-    (first, _, told), (second, *_) = end_cases([case], tmp_path, [{}, {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "SSE2"}])
+    ended = run_cases([case], tmp_path, [{}, {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "SSE2"}])
     host = re.escape(socket.gethostname())
     assert re.fullmatch(
         rf"error: epoch \d+: found other parameters on host {host} \(rank 1\) than on host {host}, "
         r"allowed: hosts that round alike, of one kind of CPU and with one torch\n",
-        told,
+        ended.told[0],
     )
-    assert (first, second) == (2, 2)
-
-
-def test_a_process_that_is_killed_ends_the_others_at_once_with_a_line(tmp_path: Path) -> None:
-    case = {"table": write_odd(tmp_path / "table", "float32", weighted=False), "settings": {"shards": 2}, "kill_after": 1}
-    (first, *_), (second, _, told) = end_cases([case], tmp_path, [{}, {}])
-    assert (first, second) == (-signal.SIGKILL, os.EX_SOFTWARE)
-    assert re.fullmatch(r"error: lost another process of the training: (.* )?Connection (closed|reset) by peer.*\n", told)
+    assert ended.statuses == [2, 2]
 
 
 def test_the_others_end_when_the_training_has_ended_well_while_the_first_has_yet_to_save(

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+from helpers_required import unavailable
 from helpers_stages import Stages
 from helpers_ui import PRINTED, served
 from mlflow.entities import Run
@@ -68,8 +69,7 @@ def address(workspace: Workspace, run: Run) -> Iterator[str]:
 def browser() -> Iterator[Browser]:
     found = shutil.which("chromium")
     if found is None:
-        reason = "chromium is not installed: apt-get install chromium"
-        (pytest.fail if os.environ.get("TRUEFIT_BROWSER") == "required" else pytest.skip)(reason)
+        unavailable("BROWSER", "chromium is not installed: apt-get install chromium")
     with sync_playwright() as playwright:
         # Chromium refuses its sandbox to root.
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
