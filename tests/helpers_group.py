@@ -116,11 +116,9 @@ def _run_rank(cases: Sequence[dict[str, Any]]) -> None:
     """Run the cases as one process of the group."""
     configure(1)
     with join_group(CPU, 60.0) as joined:
-        group = Together(joined.rank, joined.size, joined._store)
-        group.hosts = joined.hosts
-        group.pair()
+        joined.__class__ = Together
         for case in cases:
-            if bits := run_case(group, **case):
+            if bits := run_case(joined, **case):
                 print(json.dumps(bits), flush=True)
 
 

@@ -17,6 +17,7 @@ from truefit.training.addresses import Address
 from truefit.training.launch import LaunchSettings
 from truefit.training.meeting import Meeting
 
+HERE = socket.gethostname()
 GO_ON = "`dvc repro` goes on from the last checkpoint"
 THERE = "`dvc repro` on the first host goes on from the last checkpoint"
 KILLED = "was killed by SIGKILL (is the memory enough?)"
@@ -52,7 +53,7 @@ def test_both_hosts_name_the_rank_that_was_killed(tmp_path: Path, launch: dict[s
     first, second = joined(tmp_path, launch)
     ranks = first.wait_for_ranks()
     os.kill(ranks[rank], signal.SIGKILL)
-    line = f"error: rank {rank} on {socket.gethostname()} {KILLED}"
+    line = f"error: rank {rank} on {HERE} {KILLED}"
     status, lines = first.end()
     assert (status, lines[1:]) == (2, [f"{line}; {GO_ON}"])
     status, lines = second.end()
@@ -65,12 +66,13 @@ def test_ranks_of_both_hosts_start_again(tmp_path: Path, launch: dict[str, Any])
     first, second = joined(tmp_path, launch | {"restarts": 1}, seconds=3)
     os.kill(first.wait_for_ranks()[1], signal.SIGKILL)
     first.wait_for_ranks(attempt=1)
-    warning = f"warning: rank 1 on {socket.gethostname()} {KILLED}; going on from the last checkpoint, restart 1 of 1"
+    warning = f"warning: rank 1 on {HERE} {KILLED}; going on from the last checkpoint, restart 1 of 1"
     status, lines = first.end()
     assert (status, lines[1:]) == (0, [warning])
     assert second.end()[0] == 0
 
 
+@long
 def test_a_signal_to_the_host_that_joined_stops_the_training_after_a_checkpoint(
     tmp_path: Path, launch: dict[str, Any]
 ) -> None:
@@ -78,9 +80,60 @@ def test_a_signal_to_the_host_that_joined_stops_the_training_after_a_checkpoint(
     first.wait_for_ranks()
     second.process.send_signal(signal.SIGINT)
     status, lines = first.end()
-    assert (status, lines[1:]) == (143, ["error: stopped by SIGTERM and saved"])
+    assert (status, lines[1:]) == (130, ["error: stopped by SIGINT and saved", f"the signal came to host {HERE}"])
     status, lines = second.end()
     assert (status, lines[-1]) == (130, f"error: stopped by SIGINT on all hosts; {THERE}")
+
+
+@long
+def test_a_signal_to_the_first_host_is_told_on_the_other_as_it_is_there(tmp_path: Path, launch: dict[str, Any]) -> None:
+    first, second = joined(tmp_path, launch)
+    first.wait_for_ranks()
+    first.process.send_signal(signal.SIGINT)
+    assert first.end()[0] == 130
+    status, lines = second.end()
+    assert (status, lines[-1]) == (130, f"error: stopped by SIGINT on host {HERE} and saved")
+
+
+def begun(folder: Path, launch: dict[str, Any]) -> tuple[Host, Host]:
+    """Return two hosts whose ranks run, and have not come together."""
+    for rank in (0, 1):
+        (folder / f"wait.{rank}").touch()
+    hosts = joined(folder, launch)
+    wait_until(lambda: all((folder / f"waiting.{rank}").exists() for rank in (0, 1)))
+    return hosts
+
+
+def test_a_signal_to_the_host_that_joined_ends_ranks_that_have_yet_to_come_together(
+    tmp_path: Path, launch: dict[str, Any]
+) -> None:
+    first, second = begun(tmp_path, launch)
+    second.process.send_signal(signal.SIGINT)
+    status, lines = first.end()
+    assert (status, lines[1:]) == (130, ["error: stopped by SIGINT", f"the signal came to host {HERE}"])
+    status, lines = second.end()
+    assert (status, lines[-1]) == (130, f"error: stopped by SIGINT on all hosts; {THERE}")
+
+
+@long
+def test_a_signal_to_the_first_host_ends_ranks_that_have_yet_to_come_together(tmp_path: Path, launch: dict[str, Any]) -> None:
+    first, second = begun(tmp_path, launch)
+    first.process.send_signal(signal.SIGINT)
+    status, lines = first.end()
+    assert (status, lines[1:]) == (130, ["error: stopped by SIGINT"])
+    status, lines = second.end()
+    assert (status, lines[-1]) == (130, f"error: stopped by SIGINT on host {HERE}; {THERE}")
+
+
+def test_a_host_says_that_the_first_went_away_where_ranks_have_yet_to_come_together(
+    tmp_path: Path, launch: dict[str, Any]
+) -> None:
+    first, second = begun(tmp_path, launch)
+    first.process.kill()
+    first.process.communicate()
+    status, lines = second.end()
+    went = f"error: {launch['rendezvous']}: the first host, or the link to it, went away; {THERE}"
+    assert (status, lines[-1]) == (2, went)
 
 
 @long
@@ -91,8 +144,8 @@ def test_a_host_whose_parent_is_killed_ends_the_training_of_both(tmp_path: Path,
     second.process.communicate()
     status, lines = first.end()
     assert status == 2
-    assert lines[-1].startswith(f"error: rank 0 on {socket.gethostname()}: ")
-    assert lines[-1].endswith(f"; no word from {socket.gethostname()}, which is gone, or the link to it; {GO_ON}")
+    assert lines[-1].startswith(f"error: rank 0 on {HERE}: ")
+    assert lines[-1].endswith(f"; no word from {HERE}, which is gone, or the link to it; {GO_ON}")
     wait_until(lambda: not any(map(is_running, ranks.values())))
 
 

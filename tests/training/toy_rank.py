@@ -2,7 +2,7 @@
 
 Arguments: a folder where each rank writes its process id, the seconds it takes, the process group's timeout. A file
 `fail.RANK` there with [text, status] makes that rank fail. With a file `save.RANK` that rank makes `saving.RANK` after the
-last number, and ends when the former is gone.
+last number, and ends when the former is gone. With a file `wait.RANK` it makes `waiting.RANK` and never joins the others.
 """
 
 import json
@@ -28,6 +28,9 @@ ASKED: list[int] = []
 def main() -> None:
     end_at_signals()
     end_with_parent()
+    while (FOLDER / f"wait.{RANK}").exists():
+        (FOLDER / f"waiting.{RANK}").touch()
+        time.sleep(0.01)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, (lambda number, _: ASKED.append(number)) if RANK == 0 else signal.SIG_IGN)
     try:
@@ -47,13 +50,13 @@ def gather() -> None:
     began = time.monotonic()
     own, of_all = torch.zeros(1), [torch.zeros(1) for _ in range(dist.get_world_size())]
     while not of_all[0]:
-        own[0] = float(RANK == 0 and (time.monotonic() - began > SECONDS or bool(ASKED)))
+        own[0] = ASKED[0] if ASKED else -float(RANK == 0 and time.monotonic() - began > SECONDS)
         dist.all_gather(of_all, own)
         if (plan := FOLDER / f"fail.{RANK}").exists():
             fail(*json.loads(plan.read_text()))
         time.sleep(0.01)
-    if ASKED:
-        fail(f"stopped by {signal.Signals(ASKED[0]).name} and saved", 128 + ASKED[0])
+    if (number := int(of_all[0])) > 0:
+        fail(f"stopped by {signal.Signals(number).name} and saved", 128 + number)
 
 
 def save() -> None:

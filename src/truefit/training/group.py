@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from types import TracebackType
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
+from truefit.core.beginning import end_at_signals, interruptible
 from truefit.core.errors import GroupError, LostError, TruefitError, leave
 from truefit.core.text import one_line
 from truefit.data.shards import WHOLE, Cut
@@ -223,9 +225,12 @@ def join_group(device: torch.device, timeout: float) -> Group:
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
+    end_at_signals()
     try:
-        store, rank, size = next(rendezvous("env://", timeout=seconds))
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=seconds)
+        # Torch waits for the others in C++ code, during which the main thread would take no signal.
+        with ThreadPoolExecutor(1) as pool:
+            store, rank, size = pool.submit(_come_together, backend, seconds).result()
+        interruptible()
         group = Group(rank, size, store, timeout)
         group.hosts = group.texts(socket.gethostname())
         group.pair()
@@ -234,3 +239,10 @@ def join_group(device: torch.device, timeout: float) -> Group:
     except LostError as error:
         end_with(error)
     return group
+
+
+def _come_together(backend: str, seconds: timedelta) -> tuple[Store, int, int]:
+    """Wait for the other processes; return the store of all, this one's rank and the number of all."""
+    store, rank, size = next(rendezvous("env://", timeout=seconds))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=seconds)
+    return store, rank, size
