@@ -8,10 +8,10 @@ from string import Template
 
 from ruamel.yaml import YAML
 
+from truefit.core.addresses import parse_address
 from truefit.core.config import PARAMS, Params
 from truefit.core.errors import SettingsError, TruefitError
-from truefit.training.addresses import parse_address
-from truefit.training.launch import LaunchSettings
+from truefit.core.launch import LaunchSettings
 
 PIPELINE = Path("dvc.yaml")
 

@@ -14,11 +14,11 @@ from datetime import timedelta
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
+from truefit.core.addresses import Address, listener, wait_for_listener
 from truefit.core.errors import TruefitError
+from truefit.core.launch import LaunchSettings
 from truefit.core.terminal import say
-from truefit.training.addresses import Address, listener, wait_for_listener
 from truefit.training.causes import Cause, Weight
-from truefit.training.launch import LaunchSettings
 
 GREETING = "truefit launch 1"  # key of the first host's settings, and the version of what is told by the other keys
 SETTLING_SECONDS = 3.0  # for all hosts to tell why their ranks ended

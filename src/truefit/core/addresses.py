@@ -1,4 +1,4 @@
-"""Addresses by which the hosts of a training meet: as text, as a socket that listens at one and no other, as an interface."""
+"""Addresses by which hosts meet: as text, as a socket that listens at one and no other, as an interface."""
 
 import os
 import socket
