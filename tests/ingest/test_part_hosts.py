@@ -265,6 +265,8 @@ def test_a_link_that_is_cut_costs_nothing_but_time(clone: Workspace) -> None:
             assert first.stdin is not None
             assert first.stdout is not None
             assert first.stdout.readline() == "helped\n"
+            process = psutil.Process(other.pid)
+            wait_until(lambda: len(process.children()) == len(process.cpu_affinity()))
             other.send_signal(signal.SIGSTOP)  # so that it has its parts, and has not answered
             first.stdin.write("\n")
             first.stdin.flush()

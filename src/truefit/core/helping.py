@@ -49,33 +49,38 @@ def help_stages(address: Address, timeout: float, modules: Mapping[Job, str]) ->
 
 def _help(channel: Channel, greeting: Greeting, address: Address, timeout: float, modules: Mapping[Job, str]) -> int:
     """Do the stage's tasks until it has none, or is gone, and return their number; raises RefusedError."""
-    module, folder = modules[greeting.job], Path(greeting.secret).parent
+    secret, folder = _secret(greeting), Path(greeting.secret).parent
     with ExitStack() as stack:
         channels = [channel]
         try:
-            _prove(channel, greeting, timeout)
+            _prove(channel, greeting, secret, timeout)
             while len(channels) < usable_cores():
                 connection = socket.create_connection((address.host, address.port), SILENT_SECONDS)
                 channels.append(stack.enter_context(closing(Channel(connection, SILENT_SECONDS))))
-                _prove(channels[-1], Greeting.model_validate_json(channels[-1].receive(LINE_BYTES)), timeout)
+                _prove(channels[-1], Greeting.model_validate_json(channels[-1].receive(LINE_BYTES)), secret, timeout)
         except OSError:
             return 0
         except ValueError:
-            raise RefusedError("found what it says to be nothing that it should") from None
-        return _relay(stack, channels, module, str(folder))
+            raise RefusedError("found no proof that it has this folder") from None
+        return _relay(stack, channels, modules[greeting.job], str(folder))
 
 
-def _prove(channel: Channel, greeting: Greeting, timeout: float) -> None:
+def _secret(greeting: Greeting) -> str:
+    """Return what only those know that have the stage's folder, and its code; raises RefusedError elsewhere."""
+    allowed = "allowed: the same folder of a file system that both hosts share"
     if greeting.code != code_digest(read_code()):
-        raise RefusedError("found other code, allowed: the same folder of a file system that both hosts share")
+        raise RefusedError(f"found other code, {allowed}")
     try:
-        secret = read_secret(Path(greeting.secret))
+        return read_secret(Path(greeting.secret))
     except (OSError, ValueError):
-        found = f"found no {greeting.secret} here"
-        raise RefusedError(f"{found}, allowed: the same folder of a file system that both hosts share") from None
+        raise RefusedError(f"found no {greeting.secret} here, {allowed}") from None
+
+
+def _prove(channel: Channel, greeting: Greeting, secret: str, timeout: float) -> None:
+    """Have the stage prove that it has the folder, then prove it; raises OSError, or ValueError where it does not."""
     channel.send(Challenge(challenge=(challenge := secrets.token_hex(32))))
     if not Proof.model_validate_json(channel.receive(LINE_BYTES)).holds(secret, "stage", challenge):
-        raise RefusedError("found no proof that it has this folder")
+        raise ValueError(greeting)
     channel.send(Proof.of(secret, "host", greeting.challenge))
     channel.trust(timeout)
 
