@@ -8,8 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +16,18 @@ import numpy as np
 import psutil
 import pytest
 from helpers_hosts import two_hosts
+from helpers_joining import JOIN, free_address, hold, joining, line_with, make_clone, wait_for_help
 from helpers_launch import PATIENCE, wait_until
 from helpers_parts import prepared, write_csv, write_parquet
 from helpers_torture import long
-from workspace import ROOT, Workspace
+from workspace import Workspace
 
-from truefit.core.hosts import Hosts, hosts_for
+from truefit.core.hosts import Hosts
 from truefit.core.launch import LaunchSettings
 from truefit.ingest import part_processes
 
-JOIN = [sys.executable, "-c", "from truefit.cli.main import main; main()", "join"]
 HOST = socket.gethostname()
 SETTINGS: dict[str, Any] = {"missing": {"features": "fill"}, "weight": "w", "split": {"group": "g", "folds": 4}}
-
-
-def free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 @pytest.fixture
@@ -47,50 +41,6 @@ def launch(_in_an_empty_folder: None) -> LaunchSettings:
     return launch
 
 
-def make_clone(folder: Path, launch: LaunchSettings) -> None:
-    shutil.copy(ROOT / "dvc.yaml", folder)
-    (folder / "params.yaml").write_text(f"launch: {launch.model_dump_json()}\n")
-
-
-@contextmanager
-def joining(launch: LaunchSettings, folder: Path = Path()) -> Iterator["subprocess.Popen[str]"]:
-    """Run `truefit join` in a folder, for a block."""
-    environment = {"PYTHONPATH": str(ROOT / "src")}
-    command = [*JOIN, str(launch.address)]
-    with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def hold(monkeypatch: pytest.MonkeyPatch, until: Callable[[Hosts], object]) -> None:
-    """Let prepare go on when it listens and `until` has returned."""
-
-    def listen(stack: ExitStack, *arguments: Any) -> Hosts | None:
-        hosts = hosts_for(stack, *arguments)
-        assert hosts is not None
-        until(hosts)
-        return hosts
-
-    monkeypatch.setattr(part_processes, "hosts_for", listen)
-
-
-def wait_for_help(hosts: Hosts) -> None:
-    assert select.select([hosts], [], [], PATIENCE)[0]
-
-
-def line_with(process: "subprocess.Popen[str]", text: str) -> str:
-    """Return the next line on stderr that has this text."""
-    assert process.stderr is not None
-    timer = threading.Timer(PATIENCE, process.kill)
-    timer.start()
-    while text not in (line := process.stderr.readline()):
-        assert line
-    timer.cancel()
-    return line.removesuffix("\n")
-
-
 @pytest.mark.parametrize("write", [write_csv, write_parquet])
 def test_a_host_in_the_same_folder_reads_parts_to_the_bytes_of_one_process(
     launch: LaunchSettings, write: Callable[[int, bool], None], monkeypatch: pytest.MonkeyPatch
@@ -100,7 +50,7 @@ def test_a_host_in_the_same_folder_reads_parts_to_the_bytes_of_one_process(
     for number in range(8):
         write(number, True)
     alone = prepared("alone", **SETTINGS)
-    hold(monkeypatch, wait_for_help)
+    hold(monkeypatch, part_processes, wait_for_help)
     with joining(launch) as other:
         assert prepared("together", launch, **SETTINGS) == alone
         done = line_with(other, "parts").removeprefix("prepare: ").removesuffix(f" parts done for {launch.address}")
@@ -125,7 +75,7 @@ def test_the_parts_of_a_host_that_is_killed_are_read_by_another(
         threading.Timer(0.5, other.kill).start()
 
     alone = prepared("alone", **SETTINGS)
-    hold(monkeypatch, kill_while_it_has_parts)
+    hold(monkeypatch, part_processes, kill_while_it_has_parts)
     with joining(launch) as other:
         assert prepared("together", launch, **SETTINGS) == alone
         assert other.wait() == -signal.SIGKILL
@@ -148,7 +98,7 @@ def test_a_host_whose_processes_end_helps_no_more(
         )
 
     alone = prepared("alone", **SETTINGS)
-    hold(monkeypatch, kill_workers)
+    hold(monkeypatch, part_processes, kill_workers)
     with joining(launch) as other:
         assert prepared("together", launch, **SETTINGS) == alone
     assert capsys.readouterr().err == f"{HOST}: went away, or the link to it; others do what it had to do\n"
@@ -168,7 +118,7 @@ def test_a_clone_elsewhere_does_not_help_and_waits_for_the_training(
     alone = prepared("alone", **SETTINGS)
     elsewhere = tmp_path_factory.mktemp("clone")
     make_clone(elsewhere, launch)
-    hold(monkeypatch, wait_for_its_word)
+    hold(monkeypatch, part_processes, wait_for_its_word)
     with joining(launch, elsewhere) as other:
         assert prepared("together", launch, **SETTINGS) == alone
         assert other.poll() is None
@@ -183,7 +133,7 @@ def test_a_host_that_has_another_file_in_a_part_s_place_does_not_read_it(
     Path("together").mkdir()
     (elsewhere / "together").symlink_to(Path("together").absolute())
     alone = prepared("alone", **SETTINGS)
-    hold(monkeypatch, wait_for_help)
+    hold(monkeypatch, part_processes, wait_for_help)
     with joining(launch, elsewhere) as other:
         assert prepared("together", launch, **SETTINGS) == alone
         assert line_with(other, "parts/").endswith(".csv: another file than on the host that asks, or none")

@@ -17,7 +17,8 @@ from truefit.core.launch import LaunchSettings
 from truefit.core.signals import stoppable
 
 PIPELINE = Path("dvc.yaml")
-JOBS: dict[Job, str] = {"prepare": "truefit.ingest.part_reader"}  # what processes of this host can do for stages of another
+# What processes of this host can do for another.
+JOBS: dict[Job, str] = {"prepare": "truefit.ingest.part_reader", "predict": "truefit.cli.part_predictor"}
 
 
 def take_part(address: str) -> int:

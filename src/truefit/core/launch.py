@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from truefit.core.addresses import Address
-from truefit.core.config import Settings, invalid_value, require_defaults
+from truefit.core.config import PARAMS, Params, Settings, invalid_value, require_defaults
 
 
 class LaunchSettings(Settings):
@@ -51,3 +51,9 @@ class LaunchSettings(Settings):
     def address(self) -> Address | None:
         """Where the first host listens; None: on loopback, at a free port."""
         return None if self.rendezvous is None else Address.parse(self.rendezvous)
+
+
+def launch_here() -> LaunchSettings:
+    """Return the section of params.yaml in the current folder, or without one the defaults; raises SettingsError."""
+    params = Params() if PARAMS.exists() else None
+    return params.section("launch", LaunchSettings) if params and "launch" in params.values else LaunchSettings()
