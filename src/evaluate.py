@@ -1,5 +1,10 @@
 """Stage evaluate: the model against least squares, on the test rows."""
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from truefit.core.beginning import end_at_signals
+
+    end_at_signals()
+
 import argparse
 import sys
 from pathlib import Path

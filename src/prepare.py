@@ -1,5 +1,10 @@
 """Stage prepare: the CSV at `prepare.csv` -> a validated, split table."""
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from truefit.core.beginning import end_at_signals
+
+    end_at_signals()
+
 import argparse
 import sys
 from pathlib import Path

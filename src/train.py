@@ -1,5 +1,10 @@
 """Stage train: the prepared table -> a trained model, as one MLflow run."""
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from truefit.core.beginning import end_at_signals
+
+    end_at_signals()
+
 import argparse
 import hashlib
 import os
@@ -18,6 +23,7 @@ from truefit.core.errors import SettingsError
 from truefit.core.files import write_bytes
 from truefit.core.launch import LaunchSettings
 from truefit.core.terminal import say, shown
+from truefit.core.text import as_yaml
 from truefit.data.dataset import TableDataset, open_verified
 from truefit.data.table import Table
 from truefit.model import serving
@@ -62,7 +68,9 @@ def main() -> None:
 
         if as_written.shards % launch.processes:
             found = f"{params.path}: launch.processes: found {launch.processes}"
-            raise SettingsError(f"{found}, allowed: a number that divides train.shards, {as_written.shards}")
+            raise SettingsError(
+                f"{found}, allowed: a number that divides train.shards, {as_written.shards}; or set that to {launch.processes}"
+            )
         errors.leave(start_ranks([sys.executable, *sys.argv], launch))
     configure(as_written.threads)
     # Inductor unpickles what it finds in its cache; its own choice is a folder under /tmp, with a name that others can guess.
@@ -131,9 +139,10 @@ def lead(
 
 def what_decides(settings: TrainSettings, table: Table) -> dict[str, str]:
     """Return what has to be the same in each process of a training, by names that its user knows."""
-    train = {key: str(value) for key, value in flatten({"train": settings.model_dump(mode="json")}).items()}
+    train = flatten({"train": settings.model_dump(mode="json")})
+    texts = {key: value if isinstance(value, str) else as_yaml(value, sys.maxsize) for key, value in train.items()}
     code = code_digest(read_code())
-    return {"commit": head_commit(), "code": code, "table": table.digest, "torch": torch.__version__, **train}
+    return {"commit": head_commit(), "code": code, "table": table.digest, "torch": torch.__version__, **texts}
 
 
 def parse() -> argparse.Namespace:

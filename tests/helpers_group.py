@@ -39,7 +39,7 @@ class Together(Group):
         self.cases = getattr(self, "cases", 0) + 1
         super().meet(f"{where} {self.cases}")
 
-    def end_with_first(self) -> None:
+    def end_with_first(self, well: bool = True) -> None:
         return
 
 

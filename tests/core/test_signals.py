@@ -1,13 +1,19 @@
 """Signals that ask to stop: an error at once, or after a block that is not to be interrupted."""
 
+import os
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+from workspace import ROOT
 
+from truefit.core.beginning import STOPPING
 from truefit.core.errors import StoppedError
-from truefit.core.signals import STOPPING, Deferred, stoppable
+from truefit.core.signals import Deferred, stoppable
 
 
 @pytest.fixture(autouse=True)
@@ -107,3 +113,38 @@ def test_in_another_thread_which_no_signal_interrupts_nothing_is_deferred() -> N
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(work).result() == [1]
     assert handlers() == before
+
+
+@pytest.fixture
+def asked_to_stop_while_it_imports(tmp_path: Path) -> Callable[..., tuple[int, str]]:
+    """Run Python with arguments so that it gets a signal as it imports `module`; return its status, and what it printed."""
+
+    def run(arguments: list[str], module: str, number: signal.Signals, **variables: str) -> tuple[int, str]:
+        (tmp_path / f"{module}.py").write_text(f"import os, time\nos.kill(os.getpid(), {number})\ntime.sleep(60)\n")
+        environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT / 'src'}"} | variables
+        done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr.removeprefix("\n")  # which click puts behind ^C
+
+    return run
+
+
+STAGES = [str(ROOT / f"src/{name}.py") for name in ("generate", "prepare", "train", "evaluate")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module"),
+    [*(([stage], "argparse") for stage in STAGES), (["-c", "from truefit.cli.main import main; main()", "sync"], "pydantic")],
+    ids=["generate", "prepare", "train", "evaluate", "truefit"],
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_stage_or_a_command_imports_ends_it_with_one_line(
+    asked_to_stop_while_it_imports: Callable[..., tuple[int, str]], arguments: list[str], module: str, number: signal.Signals
+) -> None:
+    ended = asked_to_stop_while_it_imports(arguments, module, number)
+    assert ended == (128 + number, f"error: stopped by {number.name}\n")
+
+
+def test_of_several_ranks_that_import_the_first_tells_it(
+    asked_to_stop_while_it_imports: Callable[..., tuple[int, str]],
+) -> None:
+    assert asked_to_stop_while_it_imports([STAGES[2]], "argparse", signal.SIGTERM, RANK="1") == (143, "")

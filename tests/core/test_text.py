@@ -1,8 +1,10 @@
 """Names on one line, whatever is in them."""
 
+import datetime
+
 import pytest
 
-from truefit.core.text import one_line, printable
+from truefit.core.text import as_yaml, one_line, printable
 
 
 @pytest.mark.parametrize(
@@ -32,3 +34,27 @@ def test_any_character_is_shown_by_printable_ones() -> None:
 def test_what_a_font_lacks_is_escaped() -> None:
     assert one_line("größe 中", drawable=set(map(ord, "größe "))) == r"größe \u4e2d"
     assert one_line("\n", drawable={ord("\n")}) == r"\n"
+
+
+HOLDS_ITSELF: list[object] = []
+HOLDS_ITSELF.append(HOLDS_ITSELF)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "null"),
+        ([True, False, 0, 1.0, 1e-05], "[true, false, 0, 1.0, 1e-05]"),
+        ("true", "'true'"),
+        ("a\nb", r"'a\nb'"),
+        ((), "[]"),
+        ({None: {}, "region": ["no", None]}, "{null: {}, 'region': ['no', null]}"),
+        (float("nan"), ".nan"),
+        (-float("inf"), "-.inf"),
+        ([datetime.date(2020, 1, 1), datetime.datetime(2020, 1, 1, 12)], "[2020-01-01, 2020-01-01 12:00:00]"),
+        ("x" * 300, "'" + "x" * 199 + "…"),
+        (HOLDS_ITSELF, "[" * 200 + "…"),
+    ],
+)
+def test_a_setting_s_value_is_shown_as_yaml_spells_it_and_cut(value: object, shown: str) -> None:
+    assert as_yaml(value) == shown

@@ -96,7 +96,7 @@ def test_a_damaged_description_is_an_error(content: bytes, reason: str) -> None:
         ({"columns": [X1, X1]}, "features and target must have different names"),
         ({"columns": [X1, X1 | {"kind": "text"}]}, f"columns.1: found the kind 'text', allowed: {', '.join(KINDS)}"),
         ({"columns": [X1, X1 | {"kind": ["number"]}]}, f"columns.1: found the kind ['number'], allowed: {', '.join(KINDS)}"),
-        ({"columns": [X1, "x2"]}, f"columns.1: found the kind None, allowed: {', '.join(KINDS)}"),
+        ({"columns": [X1, "x2"]}, f"columns.1: found the kind null, allowed: {', '.join(KINDS)}"),
         ({"columns": [X1, X1 | {"names": []}]}, "columns.1.names: Extra inputs are not permitted"),
         ({"columns": [X1, X1 | {"fill": [1.0, 2.0]}]}, "columns.1: fill must have 1 numbers"),
         (

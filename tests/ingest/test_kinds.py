@@ -269,7 +269,7 @@ def test_engines_learn_the_same_from_all_kinds(engine: str) -> None:
             "x",
             "found ['date'], allowed: a kind, number, boolean, category, date, or {kind: …} with its options",
         ),
-        ("{x: null}", "x", "found None, allowed: a kind, number, boolean, category, date, or {kind: …} with its options"),
+        ("{x: null}", "x", "found null, allowed: a kind, number, boolean, category, date, or {kind: …} with its options"),
         (
             "{x: {kind: [date]}}",
             "x",

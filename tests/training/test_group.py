@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers_group import end_cases, run_cases
 from helpers_training import normal_line, same_bits, train_with, weighted_rows, write_prepared
+from torch._C._distributed_c10d import HashStore
 
 from truefit.core.errors import GroupError, TruefitError
 from truefit.data.shards import Cut, ordered_sum
@@ -105,6 +106,21 @@ def test_a_process_that_is_killed_ends_the_others_at_once_with_a_line(tmp_path: 
     (first, *_), (second, _, told) = end_cases([case], tmp_path, [{}, {}])
     assert (first, second) == (-signal.SIGKILL, os.EX_SOFTWARE)
     assert re.fullmatch(r"error: lost another process of the training: (.* )?Connection (closed|reset) by peer.*\n", told)
+
+
+def test_the_others_end_when_the_training_has_ended_well_while_the_first_has_yet_to_save(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, statuses = HashStore(), list[int]()
+    monkeypatch.setattr("truefit.training.group.leave", statuses.append)
+    first, other = (Group(rank, 2, store, timeout=5) for rank in (0, 1))
+    first.end_with_first(well=False)
+    assert not store.check(["end"])
+    with pytest.raises(TruefitError, match=r"^the disk is full$"), first:
+        first.end_with_first()
+        other.end_with_first()
+        assert statuses == [0]
+        raise TruefitError("the disk is full")
 
 
 def test_one_shard_takes_the_steps_that_the_engine_torch_takes_without(tmp_path: Path) -> None:

@@ -3,12 +3,19 @@
 import os
 import signal
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_launch import Host, is_running, wait_until
+from helpers_launch import PATIENCE, Host, is_running, wait_until
 from helpers_torture import long
+
+from truefit.core.addresses import Address
+from truefit.core.errors import TruefitError
+from truefit.core.launch import LaunchSettings
+from truefit.training.meeting import Meeting
 
 GO_ON = "`dvc repro` goes on from the last checkpoint"
 THERE = "`dvc repro` on the first host goes on from the last checkpoint"
@@ -124,3 +131,46 @@ def test_an_address_that_is_none_of_this_machine_or_taken_is_refused(tmp_path: P
     assert (status, lines) == (2, [said.format(address, "Address already in use")])
     status, lines = Host(tmp_path, launch | {"rendezvous": f"192.0.2.77:{PORT}"}).end()
     assert (status, lines) == (2, [said.format(f"192.0.2.77:{PORT}", "Cannot assign requested address")])
+
+
+def greeted(settings: LaunchSettings) -> Meeting:
+    """Return the side of a host that has come to the training, and has no seat yet."""
+    address = Address.parse(str(settings.rendezvous))
+    host = Meeting(settings, address)
+    host.reach(address)
+    host.greet(address)
+    return host
+
+
+def test_the_place_of_a_host_that_was_killed_while_it_waited_is_anothers(launch: dict[str, Any]) -> None:
+    settings = LaunchSettings(**launch | {"processes": 4, "hosts": 4, "timeout": 6.0})
+    first, killed, *others = Meeting(settings, None), *(greeted(settings) for _ in range(4))
+    killed.take_seat()
+    for host in others:
+        threading.Thread(target=host.watch, daemon=True).start()
+    with ThreadPoolExecutor(5) as pool:
+        gathered = pool.submit(first.next_rendezvous)
+        for taken in [pool.submit(host.take_seat) for host in others]:
+            taken.result(PATIENCE)
+        infos = [gathered.result(PATIENCE), *(pool.submit(host.next_rendezvous).result(PATIENCE) for host in others)]
+    assert sorted(info.rank for info in infos) == [0, 1, 2, 3]
+    with pytest.raises(
+        TruefitError, match=r": this host lost its place there, since it was silent for 6 s \(launch.timeout\)"
+    ):
+        killed.next_rendezvous()
+
+
+@long
+def test_a_host_that_is_killed_while_it_waits_can_be_replaced_and_the_training_ends_well(
+    tmp_path: Path, launch: dict[str, Any]
+) -> None:
+    launch |= {"processes": 4, "hosts": 4}
+    first = Host(tmp_path, launch, seconds=0)
+    assert first.process.stderr is not None
+    assert "3 more" in first.process.stderr.readline()
+    killed = Host(tmp_path, launch, launch["rendezvous"], seconds=0)
+    assert "2 more" in first.process.stderr.readline()
+    killed.process.kill()
+    killed.process.communicate()
+    others = [Host(tmp_path, launch, launch["rendezvous"], seconds=0) for _ in range(3)]
+    assert [host.end()[0] for host in (first, *others)] == [0] * 4

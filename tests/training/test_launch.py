@@ -38,7 +38,7 @@ def two(tmp_path: Path) -> Iterator[Host]:
         ({"processes": 3}, "processes: found 3, allowed: a power of two"),
         ({"processes": 0}, "Input should be greater than or equal to 1"),
         ({"processes": 2, "hosts": 4}, "processes: found 2, allowed: a multiple of launch.hosts, 4"),
-        ({"processes": 2, "hosts": 2}, "rendezvous: found None, allowed: HOST:PORT where the first of 2 hosts listens"),
+        ({"processes": 2, "hosts": 2}, "rendezvous: found null, allowed: HOST:PORT where the first of 2 hosts listens"),
         (
             {"processes": 2, "hosts": 2, "rendezvous": "10.0.0.1"},
             "rendezvous: found '10.0.0.1', allowed: HOST:PORT, such as 10.0.0.1:29500",
@@ -48,7 +48,7 @@ def two(tmp_path: Path) -> Iterator[Host]:
             "rendezvous: found 'a:70000', allowed: HOST:PORT, such as 10.0.0.1:29500",
         ),
         ({"processes": 4, "hosts": 3}, "hosts: found 3, allowed: a power of two, since processes is one"),
-        ({"processes": 2, "rendezvous": "a:1"}, "rendezvous: found 'a:1', allowed: None with hosts 1"),
+        ({"processes": 2, "rendezvous": "a:1"}, "rendezvous: found 'a:1', allowed: null with hosts 1"),
         ({"restarts": 1}, "restarts: found 1, allowed: 0 with processes 1"),
         ({"timeout": 1.0}, "Input should be greater than or equal to 5"),
     ],
@@ -80,6 +80,15 @@ def test_ranks_of_one_host_listen_on_loopback_alone_and_a_signal_to_their_parent
     passed = signal.SIGTERM if number == signal.SIGHUP else number
     assert two.end() == (128 + passed, [f"error: stopped by {passed.name} and saved"])
     assert not any(map(is_running, ranks.values()))
+
+
+def test_ctrl_c_while_ranks_import_is_told_in_one_line(two: Host) -> None:
+    parent = psutil.Process(two.process.pid)
+    wait_until(lambda: len(parent.children()) == 2)
+    ranks = [rank.pid for rank in parent.children()]
+    two.process.send_signal(signal.SIGINT)
+    assert two.end() == (130, ["error: stopped by SIGINT"])
+    assert not any(map(is_running, ranks))
 
 
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=long)])
@@ -121,6 +130,18 @@ def test_restarts_start_the_ranks_again_after_one_was_lost_but_not_after_an_erro
     killed = "rank 1 was killed by SIGKILL (is the memory enough?)"
     again = f"warning: {killed}; going on from the last checkpoint, restart 1 of 2"
     assert host.end() == (2, [again, "error: rank 1: no such column"])
+
+
+def test_a_rank_that_is_killed_while_rank_0_saves_changes_nothing(tmp_path: Path) -> None:
+    kept = [tmp_path / f"save.{rank}" for rank in (0, 1)]
+    for file in kept:
+        file.touch()
+    host = Host(tmp_path, TWO, seconds=0)
+    ranks = host.wait_for_ranks()
+    wait_until(lambda: all((tmp_path / f"saving.{rank}").exists() for rank in (0, 1)))
+    os.kill(ranks[1], signal.SIGKILL)
+    kept[0].unlink()
+    assert host.end() == (0, [])
 
 
 @long

@@ -1,7 +1,8 @@
 """A rank without a training: it gathers numbers until rank 0 says that it is enough, and ends as src/train.py's do.
 
 Arguments: a folder where each rank writes its process id, the seconds it takes, the process group's timeout. A file
-`fail.RANK` there with [text, status] makes that rank fail.
+`fail.RANK` there with [text, status] makes that rank fail. With a file `save.RANK` that rank makes `saving.RANK` after the
+last number, and ends when the former is gone.
 """
 
 import json
@@ -16,6 +17,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
+from truefit.core.beginning import end_at_signals
 from truefit.core.terminal import say
 from truefit.training.launch import LOST, end_with_parent
 
@@ -24,6 +26,7 @@ ASKED: list[int] = []
 
 
 def main() -> None:
+    end_at_signals()
     end_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, (lambda number, _: ASKED.append(number)) if RANK == 0 else signal.SIG_IGN)
@@ -34,6 +37,7 @@ def main() -> None:
         started.rename(FOLDER / f"{RANK}.{os.environ['TORCHELASTIC_RESTART_COUNT']}")
         gather()
         dist.barrier()
+        save()
     except RuntimeError as error:
         fail(str(error).partition("\n")[0], LOST)
     os._exit(0)
@@ -50,6 +54,12 @@ def gather() -> None:
         time.sleep(0.01)
     if ASKED:
         fail(f"stopped by {signal.Signals(ASKED[0]).name} and saved", 128 + ASKED[0])
+
+
+def save() -> None:
+    while (FOLDER / f"save.{RANK}").exists():
+        (FOLDER / f"saving.{RANK}").touch()
+        time.sleep(0.01)
 
 
 def fail(text: str, status: int) -> NoReturn:

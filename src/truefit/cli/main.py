@@ -9,14 +9,11 @@ from typing import get_args
 import click
 
 from truefit.core import errors
-from truefit.core.config import PARAMS, Params
+from truefit.core.beginning import end_at_signals
 from truefit.core.errors import SettingsError, TrackingError
 from truefit.core.signals import stoppable
 from truefit.core.terminal import say, say_json
 from truefit.core.text import one_line
-from truefit.tracking.connection import repository_root
-from truefit.tracking.run import TrackSettings
-from truefit.tracking.store import Store
 
 
 @click.group()
@@ -41,6 +38,8 @@ def sync(forget: str | None) -> None:
     Without the variable, those of this repository's own store are sent. The exit status is 0 when none is left, else 2.
     What waits for a store that is gone, or for a run that is not to come back, is given up with --forget.
     """
+    from truefit.tracking.store import Store
+
     store = Store()
     if forget is not None:
         given_up = store.forget(forget)
@@ -94,9 +93,10 @@ def rerun_command(
     The exit status is the verdict: 0 identical, every number has the same bits; 3 close, within the tolerance and from another
     environment; 1 different; 4 inconclusive, it could not be run again or not be compared; 2 is an error.
     """
-    # Here, since torch takes seconds to import, and `truefit --help` needs none of it.
+    # Here, as in each command, since torch takes seconds to import, and `truefit --help` needs none of it.
     from truefit.cli.rerunning import rerun, rerun_all
     from truefit.rerun.records import find, trainings
+    from truefit.tracking.store import Store
 
     if math.isnan(tolerance):
         raise click.BadParameter("nan is not in the range 0<=x<=1.", param_hint="'--tolerance'")
@@ -181,13 +181,13 @@ def predict_command(
     is not written then. With --errors blank, its row has no prediction, and stderr tells how many such cells each
     column has. It also tells how many values are none that the model knows, which count as '(other)'.
     """
-    # Here, as in rerun.
     from truefit.cli.predicted import Predicted
     from truefit.cli.prediction import predict
     from truefit.cli.prediction_parts import predict_parts
     from truefit.ingest.csv_format import Separator
     from truefit.model.files import open_model
     from truefit.rerun.records import find, read_model
+    from truefit.tracking.store import Store
     from truefit.training.device import configure
 
     if (run is None) == (folder is None):
@@ -235,8 +235,8 @@ def inspect_command(source: Path, target: str | None, write: bool, as_json: bool
     Found are its format, the kinds of its columns, missing values and what is odd; then come the sections prepare and train as
     they should be in params.yaml, each setting with its reason. With --write they are put there, all or none.
     """
-    # Here, as in rerun.
     from truefit.cli import inspecting
+    from truefit.core.config import PARAMS, Params
     from truefit.ingest.inspection import inspect
     from truefit.ingest.recommend import recommend
 
@@ -259,11 +259,16 @@ def inspect_command(source: Path, target: str | None, write: bool, as_json: bool
 
 def default_experiment() -> str:
     """Return the MLflow experiment that params.yaml names."""
+    from truefit.core.config import PARAMS, Params
+    from truefit.tracking.connection import repository_root
+    from truefit.tracking.run import TrackSettings
+
     return Params(repository_root() / PARAMS).section("track", TrackSettings).experiment
 
 
 def main() -> None:
     """Run the command of the arguments; exit as the stages do."""
+    end_at_signals()
     sys.exit(errors.run(_run))
 
 

@@ -17,12 +17,12 @@ from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.reader import ReaderError
 
 from truefit.core.errors import SettingsError
+from truefit.core.text import LONGEST_VALUE, as_yaml
 
 SECTIONS = ("generate", "prepare", "train", "evaluate", "track", "checkpoint", "launch")
 PARAMS = Path("params.yaml")
 # Aliases can make a small file hold more than any memory, or contain itself. A table may have 10,000 columns.
 MOST_VALUES, DEEPEST = 100_000, 20
-LONGEST = 200  # characters of a value that an error shows
 # What is allowed, by pydantic's type of the error, where its own message does not say it in YAML's words.
 _ALLOWED = {
     "model_type": "keys and values",
@@ -44,7 +44,7 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 def invalid_value(key: str, found: object, allowed: str) -> PydanticCustomError:
     """Return the error for a value that other keys rule out; `key` is relative to the settings that are checked."""
-    text = f"{key}: found {_cut(found)}, allowed: {allowed}"
+    text = f"{key}: found {as_yaml(found)}, allowed: {allowed}"
     return PydanticCustomError("invalid_value", "{text}", {"text": text})
 
 
@@ -53,8 +53,7 @@ def require_defaults(settings: Settings, keys: tuple[str, ...], where: str) -> N
     for key in keys:
         found, default = getattr(settings, key), type(settings).model_fields[key].get_default()
         if found != default:
-            found, default = (list(value) if isinstance(value, tuple) else value for value in (found, default))
-            raise invalid_value(key, found, f"{default!r} {where}")
+            raise invalid_value(key, found, f"{as_yaml(default)} {where}")
 
 
 class Params:
@@ -105,7 +104,7 @@ def _read(path: Path, content_bytes: bytes | None) -> dict[str, Any]:
     except RecursionError:
         raise SettingsError(f"{path}: found values nested too deeply to be read, allowed: {DEEPEST} levels") from None
     if not isinstance(content, dict):
-        raise SettingsError(f"{path}: found {_cut(content)}, allowed: the sections {', '.join(SECTIONS)}")
+        raise SettingsError(f"{path}: found {as_yaml(content)}, allowed: the sections {', '.join(SECTIONS)}")
     for section in content:
         if section not in SECTIONS:
             raise SettingsError(f"{path}: {_unknown(section, SECTIONS)}")
@@ -121,7 +120,7 @@ class _Constructor(SafeConstructor):
             return super().construct_object(node, deep)
         except (ValueError, LookupError):
             kind = node.tag.rpartition(":")[-1]
-            raise ConstructorError(None, None, f"found {_cut(node.value)}, which is no {kind}", node.start_mark) from None
+            raise ConstructorError(None, None, f"found {as_yaml(node.value)}, which is no {kind}", node.start_mark) from None
 
 
 def _require_plain(path: Path, content: dict[str, Any]) -> None:
@@ -139,7 +138,7 @@ def _require_plain(path: Path, content: dict[str, Any]) -> None:
         elif isinstance(value, str) and (strange := re.search("[\0\ud800-\udfff]", value)):
             fault = f"the character {ord(strange[0]):#04x}, allowed: printable text"
         elif not isinstance(value, dict | list | str | int | float | None):
-            fault = f"{_cut(value)}, allowed: text, numbers, true, false, null, lists, keys and values"
+            fault = f"{as_yaml(value)}, allowed: text, numbers, true, false, null, lists, keys and values"
         else:
             continue
         raise SettingsError(f"{path}: {'.'.join(place)}: found {fault}")
@@ -173,16 +172,11 @@ def _explain(section: str, detail: ErrorDetails, model: Any) -> str:
     allowed = detail["msg"].removeprefix("Input should be ")
     if kind in _ALLOWED:
         allowed = _ALLOWED[kind].format(**detail.get("ctx", {}))
-    return f"{path}: found {_cut(detail['input'])}, allowed: {allowed}"
-
-
-def _cut(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    return f"{path}: found {as_yaml(detail['input'])}, allowed: {allowed}"
 
 
 def _name(key: object) -> str:
-    return key if isinstance(key, str) and key.isprintable() and len(key) <= LONGEST else _cut(key)
+    return key if isinstance(key, str) and key.isprintable() and len(key) <= LONGEST_VALUE else as_yaml(key)
 
 
 def _unknown(key: object, known: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
+from truefit.core.beginning import interruptible
 from truefit.core.terminal import guard_tracebacks, say
 
 LESS = "a smaller train.batch_size or train.model.hidden, fewer prepare.features, or more memory"
@@ -118,6 +119,7 @@ def run(main: Callable[[], None]) -> int:
     # A stage imports a great deal that stays to the end. To go through it at Python's threshold, and once more as the process
     # ends, would take about a third of a short stage's CPU time.
     gc.set_threshold(GARBAGE_AFTER)
+    interruptible()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does, for names with letters that its encoding lacks
     guard_tracebacks()

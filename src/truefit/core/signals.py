@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
+from truefit.core.beginning import STOPPING
 from truefit.core.errors import StoppedError
-
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager

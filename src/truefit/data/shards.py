@@ -26,6 +26,10 @@ class Cut(NamedTuple):
         """
         return [rows * shard // self.shards for shard in range(self.first, self.first + self.own + 1)]
 
+    def sizes(self, rows: int) -> list[int]:
+        """Return the rows of each own shard of a batch of so many rows."""
+        return [end - start for start, end in pairwise(self.bounds(rows))]
+
     def rows(self, chunk: Tensor, batch_size: int) -> Tensor:
         """Return those of a chunk's rows [C] that are in own shards; the chunk's last batch may be short.
 
@@ -47,8 +51,7 @@ class Cut(NamedTuple):
         >>> Cut(4, first=2, own=2).parts(10, torch.arange(5))
         [(tensor([0, 1]),), (tensor([2, 3, 4]),)]
         """
-        sizes = [end - start for start, end in pairwise(self.bounds(rows))]
-        return list(zip(*(tensor.split(sizes) for tensor in tensors), strict=True))
+        return list(zip(*(tensor.split(self.sizes(rows)) for tensor in tensors), strict=True))
 
 
 WHOLE = Cut()

@@ -54,7 +54,7 @@ class SplitSettings(Settings):
         if self.order is not None:
             if self.folds is not None:
                 reason = "since a model of later rows would be tested on earlier ones"
-                raise invalid_value("folds", self.folds, f"None with prepare.split.order {self.order!r}, {reason}")
+                raise invalid_value("folds", self.folds, f"null with prepare.split.order {self.order!r}, {reason}")
             where = f"with prepare.split.order {self.order!r}, which alone says each row's split"
             require_defaults(self, ("seed", "group"), where)
         if self.folds is None:

@@ -29,7 +29,7 @@ from truefit.core.text import one_line
 from truefit.data.shards import WHOLE, Cut
 from truefit.training.rank import begin_rank, end_with, is_rank
 
-_END = "end"  # the key under which a process that ends the training says why, and the first that it has ended well
+_END = "end"  # the key under which a process that ends the training says why, and the first that it went well
 _POLL_SECONDS = 0.2
 _LAST_WORD_SECONDS = 3.0  # for the reason of a connection that is lost already
 T = TypeVar("T")
@@ -46,7 +46,8 @@ class Group:
         self.rank, self.size, self._store, self._timeout = rank, size, store, timeout
         self.hosts = [socket.gethostname()]
         self._pairs: list[dist.ProcessGroup] = []  # of this process and another, for each level of the tree of sums
-        self._both = torch.empty(2, 0)  # the sums of a pair
+        self._both = self._left = self._right = torch.empty(0)  # the sums of a pair, and each
+        self._over = False
 
     @property
     def is_first(self) -> bool:
@@ -76,20 +77,20 @@ class Group:
         own = shards // self.size
         return WHOLE if shards == 1 else Cut(shards, self.rank * own, own)
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum of the vectors [n] of all processes, added as `data.shards.ordered_sum` would their list.
+    def sum(self, tensor: Tensor) -> None:
+        """Make of the vector [n] the sum of those of all processes, added as `data.shards.ordered_sum` would their list.
 
         At each level of the tree each process adds its sum and that of its neighbour, which is of as many vectors: recursive
         doubling, R. Thakur, R. Rabenseifner and W. Gropp, "Optimization of Collective Communication Operations in MPICH"
         (2005), section 4.5.
         """
-        if (self._both.shape[1:], self._both.dtype) != (tensor.shape, tensor.dtype):
-            self._both = tensor.new_empty(2, *tensor.shape)  # kept, since the memory of a new one is slow at its first use
+        if self._both.numel() != 2 * len(tensor) or self._both.dtype != tensor.dtype:
+            self._both = tensor.new_empty(2 * len(tensor))  # kept, since the memory of a new one is slow at its first use
+            self._left, self._right = self._both.chunk(2)
         with self._connected():
             for pair in self._pairs:
-                dist.all_gather_single(self._both.view(-1), tensor, group=pair)
-                tensor = self._both[0] + self._both[1]
-        return tensor
+                dist.all_gather_single(self._both, tensor, group=pair)
+                torch.add(self._left, self._right, out=tensor)
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Return the tensors [W, …] of all processes, which have one shape and type."""
@@ -168,14 +169,19 @@ class Group:
                 found = f"found other parameters on host {self.hosts[rank]} (rank {rank}) than on host {self.hosts[0]}"
                 raise GroupError(f"{when}: {found}, allowed: hosts that round alike, of one kind of CPU and with one torch")
 
-    def end_with_first(self) -> None:
-        """Return at once in the first process; any other waits until that has ended well, and ends.
+    def end_with_first(self, well: bool = True) -> None:
+        """Return at once in the first process, which tells of an end that went `well`; any other waits for its word, and ends.
 
-        Raises GroupError with the reason of a training that has failed.
+        From then on the others are not needed: what is left, such as to save, is the first one's alone. Raises GroupError with
+        the reason of a training that has failed.
         """
-        if self.is_first:
+        if self._store is None:
             return
-        assert self._store is not None
+        if self.is_first:
+            if well:
+                self._tell_others("")
+                self._over = True
+            return
         with self._connected():
             while (reason := self._end_told(self._timeout)) is None:
                 time.sleep(_POLL_SECONDS)
@@ -189,17 +195,16 @@ class Group:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._store is None:
             return
-        if error is None or (isinstance(error, TruefitError) and not isinstance(error, LostError)):
-            self._tell_others("" if error is None else f"the training ended on host {socket.gethostname()}: {error}")
+        if isinstance(error, TruefitError) and not isinstance(error, LostError) and not self._over:
+            self._tell_others(f"the training ended on host {socket.gethostname()}: {error}")
         if isinstance(error, TruefitError) and not (self.is_first and not isinstance(error, LostError)):
             end_with(error)
 
     def _tell_others(self, reason: str) -> None:
         store = self._store
         assert store is not None
-        if self.is_first or reason:
-            with self._connected():
-                _answer(lambda: store.compare_set(_END, "", reason), self._timeout)
+        with self._connected():
+            _answer(lambda: store.compare_set(_END, "", reason), self._timeout)
 
     @contextmanager
     def _connected(self) -> Iterator[None]:

@@ -56,7 +56,7 @@ def fit(
     a training that failed, or must (see divergence.py), and StoppedError after the checkpoint that a signal asked for.
 
     In a group of several processes each calls it, with the engine that was made for the group; only the first has checkpoints,
-    and only there it returns. The others end when that process does.
+    and only there it returns. The others end when it has trained.
     """
     group.meet("engine")  # which may have been compiled
     train_rows, validation_rows = datasets
@@ -99,7 +99,7 @@ def fit(
                 on_epoch(epoch)
                 checkpoint_if_due(number)
         except NotFiniteError as error:
-            group.end_with_first()
+            group.end_with_first(well=False)
             raise failed(str(error), datasets, settings, device) from None
     group.end_with_first()
     final, best = model.state_around(engine.state_dict()), model.state_around(progress.best_state)

@@ -4,25 +4,24 @@ torch's own meeting place, the c10d rendezvous, unpickles what anyone puts into 
 """
 
 import json
-import os
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from datetime import timedelta
 
-from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from truefit.core.addresses import Address, listener, wait_for_listener
 from truefit.core.errors import TruefitError
 from truefit.core.launch import LaunchSettings
 from truefit.core.terminal import say
+from truefit.core.text import as_yaml
+from truefit.training.board import Board, serve
 from truefit.training.causes import Cause, Weight
+from truefit.training.seats import SILENT_SECONDS, Seats
 
 GREETING = "truefit launch 1"  # key of the first host's settings, and the version of what is told by the other keys
 SETTLING_SECONDS = 3.0  # for all hosts to tell why their ranks ended
-POLL_SECONDS = 0.1
 LOOPBACK = Address("127.0.0.1", 0)
 
 
@@ -36,11 +35,8 @@ class Meeting(RendezvousHandler):
     def __init__(self, settings: LaunchSettings, joins: Address | None) -> None:
         self._settings = settings
         self.joins = joins
-        self.host = 0
         self.name = socket.gethostname()
-        self._me = f"{self.name} {os.getpid()}"
         self.round = 0
-        self.heard = time.monotonic()
         self.met = self.again = False
         self._silent = 0
         if joins is None:
@@ -51,80 +47,79 @@ class Meeting(RendezvousHandler):
         bound, port = where.getsockname()[:2]
         self.reached_at = bound
         self.address = Address(address.host if port == address.port else bound, port)
-        self._store = self._server(where)
-        self._store.set(GREETING, _agreed(self._settings))
-        self._store.set("name/0", self.name)
+        self._use(Board(serve(where, self._settings.timeout)))
+        self._seats.tell_name()
+        self._board.set(GREETING, _agreed(self._settings))
 
-    def _server(self, where: socket.socket) -> TCPStore:
-        port = where.getsockname()[1]
-        with _hushed():
-            return TCPStore(
-                self.reached_at,
-                port,
-                is_master=True,
-                wait_for_workers=False,
-                timeout=self._patience,
-                master_listen_fd=where.detach(),
-            )
+    def _use(self, board: Board) -> None:
+        self._board = board
+        self._seats = Seats(board, self._settings.hosts, self._settings.timeout)
 
     @property
-    def _patience(self) -> timedelta:
-        return timedelta(seconds=self._settings.timeout)
+    def heard(self) -> float:
+        """When the first host last answered, once it has."""
+        return self._board.heard
+
+    def count_silence_anew(self) -> None:
+        """Let the first host's silence begin now."""
+        self._board.heard = time.monotonic()
 
     def reach(self, address: Address) -> None:
         """Wait without end until something listens there; raises TruefitError for a name that nobody knows."""
         self.reached_at = wait_for_listener(address)
 
     def greet(self, address: Address) -> None:
-        """Join the training that listens there; raises TruefitError where it is another one, or has its hosts."""
-        self._store = TCPStore(
-            self.reached_at, address.port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5)
-        )
-        if not self._has(GREETING):
+        """Turn to the training that listens there; raises TruefitError where it is another one."""
+        self._use(Board.at(self.reached_at, address))
+        if not self._board.has(GREETING):
             raise TruefitError(f"{address}: what listens there is no training of this version that waits for hosts")
-        self._store.set_timeout(self._patience)
-        theirs, ours = json.loads(self._get(GREETING)), json.loads(_agreed(self._settings))
+        self._board.store.set_timeout(timedelta(seconds=self._settings.timeout))
+        theirs, ours = json.loads(self._board.get(GREETING)), json.loads(_agreed(self._settings))
         for key, value in ours.items():
             if theirs.get(key) != value:
-                raise TruefitError(
-                    f"params.yaml: launch.{key}: found {value}, allowed: {theirs.get(key)}, as on the first host"
-                )
-        for host in range(1, self._settings.hosts):
-            if self._store.compare_set(f"seat/{host}", "", self._me).decode() == self._me:
-                self.host = host
-                self._store.set(f"name/{host}", self.name)
-                return
-        raise TruefitError(f"{address}: the training there has its {self._settings.hosts} hosts already")
+                allowed = f"{as_yaml(theirs.get(key))}, as on the first host"
+                raise TruefitError(f"params.yaml: launch.{key}: found {as_yaml(value)}, allowed: {allowed}")
 
     def watch(self) -> None:
-        """Ask the first host whether it is there, for as long as it answers; `heard` says when it last did."""
-        # A call that waits for its answer keeps others of the same client from asking.
-        own: TCPStore = self._store.clone()  # type: ignore[attr-defined]
-        with suppress(RuntimeError):
-            while own.check([GREETING]):
-                self.heard = time.monotonic()
-                time.sleep(1)
+        """Show the first host that this one is there, for as long as it answers; `heard` says when it last did."""
+        self._seats.beat()
+
+    def take_seat(self) -> None:
+        """Become one of the hosts, also in the place of one that is gone; raises TruefitError where the training has all."""
+        if self._seats.take():
+            return
+        hosts, patience = self._settings.hosts, self._settings.timeout
+        if not self._begun():
+            say(f"{self.joins}: has its {hosts} hosts; waiting {patience:g} s for the place of one that is gone", error=True)
+            self._board.until(lambda: self._seats.take() or self._begun(), patience + SILENT_SECONDS)
+        if not self._seats.host:
+            raise TruefitError(f"{self.joins}: the training there has its {hosts} hosts already")
 
     def leave(self) -> None:
         """Give the seat of a host that waits no longer to another."""
-        self._store.compare_set(f"seat/{self.host}", self._me, "")
+        if self._seats.host:
+            self._seats.leave()
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Wait for all hosts, the first time without end; raises TruefitError where one does not come back after that."""
         port = self._gather() if self.joins is None else self._follow()
         self.met = True
         here = RendezvousStoreInfo(self.reached_at, port)
-        return RendezvousInfo(PrefixStore(f"agents/{self.round}", self._store), self.host, self._settings.hosts, here)
+        return RendezvousInfo(
+            PrefixStore(f"agents/{self.round}", self._board.store), self._seats.host, self._settings.hosts, here
+        )
 
     def _gather(self) -> int:
         """Wait for the others; return the port of a new store for the ranks: those before have left their keys in the old."""
-        others, said = range(1, self._settings.hosts), None
+        said = None
 
         def missing() -> list[int]:
             nonlocal said
-            seats = [f"seat/{host}" if not self.round else f"{self.round}/here/{host}" for host in others]
-            away = [host for host, seat in zip(others, seats, strict=True) if not (self._has(seat) and self._get(seat))]
-            if away and not self.round and len(away) != said:
+            if self.round:
+                others = range(1, self._settings.hosts)
+                return [host for host in others if not self._board.has(f"{self.round}/here/{host}")]
+            away = self._seats.missing()
+            if away and len(away) != said:
                 said = len(away)
                 say(
                     f"waiting for {said} more {'host' if said == 1 else 'hosts'}: truefit join {self.address} there",
@@ -133,21 +128,30 @@ class Meeting(RendezvousHandler):
             return away
 
         patience = self._settings.timeout if self.round else None
-        if not self._until(lambda: not missing(), patience):
-            names = ", ".join(map(self._name, missing()))
+        if not self._board.until(lambda: not missing() and (self.round > 0 or self._seats.are_awake()), patience):
+            names = ", ".join(map(self._seats.name, missing()))
             raise TruefitError(
                 f"{names}: not back within {patience:g} s (launch.timeout); `dvc repro` goes on from the last checkpoint"
             )
-        self._ranks_store = self._server(listener(Address(self.reached_at, 0)))
-        self._store.set(f"{self.round}/port", str(self._ranks_store.port))
+        self._ranks_store = serve(listener(Address(self.reached_at, 0)), self._settings.timeout)
+        self._board.set(f"{self.round}/port", str(self._ranks_store.port))
         return self._ranks_store.port
 
     def _follow(self) -> int:
-        self._store.set(f"{self.round}/here/{self.host}", self.name)
-        patience = self._settings.timeout if self.round else None
-        if not self._until(lambda: self._has(f"{self.round}/port"), patience):
-            raise TruefitError(f"{self.joins}: the first host did not start again within {patience:g} s (launch.timeout)")
-        return int(self._get(f"{self.round}/port"))
+        port, patience = f"{self.round}/port", self._settings.timeout
+        if not self.round:
+            self._board.until(lambda: self._seats.is_lost() or self._begun(), None)
+            if self._seats.is_lost():
+                lost = f"lost its place there, since it was silent for {patience:g} s (launch.timeout)"
+                raise TruefitError(f"{self.joins}: this host {lost}; `truefit join` takes another")
+        else:
+            self._board.set(f"{self.round}/here/{self._seats.host}", self.name)
+            if not self._board.until(lambda: self._board.has(port), patience):
+                raise TruefitError(f"{self.joins}: the first host did not start again within {patience:g} s (launch.timeout)")
+        return int(self._board.get(port))
+
+    def _begun(self) -> bool:
+        return self._board.has("0/port")
 
     def settle(self, own: Cause | None, may_restart: bool) -> Cause | None:
         """Tell the others how this host's ranks ended (None: well), and return the end of all; None: well, or once more.
@@ -156,27 +160,27 @@ class Meeting(RendezvousHandler):
         """
         self.again = False
         if own is not None:
-            self._store.set(f"{self.round}/cause/{self.host}", own.model_dump_json())
+            self._board.set(f"{self.round}/cause/{self._seats.host}", own.model_dump_json())
         if self.joins is not None:
             return self._await_decision()
         cause = own and self._root(own)
         self.again = cause is not None and may_restart and not cause.final
-        self._store.set(f"{self.round}/end", cause.model_dump_json() if cause else "well")
-        self._store.set(f"{self.round}/again", str(self.again))
+        self._board.set(f"{self.round}/end", cause.model_dump_json() if cause else "well")
+        self._board.set(f"{self.round}/again", str(self.again))
         if self.again:
             self.round += 1
         else:  # the store goes with this process
             readers = self._settings.hosts - 1 - self._silent
-            self._until(lambda: self._store.add("read", 0) >= readers, SETTLING_SECONDS)
+            self._board.until(lambda: self._board.store.add("read", 0) >= readers, SETTLING_SECONDS)
         return cause
 
     def _root(self, own: Cause) -> Cause:
         others = range(1, self._settings.hosts)
         keys = [f"{self.round}/cause/{host}" for host in others]
         if own.weight <= Weight.ENDED:
-            self._until(lambda: all(map(self._has, keys)), SETTLING_SECONDS)
-        causes = [own, *(_parse_cause(self._get(key)) for key in keys if self._has(key))]
-        silent = [self._name(host) for host, key in zip(others, keys, strict=True) if not self._has(key)]
+            self._board.until(lambda: all(map(self._board.has, keys)), SETTLING_SECONDS)
+        causes = [own, *(_parse_cause(self._board.get(key)) for key in keys if self._board.has(key))]
+        silent = [self._seats.name(host) for host, key in zip(others, keys, strict=True) if not self._board.has(key)]
         root = max(causes, key=Cause.depth)
         self._silent = len(silent) if own.weight <= Weight.ENDED else 0  # others were not waited for
         if root.weight is Weight.LOST and silent:
@@ -185,43 +189,24 @@ class Meeting(RendezvousHandler):
         return root
 
     def _await_decision(self) -> Cause | None:
-        self._until(lambda: self._has(f"{self.round}/again"), None)
-        end, again = self._get(f"{self.round}/end"), self._get(f"{self.round}/again")
+        self._board.until(lambda: self._board.has(f"{self.round}/again"), None)
+        end, again = self._board.get(f"{self.round}/end"), self._board.get(f"{self.round}/again")
         self.again = again == "True"
         if self.again:
             self.round += 1
         else:
-            self._store.add("read", 1)
+            self._board.store.add("read", 1)
         return None if end == "well" else _parse_cause(end)
 
     def ask_to_stop(self, number: int) -> None:
         """Ask the first host to hand rank 0 this signal."""
-        self._store.set("stop", str(number))
+        self._board.set("stop", str(number))
 
     def asked_to_stop(self) -> int | None:
         """Return the signal that another host wants rank 0 to have, at the first host."""
-        if self._settings.hosts == 1 or self.joins is not None or not self._has("stop"):
+        if self._settings.hosts == 1 or self.joins is not None or not self._board.has("stop"):
             return None
-        return int(self._get("stop"))
-
-    def _until(self, found: Callable[[], bool], seconds: float | None) -> bool:
-        began = time.monotonic()
-        while not found():
-            if seconds is not None and time.monotonic() - began > seconds:
-                return False
-            time.sleep(POLL_SECONDS)
-        return True
-
-    def _has(self, key: str) -> bool:
-        found: bool = self._store.check([key])
-        self.heard = time.monotonic()
-        return found
-
-    def _get(self, key: str) -> str:
-        return self._store.get(key).decode()
-
-    def _name(self, host: int) -> str:
-        return self._get(f"name/{host}") if self._has(f"name/{host}") else f"host {host}"
+        return int(self._board.get("stop"))
 
     def get_backend(self) -> str:
         """Return the name that torch's launcher logs."""
@@ -259,16 +244,3 @@ def _agreed(settings: LaunchSettings) -> str:
 
 def _parse_cause(text: str) -> Cause:
     return Cause.model_validate_json(text)
-
-
-@contextmanager
-def _hushed() -> Iterator[None]:
-    """Let what torch's C++ code says on stderr go nowhere, such as that an address has no name."""
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (no file that a Path would name)
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)

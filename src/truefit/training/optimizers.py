@@ -29,7 +29,7 @@ class OptimizerSettings(Settings):
         if self.name != "sgd":
             require_defaults(self, ("momentum", "nesterov"), f"with optimizer {self.name}, which has none")
         if self.nesterov and self.momentum == 0:
-            raise invalid_value("nesterov", True, "False without a momentum")
+            raise invalid_value("nesterov", True, "false without a momentum")
         return self
 
 

@@ -5,7 +5,7 @@ import signal
 import time
 from contextlib import suppress
 
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousGracefulExitError
@@ -59,12 +59,18 @@ class Ranks(LocalElasticAgent):
             self.send(number)
         if self.stopping is not None and self._asked != self.pids().get(0):  # which has just been started again
             self.send(self.stopping)
-        if any(_failed(pid) for pid in self.pids().values()):
+        pids = self.pids().values()
+        if any(map(_failed, pids)):
             self._let_end()
+        if not all(map(_ended, pids)):  # torch's launcher would stop those that run on beside one that has failed
+            return RunResult(state=WorkerState.HEALTHY)
         result: RunResult = super()._monitor_workers(worker_group)
-        if result.is_failed():
-            self._cause = Cause.of(result.failures, self._meeting.name, self._killed)
-        return result
+        if result.state is WorkerState.UNKNOWN:
+            return result
+        # What a training leaves behind is rank 0's alone: where that has ended well, no other one's end matters.
+        well = not result.failures or (0 in self.pids() and 0 not in result.failures)
+        self._cause = None if well else Cause.of(result.failures, self._meeting.name, self._killed)
+        return RunResult(state=WorkerState.FAILED)  # for the launcher to call `_restart_workers`, whatever the end
 
     def _let_end(self) -> None:
         """Wait until all ranks have ended, and kill those that do not; torch's launcher would wait longer, and stop rank 0."""
@@ -79,6 +85,7 @@ class Ranks(LocalElasticAgent):
             time.sleep(0.05)
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
+        """Settle with the other hosts, and start the ranks again or end the launcher."""
         self._stop_workers(worker_group)
         self._settle(self._cause)
         if not self._meeting.again:
@@ -89,11 +96,8 @@ class Ranks(LocalElasticAgent):
             say(f"warning: {self.end.line(self._hosts)}; going on from the last checkpoint, {count}", error=True)
         super()._restart_workers(worker_group)
 
-    def _exit_barrier(self) -> None:
-        self._settle(None)
-
     def _settle(self, cause: Cause | None) -> None:
-        self._meeting.heard = time.monotonic()
+        self._meeting.count_silence_anew()
         self.settling = True
         may_restart = self.stopping is None and self._meeting.round < self._restarts
         self.end = cause  # what there is to tell where the other hosts do not answer

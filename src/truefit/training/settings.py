@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 
 from truefit.core.config import Settings, invalid_value, require_defaults
 from truefit.core.errors import TruefitError
+from truefit.core.text import as_yaml
 from truefit.data.batches import Shuffle
 from truefit.model.files import ModelDescription
 from truefit.model.models import ModelSettings
@@ -87,7 +88,9 @@ class TrainSettings(Settings):
         if self.engine in ("compiled", "auto"):
             return self
         if self.compile != (default := CompileSettings()):
-            raise invalid_value("compile", self.compile.model_dump(), f"{default.model_dump()} with engine {self.engine}")
+            raise invalid_value(
+                "compile", self.compile.model_dump(), f"{as_yaml(default.model_dump())} with engine {self.engine}"
+            )
         if self.engine == "torch":
             return self
         for needed, found in [

@@ -10,9 +10,9 @@ from concurrent.futures import Future
 from types import FrameType
 
 from truefit.core.addresses import Address, interface_towards
+from truefit.core.beginning import STOPPING
 from truefit.core.errors import StoppedError, TruefitError
 from truefit.core.launch import LaunchSettings
-from truefit.core.signals import STOPPING
 from truefit.training.causes import Weight
 from truefit.training.launch import LAUNCHED
 from truefit.training.meeting import SETTLING_SECONDS, Meeting
@@ -45,6 +45,7 @@ class Supervisor:
         self._meeting = Meeting(settings, joins)
         self._ranks: Ranks | None = None
         self._greeting: float | None = None
+        self._greeted = False
         self._signals: list[int] = []
         self._stopped: int | None = None
         self._deadline = float("inf")
@@ -67,13 +68,15 @@ class Supervisor:
                     signal.signal(number, handler)
 
     def _work(self, folder: str) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # ranks inherit it: they take a signal once they can tell of it
         try:
             if self._joins is not None:
                 self._meeting.reach(self._joins)
                 self._greeting = time.monotonic()
                 self._meeting.greet(self._joins)
-                self._greeting = None
+                self._greeting, self._greeted = None, True
                 threading.Thread(target=self._meeting.watch, daemon=True, name="watch").start()
+                self._meeting.take_seat()
             self._set_environment()
             self._ranks = Ranks(self._command, self._settings, self._meeting, folder)
             self._ranks.run()
@@ -111,16 +114,17 @@ class Supervisor:
 
     def _overdue(self) -> bool:
         """Say whether to wait no longer; raises TruefitError where the first host cannot be joined."""
-        now, patience, silent = time.monotonic(), self._settings.timeout, time.monotonic() - self._meeting.heard
+        now, patience = time.monotonic(), self._settings.timeout
         if now > self._deadline:
             return True
         if self._greeting is not None and now - self._greeting > GREETING_SECONDS:
             raise TruefitError(f"{self._joins}: {NO_TRAINING}")
-        if self._ranks is None or self._joins is None:
+        if not self._greeted:
             return False
+        silent = now - self._meeting.heard
         if not self._meeting.met and silent > patience:
             raise TruefitError(f"{self._joins}: the first host has not answered for {patience:g} s")
-        if self._ranks.settling and self._ranks.end is not None:
+        if self._ranks is not None and self._ranks.settling and self._ranks.end is not None:
             return silent > SETTLING_SECONDS
         return silent > patience + HANGING_SECONDS  # the ranks end by themselves, unless they hang
 
@@ -136,7 +140,8 @@ class Supervisor:
         ranks, repro = self._ranks, self._go_on
         if ranks is None or not ranks.pids():
             self._give_seat_back()
-            raise StoppedError(self._stopped or signal.SIGTERM, "while it waited for other hosts")
+            where = "while it waited for other hosts" if self._settings.hosts > 1 else "before it began"
+            raise StoppedError(self._stopped or signal.SIGTERM, where)
         end = ranks.end
         if whole and end is None:
             return 0
@@ -150,7 +155,7 @@ class Supervisor:
         raise TruefitError(end.line(self._settings.hosts) + ("" if end.final else f"; {repro}"))
 
     def _give_seat_back(self) -> None:
-        if self._joins is not None and self._meeting.host:
+        if self._greeted:
             leaving = threading.Thread(target=self._meeting.leave, daemon=True)
             leaving.start()
             leaving.join(1)

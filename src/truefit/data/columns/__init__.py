@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, SerializeAsAny
 from pydantic_core import PydanticCustomError
 
+from truefit.core.text import as_yaml
 from truefit.data.columns.base import Column
 from truefit.data.columns.boolean import Boolean
 from truefit.data.columns.category import Category
@@ -22,7 +23,7 @@ def column_from(described: Any) -> Column:
     kind = described.get("kind") if isinstance(described, Mapping) else None
     if not isinstance(kind, str) or kind not in KINDS:
         raise PydanticCustomError(
-            "kind", "found the kind {kind}, allowed: {kinds}", {"kind": repr(kind), "kinds": ", ".join(KINDS)}
+            "kind", "found the kind {kind}, allowed: {kinds}", {"kind": as_yaml(kind), "kinds": ", ".join(KINDS)}
         )
     return KINDS[kind].model_validate(described)
 

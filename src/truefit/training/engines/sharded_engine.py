@@ -5,6 +5,7 @@ alone: so the bits do not depend on how many processes share the work. Each of t
 """
 
 import copy
+from itertools import islice
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from truefit.training.group import Group
 from truefit.training.losses import make_loss
 from truefit.training.optimizers import first_state, make_optimizer
 
+Shard = tuple[Tensor, Tensor]  # its features [B, F] and target [B, 1], or [B, 2] with weights
+
 
 class ShardedEngine(TorchEngine):
     """The engine `torch` with batches in shards. The model's parameters, and a loss behind them, go as one vector [P + 1]."""
@@ -40,6 +43,12 @@ class ShardedEngine(TorchEngine):
         self._parameters = list(self.model.parameters())
         # All processes take this part of a step, so it counts for more than in one alone: a third of the plain one's time.
         self.optimizer = make_optimizer(self._parameters, step.optimizer, fused)
+        # The sum of a step, of which the gradients are views, so that a pass back adds to it.
+        self._total = self._parameters[0].new_zeros(sum(parameter.numel() for parameter in self._parameters) + 1)
+        for parameter, gradient in zip(self._parameters, split(self._total, self._parameters), strict=True):
+            parameter.grad = gradient
+        self._rooms = [self._total.new_empty(0)] * 2
+        self._shares: dict[int, Tensor] = {}  # by a batch's rows
         self._streams: list[list[torch.Generator]] = []  # for each own shard, dropout's
         self._open_streams(0)
 
@@ -55,13 +64,15 @@ class ShardedEngine(TorchEngine):
         """
         x, y = to_device(features, self.device), to_device(target, self.device)
         self.model.train()
-        left, at, losses = len(x) if rows is None else rows, 0, []
-        while left:
-            size = min(batch_size, left)
-            first, *_, last = self._cut.bounds(size)
-            own = slice(at, at + last - first)
-            losses.append(self._take_step(x[own], y[own], size))
-            left, at = left - size, own.stop
+        batches, last = divmod(len(x) if rows is None else rows, batch_size)
+        sizes = self._cut.sizes(batch_size) * batches + (self._cut.sizes(last) if last else [])
+        shards = zip(x.split(sizes), y.split(sizes), strict=True)
+        losses = []
+        for size in [batch_size] * batches + ([last] if last else []):
+            self._add_up([*islice(shards, self._cut.own)], self._share(size))
+            self._group.sum(self._total)
+            self._move()
+            losses.append(self._total[-1].clone())
         return torch.stack(losses).cpu().double()
 
     def training_state(self) -> dict[str, Any]:
@@ -83,29 +94,49 @@ class ShardedEngine(TorchEngine):
         own = range(self._cut.first, self._cut.first + self._cut.own)
         self._streams = [[dropout.stream(epoch, self.device, shard) for dropout in self._dropouts] for shard in own]
 
-    def _take_step(self, x: Tensor, y: Tensor, rows: int) -> Tensor:
-        """Take the step for a batch of so many rows, of which x and y have the own ones; return its loss, a scalar."""
-        share = torch.tensor(1 / rows if self._settings.loss.reduction == "mean" else 1.0, dtype=x.dtype, device=self.device)
-        vectors = []
-        for streams, (features, target) in zip(self._streams, self._cut.parts(rows, x, y), strict=True):
-            for dropout, stream in zip(self._dropouts, streams, strict=True):
-                dropout.generator = stream
-            # A fresh tensor each, so that no shard lies otherwise in memory elsewhere.
-            vectors.append(self._gradient(_fresh(features), _fresh(target), share))
-        total = self._group.sum(ordered_sum(vectors))
-        self._move(total)
-        return total[-1].clone()
+    def _share(self, rows: int) -> Tensor:
+        """Return what the loss of each row of a batch counts for."""
+        if rows not in self._shares:
+            self._shares[rows] = self._total.new_tensor(1 / rows if self._settings.loss.reduction == "mean" else 1.0)
+        return self._shares[rows]
 
-    def _gradient(self, features: Tensor, target: Tensor, share: Tensor) -> Tensor:
-        """Return the gradient of a shard's share of the batch's loss, and the shard's summed loss behind it [P + 1]."""
-        summed = self._loss(self.model(features), target)
-        gradients = torch.autograd.grad(summed, self._parameters, share)
-        return torch.cat([*(gradient.reshape(-1) for gradient in gradients), summed.detach().reshape(1)])
+    def _draw_from(self, shard: int) -> None:
+        for dropout, stream in zip(self._dropouts, self._streams[shard], strict=True):
+            dropout.generator = stream
 
-    def _move(self, total: Tensor) -> None:
-        """Move the parameters against the gradient in [P + 1]."""
-        for parameter, gradient in zip(self._parameters, split(total, self._parameters), strict=True):
-            parameter.grad = gradient
+    def _add_up(self, shards: list[Shard], share: Tensor) -> None:
+        """Let the total be the sum over own shards of the gradient of their share of the batch's loss, and of their loss."""
+        if len(shards) <= 2:
+            self._add_pair(shards, 0, share)
+            return
+        sums = []
+        for first in range(0, len(shards), 2):
+            self._add_pair(shards[first : first + 2], first, share)
+            sums.append(self._total.clone())
+        self._total.copy_(ordered_sum(sums))
+
+    def _add_pair(self, shards: list[Shard], first: int, share: Tensor) -> None:
+        """Do so for own shard number `first`, or for it and the next, whose gradients one pass back adds: a + b is b + a."""
+        losses = []
+        for number, (features, target) in enumerate(shards, first):
+            self._draw_from(number)
+            losses.append(self._loss(self.model(self._placed(features, number - first)), target.contiguous()))
+        summed = ordered_sum(losses)
+        self._total.zero_()
+        summed.backward(share)
+        self._total[-1] = summed.detach()
+
+    def _placed(self, features: Tensor, room: int) -> Tensor:
+        """Return a shard's features in one of two rooms, so that they lie alike in memory everywhere: products depend on that.
+
+        These are kept, since the memory of a new tensor is slow at its first use.
+        """
+        if len(self._rooms[room]) < len(features):
+            self._rooms[room] = torch.empty_like(features, memory_format=torch.contiguous_format)
+        return self._rooms[room][: len(features)].copy_(features)
+
+    def _move(self) -> None:
+        """Move the parameters against the gradient."""
         if self._settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._settings.clip_norm)
         self.optimizer.step()
@@ -129,8 +160,7 @@ class CompiledShardedEngine(ShardedEngine):
         self._masks: dict[int, list[Tensor]] = {}  # by a shard's rows
         self._graphs = {}
         self.compile_seconds = 0.0
-        whole = cut._replace(first=0, own=cut.shards).parts(graph.batch_size, torch.arange(graph.batch_size))
-        for rows in {len(shard) for (shard,) in whole}:
+        for rows in set(cut._replace(first=0, own=cut.shards).sizes(graph.batch_size)):
             x, y = torch.zeros(rows, first.shape[1]).to(first), torch.zeros(rows, 1 + graph.weighted).to(first)
             self._masks[rows] = [x.new_ones(shape) for shape in dropout_shapes(self.model, x)]
             self._graphs[rows] = compiled(self._make_gradient(), graph.cpp_wrapper)
@@ -139,8 +169,7 @@ class CompiledShardedEngine(ShardedEngine):
             self.compile_seconds += timed_first_call(self._graphs[rows], *given)
         self._moved = compiled(self._make_move(), graph.cpp_wrapper)
         changing = copy.deepcopy(optimizer_tensors(self.optimizer, self._parameters))
-        vector = first.new_zeros(sum(parameter.numel() for parameter in self._parameters) + 1)
-        self.compile_seconds += timed_first_call(self._moved, *changing, self._rate, vector)
+        self.compile_seconds += timed_first_call(self._moved, *changing, self._rate, self._total)
 
     def _make_gradient(self) -> Any:
         objective = make_objective(self.model, make_loss(self._settings.loss))
@@ -163,28 +192,31 @@ class CompiledShardedEngine(ShardedEngine):
 
         return moved
 
-    def _gradient(self, features: Tensor, target: Tensor, share: Tensor) -> Tensor:
-        graph = self._graphs.get(len(features))
+    def _add_up(self, shards: list[Shard], share: Tensor) -> None:
+        self._total.copy_(ordered_sum([self._gradient(number, shard, share) for number, shard in enumerate(shards)]))
+
+    def _gradient(self, number: int, shard: Shard, share: Tensor) -> Tensor:
+        """Return the gradient of an own shard's share of the loss, and the shard's loss behind it [P + 1]."""
+        graph = self._graphs.get(len(shard[0]))
         if graph is None:
-            return super()._gradient(features, target, share)
+            self._add_pair([shard], number, share)
+            return self._total.clone()
+        features, target = self._placed(shard[0], 0), shard[1].clone()
         masks = self._masks[len(features)]
+        self._draw_from(number)
         for dropout, mask in zip(self._dropouts, masks, strict=True):
             dropout.draw(mask)
         with torch.no_grad():
             vector: Tensor = graph([parameter.detach() for parameter in self._parameters], masks, features, target, share)
         return vector
 
-    def _move(self, total: Tensor) -> None:
+    def _move(self) -> None:
         rate = self._rate.fill_(self.optimizer.param_groups[0]["lr"])
         with torch.no_grad():
-            self._moved(*optimizer_tensors(self.optimizer, self._parameters), rate, total)
+            self._moved(*optimizer_tensors(self.optimizer, self._parameters), rate, self._total)
 
 
 def split(vector: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
     """Return views of a vector [P + 1] in the shapes of the parameters."""
     pieces = vector[:-1].split([parameter.numel() for parameter in parameters])
     return [piece.view(parameter.shape) for piece, parameter in zip(pieces, parameters, strict=True)]
-
-
-def _fresh(values: Tensor) -> Tensor:
-    return values.clone(memory_format=torch.contiguous_format)
