@@ -15,9 +15,9 @@ from helpers_launch import Host, is_running, wait_until
 from helpers_torture import long
 from pydantic import ValidationError
 
+from truefit.core.addresses import Address, listener
 from truefit.core.errors import TruefitError
-from truefit.training.addresses import Address, listener
-from truefit.training.launch import LaunchSettings
+from truefit.core.launch import LaunchSettings
 
 TWO = {"processes": 2, "timeout": 20.0}
 GO_ON = "`dvc repro` goes on from the last checkpoint"

@@ -9,11 +9,12 @@ import time
 from concurrent.futures import Future
 from types import FrameType
 
+from truefit.core.addresses import Address, interface_towards
 from truefit.core.beginning import STOPPING
 from truefit.core.errors import StoppedError, TruefitError
-from truefit.training.addresses import Address, interface_towards
+from truefit.core.launch import LaunchSettings
 from truefit.training.causes import Weight
-from truefit.training.launch import LAUNCHED, LaunchSettings
+from truefit.training.launch import LAUNCHED
 from truefit.training.meeting import SETTLING_SECONDS, Meeting
 from truefit.training.ranks import Ranks, kill
 
