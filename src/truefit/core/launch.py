@@ -1,11 +1,21 @@
 """Section `launch`: the processes and hosts that share the work, which decide no result."""
 
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from truefit.core.addresses import Address
 from truefit.core.config import PARAMS, Params, Settings, invalid_value, require_defaults
+
+
+def _check_address(found: object) -> object:
+    """Return it where it is None or HOST:PORT; YAML takes a port alone, or HOST: PORT, for something else than text."""
+    try:
+        if found is not None:
+            Address.parse(str(found))
+    except ValueError:
+        raise ValueError("HOST:PORT, such as 10.0.0.1:29500") from None
+    return found
 
 
 class LaunchSettings(Settings):
@@ -13,7 +23,7 @@ class LaunchSettings(Settings):
 
     processes: int = Field(1, ge=1)
     hosts: int = Field(1, ge=1)
-    rendezvous: str | None = None
+    rendezvous: Annotated[str | None, BeforeValidator(_check_address)] = None
     timeout: float = Field(60.0, ge=5, le=86_400)
     restarts: int = Field(0, ge=0, le=1000)
 
@@ -35,11 +45,6 @@ class LaunchSettings(Settings):
             require_defaults(self, ("rendezvous",), "with hosts 1")
         elif self.rendezvous is None:
             raise invalid_value("rendezvous", None, f"HOST:PORT where the first of {self.hosts} hosts listens")
-        if self.rendezvous is not None:
-            try:
-                Address.parse(self.rendezvous)
-            except ValueError:
-                raise invalid_value("rendezvous", self.rendezvous, "HOST:PORT, such as 10.0.0.1:29500") from None
         return self
 
     @property
