@@ -14,7 +14,7 @@ BENCH_READY := .venv-bench/.ready
 UV := 0.13.9
 PORT ?= 5000
 TORTURE := tests/services tests/test_torture.py tests/training/test_group.py tests/training/test_random_settings.py tests/training/test_launch.py \
-	tests/training/test_hosts.py tests/test_two_hosts.py tests/cli/test_join.py tests/ingest/test_fuzz_csv.py tests/ingest/test_fuzz_kinds.py \
+	tests/training/test_hosts.py tests/test_two_hosts.py tests/cli/test_join.py tests/cli/test_predict_hosts.py tests/core/test_lent_workers.py tests/ingest/test_part_hosts.py tests/ingest/test_fuzz_csv.py tests/ingest/test_fuzz_kinds.py \
 	tests/ingest/test_csv_arrow.py tests/core/test_fuzz_settings.py tests/tracking/test_sync.py tests/rerun/test_rerun.py tests/model/test_serving.py tests/ui/test_grid.py
 
 .PHONY: help setup team services repro test torture check docs audit ui screenshots bench bench-scale lock

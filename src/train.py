@@ -21,6 +21,7 @@ from truefit.core.code import code_digest, read_code
 from truefit.core.config import Params, flatten
 from truefit.core.errors import SettingsError
 from truefit.core.files import write_bytes
+from truefit.core.launch import LaunchSettings
 from truefit.core.terminal import say, shown
 from truefit.core.text import as_yaml
 from truefit.data.dataset import TableDataset, open_verified
@@ -50,7 +51,6 @@ from truefit.training.display import progress
 from truefit.training.engines.compiled_engine import CompiledEngine
 from truefit.training.engines.sharded_engine import CompiledShardedEngine
 from truefit.training.group import Group, join_group
-from truefit.training.launch import LaunchSettings
 from truefit.training.loop import fit
 from truefit.training.progress import Epoch, Outcome
 from truefit.training.rank import is_rank

@@ -16,8 +16,8 @@ TOY = ROOT / "tests/training/toy_rank.py"
 PARENT = """
 import json, sys
 from truefit.core import errors
-from truefit.training.addresses import parse_address
-from truefit.training.launch import LaunchSettings
+from truefit.core.addresses import parse_address
+from truefit.core.launch import LaunchSettings
 from truefit.training.supervision import start_ranks
 settings, joins, *command = sys.argv[1:]
 first = None if joins == "-" else parse_address(joins)

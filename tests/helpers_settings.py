@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from truefit.core.config import Settings
+from truefit.core.launch import LaunchSettings
 from truefit.data.generating import GenerateSettings
 from truefit.evaluation.report import EvaluateSettings
 from truefit.ingest.prepare import PrepareSettings
 from truefit.tracking.run import TrackSettings
 from truefit.training.checkpoint import CheckpointSettings
-from truefit.training.launch import LaunchSettings
 from truefit.training.settings import TrainSettings
 
 PARAMS_YAML = Path(__file__).parents[1] / "params.yaml"

@@ -88,6 +88,7 @@ def start(hosts: Namespaces, clones: dict[str, Workspace], command: Sequence[str
 def end(processes: list["subprocess.Popen[str]"]) -> list[tuple[int, str]]:
     """Return the exit status of each, and the error that its training printed last, if any."""
     printed = [process.communicate(timeout=PATIENCE)[1].splitlines() for process in processes]
+    print(*map("\n".join, printed), sep="\n---\n")  # for whoever looks at a failure
     errors = [[line for line in lines if line.startswith("error: ")] for lines in printed]
     return [(process.returncode, lines[-1] if lines else "") for process, lines in zip(processes, errors, strict=True)]
 

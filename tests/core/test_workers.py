@@ -81,7 +81,7 @@ def test_a_file_without_a_name_comes_with_a_task_however_long_that_is() -> None:
         worker = Worker(stack, 1, "doubling")
         for text in ("short", "long" * 100_000):
             with TemporaryFile() as file:
-                worker.begin(text, file)
+                worker.begin(text, file=file)
                 assert worker.answer() is None
                 file.seek(0)
                 assert file.read() == text.encode()

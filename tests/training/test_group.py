@@ -12,11 +12,15 @@ import pytest
 import torch
 from helpers_group import Ended, run_alone, run_cases
 from helpers_training import normal_line, same_bits, train_with, weighted_rows, write_prepared
+from torch import nn
 from torch._C._distributed_c10d import HashStore
 
 from truefit.core.errors import GroupError, TruefitError
 from truefit.data.shards import Cut, ordered_sum
-from truefit.training.group import Group
+from truefit.training.engines import make_sharded
+from truefit.training.engines.base import StepSettings
+from truefit.training.engines.compiled_engine import Graph
+from truefit.training.group import ALONE, Group
 
 MLP = {"name": "mlp", "hidden": [13, 7], "dropout": 0.3}
 ADAM = {"name": "adam", "lr": 0.02, "weight_decay": 0.01}
@@ -146,6 +150,22 @@ def test_one_shard_takes_the_steps_that_the_engine_torch_takes_without(tmp_path:
     for name, tensor in one.final_state.items():
         torch.testing.assert_close(four.final_state[name], tensor, rtol=1e-9, atol=1e-12)
     assert not same_bits(one.final_state, four.final_state)
+
+
+def test_an_engine_goes_on_at_a_batch_whose_first_shard_has_no_rows() -> None:
+    rows, step = torch.randn(29, 4, generator=torch.Generator().manual_seed(1)), StepSettings()
+    x, y = rows[:, :3], rows[:, 3:]
+    whole, before, after = (
+        make_sharded("torch", nn.Linear(3, 1), step, torch.device("cpu"), ALONE, Cut(4, own=4), Graph(1, 27, False))
+        for _ in range(3)
+    )
+    state = before.training_state()
+    whole.load_training_state(state)
+    whole.train_chunk(x, y, 27)
+    before.train_chunk(x[:27], y[:27], 27)
+    after.load_training_state(before.training_state())
+    after.train_chunk(x[27:], y[27:], 27)
+    assert same_bits(after.state_dict(), whole.state_dict())
 
 
 def test_a_number_of_shards_has_its_own_bits_and_repeats_them(tmp_path: Path) -> None:

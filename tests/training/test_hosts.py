@@ -12,9 +12,9 @@ import pytest
 from helpers_launch import PATIENCE, Host, is_running, wait_until
 from helpers_torture import long
 
+from truefit.core.addresses import Address
 from truefit.core.errors import TruefitError
-from truefit.training.addresses import Address
-from truefit.training.launch import LaunchSettings
+from truefit.core.launch import LaunchSettings
 from truefit.training.meeting import Meeting
 
 HERE = socket.gethostname()

@@ -1,4 +1,4 @@
-"""`truefit join`: this host's part of a training that another one has begun."""
+"""`truefit join`: this host's part of a training that another one has begun, and of the stages before it."""
 
 import os
 import shlex
@@ -8,12 +8,17 @@ from string import Template
 
 from ruamel.yaml import YAML
 
+from truefit.core.addresses import parse_address
+from truefit.core.channel import Job
 from truefit.core.config import PARAMS, Params
 from truefit.core.errors import SettingsError, TruefitError
-from truefit.training.addresses import parse_address
-from truefit.training.launch import LaunchSettings
+from truefit.core.helping import help_stages
+from truefit.core.launch import LaunchSettings
+from truefit.core.signals import stoppable
 
 PIPELINE = Path("dvc.yaml")
+# What processes of this host can do for another.
+JOBS: dict[Job, str] = {"prepare": "truefit.ingest.part_reader", "predict": "truefit.cli.part_predictor"}
 
 
 def take_part(address: str) -> int:
@@ -22,11 +27,14 @@ def take_part(address: str) -> int:
     settings = Params().section("launch", LaunchSettings)
     if settings.hosts == 1:
         raise SettingsError(f"{PARAMS}: launch.hosts: found 1, allowed: as on the first host, 2 or more")
+    command = train_command()
+    with stoppable("while it waited for other hosts"):
+        help_stages(first, settings.timeout, JOBS)
     # torch reads it when it is imported; what it says of addresses without a name, or on a failure, is told by errors of ours.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     from truefit.training.supervision import start_ranks
 
-    return start_ranks(train_command(), settings, first)
+    return start_ranks(command, settings, first)
 
 
 def train_command() -> list[str]:

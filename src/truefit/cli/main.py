@@ -121,6 +121,8 @@ def rerun_command(
 def join(address: str) -> None:
     """Take part in a training of several hosts, whose first one runs `dvc repro` and listens at HOST:PORT.
 
+    In the same folder of a shared file system, it helps stage prepare before, and `truefit predict`, with folders of parts.
+
     Run it in a clone at the same commit, with the same section launch in params.yaml and the same table. For example:
 
         truefit join 10.0.0.1:29500

@@ -1,18 +1,19 @@
 """`truefit predict` of a folder: its parts, each with the predictions, in another folder, which gets all of them or none.
 
-Where there are cores, and enough to read, several processes predict a part each.
+Where there are cores, and enough to read, several processes predict a part each; other hosts' too, that come meanwhile.
 """
 
 import json
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from selectors import EVENT_READ, DefaultSelector
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from tqdm import tqdm
 
@@ -22,8 +23,10 @@ from truefit.cli.prediction import COLUMN, TITLE
 from truefit.core.cores import usable_cores
 from truefit.core.errors import TableError, TruefitError
 from truefit.core.files import atomic_folder
+from truefit.core.hosts import hosts_for
+from truefit.core.launch import launch_here
+from truefit.core.pool import Answer, Pool, Task
 from truefit.core.signals import stoppable
-from truefit.core.workers import EndedError, Worker
 from truefit.ingest.csv_format import Separator
 from truefit.ingest.part_files import ALL, part_paths
 from truefit.model.files import MODEL_JSON, MODEL_PT, ModelDescription, state_dict_bytes
@@ -32,6 +35,7 @@ MODULE = "truefit.cli.part_predictor"
 # Of the parts for each process. One takes about two seconds to start, in which another predicts as much as this or more.
 PROCESS_BYTES = 1 << 28
 CONTAINERS = (".gz", ".zst", ".bz2", ".xz", ".zip")  # endings of names, which a part that is written as text loses
+_PREDICTED = TypeAdapter(Predicted)
 MARKER = ".truefit-predict"  # a file in what was written, with the names of the others
 
 
@@ -106,49 +110,52 @@ def _answers(
     model: nn.Module, description: ModelDescription, tasks: list[PartTask], processes: int, folder: Path
 ) -> Iterator[Iterator[tuple[int, dict[str, Any]]]]:
     """Give the answers to the tasks, with their numbers; of more faults than one, that of the lowest number comes first."""
-    if processes < 2:
-        yield ((number, predict_part(model, description, task)) for number, task in enumerate(tasks))
-        return
     with ExitStack() as stack:
-        own = Path(stack.enter_context(TemporaryDirectory(dir=folder)))
+        own = Path(stack.enter_context(TemporaryDirectory(dir=folder, ignore_cleanup_errors=True)))
+        hosts = hosts_for(stack, launch_here(), own, "predict") if len(tasks) > 1 else None
+        if processes < 2 and hosts is None:
+            yield ((number, predict_part(model, description, task)) for number, task in enumerate(tasks))
+            return
         (own / MODEL_PT).write_bytes(state_dict_bytes(model.state_dict()))
         (own / MODEL_JSON).write_text(json.dumps(description.model_dump(mode="json")))
-        threads = max(1, usable_cores() // processes)  # Arrow's, that read
-        yield _side_by_side([Worker(stack, threads, MODULE, str(own)) for _ in range(processes)], tasks)
+        threads = max(1, usable_cores() // max(1, processes))  # Arrow's, that read
+        pool = Pool(stack, max(1, processes), threads, [MODULE, str(own)], hosts)
+        yield _side_by_side(pool, tasks, partial(_value, model, description))
 
 
-def _side_by_side(idle: list[Worker], tasks: list[PartTask]) -> Iterator[tuple[int, dict[str, Any]]]:
-    left, running = deque(enumerate(tasks)), dict[Worker, int]()
+def _side_by_side(
+    pool: Pool, tasks: list[PartTask], value_of: Callable[[PartTask, Answer], dict[str, Any]]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    left, running = deque(enumerate(tasks)), set[int]()
     faults = dict[int, dict[str, Any]]()
-    with DefaultSelector() as selector:
-        while left or running:
-            while idle and left:
-                number, task = left.popleft()
-                worker = idle.pop()
-                worker.begin(task)
-                running[worker] = number
-                selector.register(worker, EVENT_READ, worker)
-            for key, _ in selector.select():
-                worker = key.data
-                selector.unregister(worker)
-                number = running.pop(worker)
-                answer = _answer(worker, tasks[number])
-                if "fault" in answer:
-                    faults[number] = answer
-                    left.clear()
-                else:
-                    idle.append(worker)
-                    yield number, answer
-            # The parts before it have been begun with, and one of them may have a fault of its own.
-            if faults and min(running.values(), default=len(tasks)) > min(faults):
-                yield min(faults), faults[min(faults)]
-                return
+    while left or running:
+        while pool.is_free and left:
+            number, task = left.popleft()
+            pool.begin(Task(number, task))
+            running.add(number)
+        for answer in pool.answers(None):
+            running.remove(answer.key)
+            value = value_of(tasks[answer.key], answer)
+            if "fault" in value:
+                faults[answer.key] = value
+                left.clear()
+            else:
+                yield answer.key, value
+        # The parts before it have been begun with, and one of them may have a fault of its own.
+        if faults and min(running, default=len(tasks)) > min(faults):
+            yield min(faults), faults[min(faults)]
+            return
 
 
-def _answer(worker: Worker, task: PartTask) -> dict[str, Any]:
-    try:
-        answer: dict[str, Any] = worker.answer()
-    except EndedError as error:
+def _value(model: nn.Module, description: ModelDescription, task: PartTask, answer: Answer) -> dict[str, Any]:
+    """Return what was answered; where another host wrote nothing, what is written here: the fault may be that host's alone."""
+    if answer.ended is not None:
         advice = "run again; if memory was short, on fewer cores: `taskset -c 0 truefit predict …`"
-        return {"fault": [f"{task.source}: the process that predicted it was ended {error}; {advice}"]}
-    return answer
+        return {"fault": [f"{task.source}: the process that predicted it was ended {answer.ended}; {advice}"]}
+    if answer.host is None:
+        value: dict[str, Any] = answer.value
+        return value
+    try:
+        return {"done": _PREDICTED.validate_python(answer.value["done"])}
+    except (KeyError, TypeError, ValidationError):
+        return predict_part(model, description, task)

@@ -1,6 +1,6 @@
 """Processes that do tasks for this one: a task is a line of JSON, and so is its answer; nothing is unpickled.
 
-An open file may come with a task, which then need have no name.
+An open file may come with a task, which then need have no name. `pool` has them together with those of other hosts.
 
 A worker ends with the block that began it, and with this process, however that ends.
 """
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from queue import SimpleQueue
+from tempfile import TemporaryFile
 from typing import IO, Any, NoReturn
 
 import truefit
@@ -32,6 +33,8 @@ class EndedError(Exception):
 
 class Worker:
     """A process that runs a module, whose `main` calls `work`; it ends with the stack."""
+
+    host: str | None = None  # this one
 
     def __init__(self, stack: ExitStack, threads: int, module: str, *arguments: str) -> None:
         self._socket, theirs = socket.socketpair()
@@ -51,9 +54,17 @@ class Worker:
         """Return the descriptor by which a selector waits for the answer, or the end."""
         return self._socket.fileno()
 
-    def begin(self, task: Any, file: IO[bytes] | None = None) -> None:
+    def new_file(self, folder: Path) -> IO[bytes]:
+        """Return an empty file for a task, which has no name."""
+        return TemporaryFile(dir=folder)
+
+    def written(self, file: IO[bytes]) -> IO[bytes]:
+        """Return the task's file as it is to be read, when the answer has come."""
+        return file
+
+    def begin(self, *arguments: Any, file: IO[bytes] | None = None) -> None:
         """Have a task done, perhaps with a file, when the one before it was answered."""
-        line = json.dumps(task).encode() + b"\n"
+        line = json.dumps(arguments).encode() + b"\n"
         with suppress(ConnectionError):  # of a process that has ended, as `answer` tells
             sent = socket.send_fds(self._socket, [line], [file.fileno()]) if file is not None else 0
             self._socket.sendall(line[sent:])
@@ -72,14 +83,15 @@ class Worker:
 def work(do: Callable[..., Any]) -> NoReturn:
     """Answer the tasks of the process that began this one, until it ends or wants no more.
 
-    `do` is given each task, and the descriptor of its file, which it has to close, where there is one; it returns the answer.
+    `do` is given each task and, where there is one, the descriptor or the name of its file, which it has to open and close; it
+    returns the answer.
     """
     gc.set_threshold(GARBAGE_AFTER)
     stream, tasks = socket.socket(fileno=0), SimpleQueue[tuple[bytes, list[int]]]()
     threading.Thread(target=_receive, args=(stream, tasks), daemon=True).start()
     while True:
         line, files = tasks.get()
-        stream.sendall(json.dumps(do(json.loads(line), *files)).encode() + b"\n")
+        stream.sendall(json.dumps(do(*json.loads(line), *files)).encode() + b"\n")
 
 
 def _receive(stream: socket.socket, tasks: SimpleQueue[tuple[bytes, list[int]]]) -> None:

@@ -1,5 +1,7 @@
 """The parts of a table read by several processes, one part each at a time: the rows that one process gives, in its order.
 
+They may be other hosts' too.
+
 What depends on the parts before, and what is wrong with a part, is settled in this process, in the parts' order.
 """
 
@@ -7,9 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from selectors import EVENT_READ, DefaultSelector
-from tempfile import TemporaryFile
-from typing import IO
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,11 @@ from tqdm import tqdm
 
 from truefit.core.cores import usable_cores
 from truefit.core.errors import TruefitError
-from truefit.core.workers import EndedError, Worker
+from truefit.core.hosts import Hosts, hosts_for
+from truefit.core.launch import LaunchSettings
+from truefit.core.pool import Answer, Pool, Task
 from truefit.ingest.cells import Batch, Batches, Wanted
-from truefit.ingest.part_reader import PartRows, task_of
+from truefit.ingest.part_reader import PartRows, known_of, task_of
 from truefit.ingest.split_keys import KeyColumn
 from truefit.ingest.staging import Reading, Staged
 from truefit.ingest.table_source import Part, ReadPart, TableSource, read_part
@@ -32,53 +34,69 @@ Numbers = NDArray[np.int64]
 
 
 @contextmanager
-def part_readers(source: TableSource, reading: Reading, staged: Staged, folder: Path) -> Iterator[ReadPart]:
+def part_readers(
+    source: TableSource, reading: Reading, staged: Staged, folder: Path, launch: LaunchSettings
+) -> Iterator[ReadPart]:
     """Give what reads the parts in their order: this process, or several where there are cores, and much to read.
 
-    The rows that wait for those before them are in files in `folder` that have no name. Raises TruefitError for a process that
-    was killed.
+    Other hosts help that come meanwhile, where `launch` has any. The rows that wait for those before them are in files in
+    `folder`; these have names only where other hosts write them. Raises TruefitError for a process that was killed.
     """
     count = min(usable_cores(), len(source.parts), sum(part.size for part in source.parts) // PROCESS_BYTES)
-    if count < 2:
-        yield read_part
-        return
     with ExitStack() as stack:
-        yield _Readers(source.parts, reading, staged, folder, count, stack).read
+        hosts = None
+        if launch.hosts > 1 and len(source.parts) > 1:
+            shared = Path(
+                stack.enter_context(TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp", ignore_cleanup_errors=True))
+            )
+            hosts = hosts_for(stack, launch, shared, "prepare")
+        if count < 2 and hosts is None:
+            yield read_part
+        else:
+            yield _Readers(source.parts, reading, staged, folder, max(count, 1), hosts, stack).read
 
 
 class _Readers:
     """The processes, which begin with the parts in their order, and what they have read."""
 
     def __init__(
-        self, parts: list[Part], reading: Reading, staged: Staged, folder: Path, count: int, stack: ExitStack
+        self,
+        parts: list[Part],
+        reading: Reading,
+        staged: Staged,
+        folder: Path,
+        count: int,
+        hosts: Hosts | None,
+        stack: ExitStack,
     ) -> None:
         self._reading, self._staged, self._folder = reading, staged, folder
         self._left = deque(parts)
-        self._files = dict[Path, IO[bytes]]()  # of the parts that were begun with, until their rows have been given
-        self._known = dict[Path, PartRows | None]()  # of those that were read; none of one that cannot be used
-        self._most = AHEAD * count
-        stack.callback(lambda: [file.close() for file in self._files.values()])
+        self._read = dict[Path, Answer]()  # of the parts that were read, and whose rows have not been given
+        self._begun = 0  # of those before
+        stack.callback(lambda: [answer.file.close() for answer in self._read.values() if answer.file is not None])
         size = sum(part.size for part in parts)
         self._bar = stack.enter_context(tqdm(total=size, desc="prepare", unit="B", unit_scale=True, disable=None))
-        self._selector = stack.enter_context(DefaultSelector())
         # With one thread of Arrow's each, since there is a core for each.
-        self._idle = [Worker(stack, 1, MODULE) for _ in range(count)]
-        self._begun = dict[Worker, Part]()
+        self._pool = Pool(stack, count, 1, [MODULE], hosts)
 
     def read(self, part: Part, wanted: Wanted, title: str) -> Batches:
         """Give the rows of the next part, as `read_part` does."""
-        while part.path not in self._known:
+        while part.path not in self._read:
             self._go_on(timeout=None)
-        rows = self._known.pop(part.path)
+        file = self._read[part.path].file
+        assert file is not None
+        rows = known_of(self._read[part.path].value, file, wanted.dtype)
         numbers = self._joined(rows, wanted.key) if rows else None
         if rows is None or numbers is None:
             yield from read_part(part, wanted, title)
         else:
             part.sha256 = rows.sha256
-            for batch in rows.read(self._files[part.path], wanted.dtype):
+            for batch in rows.read(file, wanted.dtype):
                 yield _renumbered(batch, *numbers)
                 self._go_on(timeout=0)
-        self._files.pop(part.path).close()
+        del self._read[part.path]
+        file.close()
+        self._begun -= 1
 
     def _joined(self, rows: PartRows, key: KeyColumn | None) -> tuple[list[tuple[int, Numbers]], Numbers | None] | None:
         """Return the numbers, of columns and of the key, that become others behind the parts before, or None for bad rows."""
@@ -89,30 +107,17 @@ class _Readers:
 
     def _go_on(self, timeout: float | None) -> None:
         """Give work to the processes that have none, and take what others have done, for which it waits up to `timeout`."""
-        while self._idle and self._left and len(self._files) < self._most:
+        while self._pool.is_free and self._left and self._begun < AHEAD * self._pool.size:
             part = self._left.popleft()
-            file = self._files[part.path] = TemporaryFile(dir=self._folder)  # noqa: SIM115 (closed when its rows were given)
-            worker = self._idle.pop()
-            worker.begin(task_of(part, self._reading), file)
-            self._begun[worker] = part
-            self._selector.register(worker, EVENT_READ, worker)
-        for key, _ in self._selector.select(timeout):
-            worker = key.data
-            self._selector.unregister(worker)
-            part = self._begun.pop(worker)
-            self._known[part.path] = _answer(worker, part)
+            self._pool.begin(Task(part, task_of(part, self._reading), self._folder))
+            self._begun += 1
+        for answer in self._pool.answers(timeout):
+            part = answer.key
+            if answer.ended is not None:
+                advice = "run again; if memory was short, on fewer cores: `taskset -c 0 dvc repro`"
+                raise TruefitError(f"{part.path}: the process that read it was ended {answer.ended}; {advice}")
+            self._read[part.path] = answer
             self._bar.update(part.size)
-            self._idle.append(worker)
-
-
-def _answer(worker: Worker, part: Part) -> PartRows | None:
-    """Return what is known of a part, or None where it cannot be used; raises TruefitError where the worker has ended."""
-    try:
-        known = worker.answer()
-    except EndedError as error:
-        advice = "run again; if memory was short, on fewer cores: `taskset -c 0 dvc repro`"
-        raise TruefitError(f"{part.path}: the process that read it was ended {error}; {advice}") from None
-    return None if known is None else PartRows(*known)
 
 
 def _renumbered(batch: Batch, columns: list[tuple[int, Numbers]], keys: Numbers | None) -> Batch:

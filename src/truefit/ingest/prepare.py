@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from truefit.core.config import Settings, invalid_value
 from truefit.core.errors import TableError
 from truefit.core.files import write_json
+from truefit.core.launch import LaunchSettings
 from truefit.data.columns import KINDS, column_from
 from truefit.data.columns.base import Column
 from truefit.data.table import TABLE_JSON, CsvSource, Dtype, Table
@@ -25,6 +26,8 @@ from truefit.ingest.split import SplitSettings, make_splitter
 from truefit.ingest.staging import MissingSettings, Reading, Staged, write_splits
 from truefit.ingest.table_source import TableSource
 from truefit.ingest.weights import WeightSums
+
+ALONE = LaunchSettings()
 
 
 class PrepareSettings(Settings):
@@ -111,7 +114,7 @@ class Prepared(NamedTuple):
     missing: dict[str, int]
 
 
-def write_table(settings: PrepareSettings, folder: Path) -> Prepared:
+def write_table(settings: PrepareSettings, folder: Path, launch: LaunchSettings = ALONE) -> Prepared:
     """Prepare the table in `folder`; raises TableError, naming file, line and column, for a CSV that cannot be used."""
     path = Path(settings.csv)
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,7 +134,7 @@ def write_table(settings: PrepareSettings, folder: Path) -> Prepared:
                 dtype=settings.dtype,
             )
             staged = Staged(rows, reading)
-            with part_readers(source, reading, staged, folder) as read:
+            with part_readers(source, reading, staged, folder, launch) as read:
                 for batch in source.batches(Wanted(staged.cells, settings.dtype, splitter.key), "prepare", read):
                     splitter.add(*staged.add(batch))
             staged.require_kept(source)

@@ -54,7 +54,7 @@ class SourceFile(ABC):
             raise unreadable(path, error) from None
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             raise TableError(f"{path}: found a pipe or a device, allowed: a file, which can be read twice")
-        self._version = _version(status)
+        self._version: tuple[int, ...] = _version(status)
         self.size = status.st_size
 
     def __enter__(self) -> Self:
@@ -64,6 +64,11 @@ class SourceFile(ABC):
         # What was found wrong in a file that changes may never have been in it.
         if kind is None or issubclass(kind, TableError):
             self.require_unchanged(self.path.stat)
+
+    @property
+    def version(self) -> list[int]:
+        """What tells another content, and is the same on each host: the size, and the time of the last change."""
+        return list(self._version[-2:])
 
     @property
     def header_place(self) -> str:

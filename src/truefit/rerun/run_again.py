@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from truefit.core.config import PARAMS, Params, flatten
 from truefit.core.errors import StoppedError, TrackingError
+from truefit.core.launch import LaunchSettings
 from truefit.core.redaction import redacted
 from truefit.core.signals import Deferred
 from truefit.core.terminal import say
@@ -36,7 +37,6 @@ from truefit.tracking.names import (
 )
 from truefit.tracking.run import TrackSettings
 from truefit.tracking.store import Store
-from truefit.training.launch import LaunchSettings
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun

@@ -17,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 from truefit.core.code import code_digest, read_code
 from truefit.core.config import PARAMS
 from truefit.core.errors import StoppedError, TableError
+from truefit.core.launch import LaunchSettings
 from truefit.core.params_text import with_value
 from truefit.core.redaction import redacted
 from truefit.core.signals import Deferred
@@ -25,7 +26,6 @@ from truefit.rerun.checkout import AS_STORED, bring_submodules, find_commit, pro
 from truefit.rerun.leftovers import TREE, known_folder, process_environment
 from truefit.tracking.git import complaint, git
 from truefit.tracking.names import RECORDED_BUNDLE
-from truefit.training.launch import LaunchSettings
 
 PATIENCE = 20.0  # seconds, before a pipeline that is asked to stop is killed
 _BRING = Path(__file__).with_name("bring.py")

@@ -10,7 +10,7 @@ from typing import Self
 
 from torch._C._distributed_c10d import TCPStore
 
-from truefit.training.addresses import Address
+from truefit.core.addresses import Address
 
 POLL_SECONDS = 0.1
 FIRST_ANSWER_SECONDS = 5  # for what listens at an address to answer as such a store does

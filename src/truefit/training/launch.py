@@ -1,4 +1,4 @@
-"""Section `launch`, and what a training of several processes has in common: the parent starts ranks, which end when it does.
+"""What the processes of a training have in common: the parent starts ranks, which end when it does.
 
 A rank is this program with torchrun's environment. The parent's own part is in `supervision`, which a rank does not import.
 """
@@ -7,60 +7,9 @@ import os
 import signal
 import threading
 import time
-from typing import Self
-
-from pydantic import Field, model_validator
-
-from truefit.core.config import Settings, invalid_value, require_defaults
-from truefit.training.addresses import Address
 
 LAUNCHED = "TRUEFIT_LAUNCHED"  # in a rank's environment: the id of the process of ours that started it
 LOST = 70  # exit status of a rank that another one, or the link to it, left alone
-
-
-class LaunchSettings(Settings):
-    """Section `launch`: the processes that share a training; decides no result."""
-
-    processes: int = Field(1, ge=1)
-    hosts: int = Field(1, ge=1)
-    rendezvous: str | None = None
-    timeout: float = Field(60.0, ge=5, le=86_400)
-    restarts: int = Field(0, ge=0, le=1000)
-
-    @model_validator(mode="after")
-    def _hosts_share_processes(self) -> Self:
-        if self.processes & (self.processes - 1):
-            raise invalid_value("processes", self.processes, "a power of two")
-        if self.hosts & (self.hosts - 1):
-            raise invalid_value("hosts", self.hosts, "a power of two, since processes is one")
-        if self.processes % self.hosts:
-            raise invalid_value("processes", self.processes, f"a multiple of launch.hosts, {self.hosts}")
-        if self.processes == 1:
-            require_defaults(self, ("restarts",), "with processes 1")
-        return self
-
-    @model_validator(mode="after")
-    def _hosts_meet(self) -> Self:
-        if self.hosts == 1:
-            require_defaults(self, ("rendezvous",), "with hosts 1")
-        elif self.rendezvous is None:
-            raise invalid_value("rendezvous", None, f"HOST:PORT where the first of {self.hosts} hosts listens")
-        if self.rendezvous is not None:
-            try:
-                Address.parse(self.rendezvous)
-            except ValueError:
-                raise invalid_value("rendezvous", self.rendezvous, "HOST:PORT, such as 10.0.0.1:29500") from None
-        return self
-
-    @property
-    def processes_here(self) -> int:
-        """The processes of each host."""
-        return self.processes // self.hosts
-
-    @property
-    def address(self) -> Address | None:
-        """Where the first host listens; None: on loopback, at a free port."""
-        return None if self.rendezvous is None else Address.parse(self.rendezvous)
 
 
 def end_with_parent(every: float = 0.5) -> None:

@@ -11,13 +11,13 @@ from datetime import timedelta
 from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.elastic.rendezvous import RendezvousInfo, RendezvousStoreInfo
 
+from truefit.core.addresses import Address, listener, wait_for_listener
 from truefit.core.errors import TruefitError
+from truefit.core.launch import LaunchSettings
 from truefit.core.terminal import say
 from truefit.core.text import as_yaml
-from truefit.training.addresses import Address, listener, wait_for_listener
 from truefit.training.board import Board, serve
 from truefit.training.causes import Cause, Weight
-from truefit.training.launch import LaunchSettings
 from truefit.training.place import MeetingPlace
 from truefit.training.seats import SILENT_SECONDS, Seats
 

@@ -10,9 +10,9 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousGracefulExitError
 
+from truefit.core.launch import LaunchSettings
 from truefit.core.terminal import say
 from truefit.training.causes import Cause, Weight
-from truefit.training.launch import LaunchSettings
 from truefit.training.meeting import Meeting
 
 ENDING_SECONDS = 3.0  # for a rank to end, after another one has; rank 0, which has records to write, gets launch.timeout

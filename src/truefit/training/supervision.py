@@ -12,12 +12,13 @@ from types import FrameType
 
 import torch.distributed as dist
 
+from truefit.core.addresses import Address, interface_towards
 from truefit.core.beginning import STOPPING
 from truefit.core.errors import StoppedError, TruefitError
+from truefit.core.launch import LaunchSettings
 from truefit.core.terminal import say
-from truefit.training.addresses import Address, interface_towards
 from truefit.training.causes import Weight
-from truefit.training.launch import LAUNCHED, LaunchSettings
+from truefit.training.launch import LAUNCHED
 from truefit.training.meeting import SETTLING_SECONDS, Meeting
 from truefit.training.ranks import Ranks
 

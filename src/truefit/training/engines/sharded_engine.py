@@ -131,9 +131,10 @@ class ShardedEngine(TorchEngine):
 
         These are kept, since the memory of a new tensor is slow at its first use.
         """
-        if len(self._rooms[room]) < len(features):
-            self._rooms[room] = torch.empty_like(features, memory_format=torch.contiguous_format)
-        return self._rooms[room][: len(features)].copy_(features)
+        place = self._rooms[room][: len(features)]
+        if place.shape != features.shape:
+            place = self._rooms[room] = torch.empty_like(features, memory_format=torch.contiguous_format)
+        return place.copy_(features)
 
     def _move(self) -> None:
         """Move the parameters against the gradient."""

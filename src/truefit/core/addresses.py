@@ -1,4 +1,4 @@
-"""Addresses by which the hosts of a training meet: as text, as a socket that listens at one and no other, as an interface."""
+"""Addresses by which hosts meet: as text, as a socket that listens at one and no other, as an interface."""
 
 import os
 import socket
@@ -42,15 +42,20 @@ def parse_address(text: str) -> Address:
 
 
 def wait_for_listener(address: Address) -> str:
-    """Wait without end until something listens at the address, say so, and return its IP address.
+    """Wait as `connected` does until something listens at the address, and return its IP address."""
+    with connected(address) as connection:
+        return str(connection.getpeername()[0])
+
+
+def connected(address: Address) -> socket.socket:
+    """Wait without end until something listens at the address, say so, and return a connection to it.
 
     Raises TruefitError for a name that nobody knows.
     """
     said = False
     while True:
         try:
-            with socket.create_connection((address.host, address.port), timeout=5) as connection:
-                return str(connection.getpeername()[0])
+            return socket.create_connection((address.host, address.port), timeout=5)
         except socket.gaierror as error:
             raise TruefitError(f"{address}: {address.host}: {error.strerror}") from None
         except OSError as error:
