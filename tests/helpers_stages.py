@@ -17,7 +17,7 @@ SRC = Path(__file__).parents[1] / "src"
 
 # Imports what stages need, then answers each line on stdin. One with the id of a process is answered with the status of that,
 # if it has ended or is to be waited for; for any other it forks, and the fork runs the stage's script, as Python would, or
-# `truefit`. PYTHON asks for such a fork at the socket, which gets its streams and its place and tells it the status at the end.
+# `truefit`. PYTHON asks for such a fork at the socket, gives it its streams and its place, and is told the status at the end.
 SERVER = """
 import gc, json, os, resource, select, socket, sys
 import mlflow.store.tracking.sqlalchemy_store, pyarrow.csv, torch
@@ -35,10 +35,11 @@ def execute():
             script = os.path.join(sys.path[-1], f"{sys.argv[0]}.py")
             sys.argv[0] = os.path.join("src", f"{sys.argv[0]}.py")
             exec(compile(open(script).read(), script, "exec"), {"__name__": "__main__", "__file__": script})
+        status = 0
     except SystemExit as end:
-        sys.stdout.flush()
-        os._exit(end.code)
-    sys.exit("the stage must end by sys.exit")
+        status = end.code
+    sys.stdout.flush()
+    os._exit(status)
 
 def answer_python():
     # A fork for the stage, and one that waits for it, to which the server need not listen.
@@ -85,14 +86,21 @@ while True:
     print(child, flush=True)
 """
 
-# What `dvc repro` starts as `python src/STAGE.py …` where Stages.python is in its environment.
+# What a shell starts as `python src/STAGE.py …`, as `python tools/TOOL.py …` and as `truefit …` with the PATH of Stages.path.
 PYTHON = """#!{python} -IS
 import json, os, pathlib, socket, sys
+command, *arguments = sys.argv
+script = pathlib.Path(arguments[0])
+if os.path.basename(command) == "truefit":
+    command = "truefit"
+elif str(script.parent) in ("src", "tools"):
+    command = script.stem if str(script.parent) == "src" else os.path.join({root!r}, script.with_suffix(""))
+    del arguments[0]
+else:
+    os.execv({python!r}, [{python!r}, *arguments])
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({socket!r})
-    stage = pathlib.Path(sys.argv[1])
-    assert stage == pathlib.Path("src", stage.name)
-    content = json.dumps([os.getcwd(), dict(os.environ), stage.stem, *sys.argv[2:]]).encode()
+    content = json.dumps([os.getcwd(), dict(os.environ), command, *arguments]).encode()
     socket.send_fds(server, [content], [1, 2])
     sys.exit(server.recv(1)[0])
 """
@@ -176,13 +184,15 @@ class Stages:
         return str(Path(self._output.name, "socket"))
 
     @cached_property
-    def python(self) -> dict[str, str]:
-        """Variables for `dvc` with which the stages that it runs are forks too; a signal to its group does not reach them."""
-        file = Path(self._output.name, "bin/python")
-        file.parent.mkdir()
-        file.write_text(PYTHON.format(python=sys.executable, socket=self._socket))
-        file.chmod(0o700)
-        return {"PATH": f"{file.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    def path(self) -> str:
+        """PATH with which the stages that `dvc` runs, and `truefit`, are forks too, which no signal to its group reaches."""
+        folder = Path(self._output.name, "bin")
+        folder.mkdir()
+        for name in ("python", "truefit"):
+            file = folder / name
+            file.write_text(PYTHON.format(python=sys.executable, root=str(SRC.parent), socket=self._socket))
+            file.chmod(0o700)
+        return f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
 
     def ask(self, *question: Any) -> Any:
         """Return the server's answer."""
@@ -195,7 +205,7 @@ class Stages:
     def start(self, folder: Path, stage: str, *arguments: str, limit: int = 0, **variables: str) -> Started:
         """Start a stage's script in `folder`, which has the MLflow store too, unless DVC_ROOT names another.
 
-        A stage is one of src, or the whole path of another script, without `.py`, which ends by sys.exit with a number.
+        A stage is one of src, or the whole path of another script, without `.py`.
         Where `limit` is not 0, files have at most so many bytes.
         """
         self._started += 1

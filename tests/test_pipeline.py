@@ -73,10 +73,10 @@ def experiments(reproduced: tuple[Workspace, str], stages: Stages) -> dict[str, 
     """
     workspace = reproduced[0]
     before = len(workspace.runs())
-    workspace.run("dvc", "exp", "run", "--set-param", "train.optimizer.lr=0.02", "--name", "slow", **stages.python)
+    workspace.run("dvc", "exp", "run", "--set-param", "train.optimizer.lr=0.02", "--name", "slow", PATH=stages.path)
     restore(workspace)
     temporary = ["--temp", "--set-param", "train.threads=2", "--name", "temporary"]
-    workspace.run("dvc", "exp", "run", *temporary, **stages.python)
+    workspace.run("dvc", "exp", "run", *temporary, PATH=stages.path)
     return {run.data.tags["dvc.exp"]: run for run in workspace.runs()[:-before]}
 
 
@@ -164,7 +164,7 @@ def test_repro_that_is_killed_while_it_trains_goes_on_to_the_committed_bits_in_o
     until_begun(workspace, process)
     assert kill(process)
     drop_torn_lock(workspace)
-    printed = workspace.run("dvc", "repro", **stages.python).stdout
+    printed = workspace.run("dvc", "repro", PATH=stages.path).stdout
     assert re.findall(r"Running stage '(\w+)'", printed) == ["train", "evaluate"]
     workspace.run("git", "diff", "--exit-code", "HEAD")
     for name in ("model.pt", "history.csv", "predictions.csv"):
@@ -303,7 +303,7 @@ def test_own_csv_needs_only_params(tmp_path: Path, stages: Stages) -> None:
     descent = {"train__batch_size": "all", "train__optimizer__momentum": 0.9, "train__epochs": 300}
     workspace.set_params(prepare__csv="diabetes.csv", **descent)
     # That DVC runs the other two as well is seen in the next test.
-    printed = workspace.run("dvc", "repro", "prepare").stdout
+    printed = workspace.run("dvc", "repro", "prepare", PATH=stages.path).stdout
     assert re.findall(r"Running stage '(\w+)'", printed) == ["prepare"]
     run_stages(stages, tmp_path, "prepare", "train", "evaluate")
     metrics = workspace.json("results/metrics.json")
@@ -327,6 +327,7 @@ def test_own_csv_needs_only_params(tmp_path: Path, stages: Stages) -> None:
 @own_clone
 def test_the_page_on_a_file_met_for_the_first_time_shows_what_its_commands_print(tmp_path: Path, stages: Stages) -> None:
     workspace = Workspace(tmp_path)
+    workspace.environment["PATH"] = stages.path
     section = (tmp_path / "docs/table.md").read_text().partition("## A file that you meet")[2].partition("\n## ")[0]
     blocks = re.findall(r"^```(\w+)\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     columns, settings, changes, scores, new, predicted = [block for language, block in blocks if language != "sh"]
@@ -338,7 +339,7 @@ def test_the_page_on_a_file_met_for_the_first_time_shows_what_its_commands_print
     assert columns in printed
     assert settings in printed
     assert changes in printed
-    printed = workspace.run(*shlex.split(repro), **stages.python).stdout
+    printed = workspace.run(*shlex.split(repro)).stdout
     assert re.findall(r"Running stage '(\w+)'", printed) == ["prepare", "train", "evaluate"]
     # Another processor may round otherwise.
     assert re.sub(r"[\d.+-]+", "0", scores) in re.sub(r"[\d.+-]+", "0", printed)
@@ -353,7 +354,7 @@ def test_the_page_on_a_file_met_for_the_first_time_shows_what_its_commands_print
 @shared_clone
 def test_failing_training_leaves_a_failed_run_with_its_reason(workspace: Workspace, stages: Stages) -> None:
     workspace.set_params(train__optimizer__lr=1e4)
-    failed = workspace.run("dvc", "repro", status=255, **stages.python)
+    failed = workspace.run("dvc", "repro", status=255, PATH=stages.path)
     run = workspace.runs()[0]
     assert run.info.status == "FAILED"
     reason = run.data.tags["failure"]
