@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -15,15 +17,56 @@ SRC = Path(__file__).parents[1] / "src"
 
 # Imports what stages need, then answers each line on stdin. One with the id of a process is answered with the status of that,
 # if it has ended or is to be waited for; for any other it forks, and the fork runs the stage's script, as Python would, or
-# `truefit`.
+# `truefit`. PYTHON asks for such a fork at the socket, gives it its streams and its place, and is told the status at the end.
 SERVER = """
-import gc, json, os, resource, sys
+import gc, json, os, resource, select, socket, sys
 import mlflow.store.tracking.sqlalchemy_store, pyarrow.csv, torch
 import truefit.cli.main, truefit.evaluation.figures, truefit.evaluation.report, truefit.training.loop
 torch.optim.SGD([torch.zeros(1)])  # imports more
 os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)  # which that sets, and which a stage sets for itself
 gc.freeze()  # else the first collection in each fork copies all of them
-for line in sys.stdin:
+
+def execute():
+    # Runs what sys.argv names, and ends without the long way out of so many modules.
+    try:
+        if sys.argv[0] == "truefit":
+            truefit.cli.main.main()
+        else:
+            script = os.path.join(sys.path[-1], f"{sys.argv[0]}.py")
+            sys.argv[0] = os.path.join("src", f"{sys.argv[0]}.py")
+            exec(compile(open(script).read(), script, "exec"), {"__name__": "__main__", "__file__": script})
+        status = 0
+    except SystemExit as end:
+        status = end.code
+    sys.stdout.flush()
+    os._exit(status)
+
+def answer_python():
+    # A fork for the stage, and one that waits for it, to which the server need not listen.
+    with listener.accept()[0] as connection:
+        content, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 2)
+        if os.fork() == 0:
+            if (child := os.fork()) == 0:
+                for number, descriptor in enumerate(descriptors, 1):
+                    os.dup2(descriptor, number)
+                folder, variables, *sys.argv = json.loads(content)
+                os.chdir(folder)
+                os.environ.clear()
+                os.environ.update(variables)
+                execute()
+            connection.sendall(bytes([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) % 256]))
+            os._exit(0)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+listener = socket.socket(fileno=int(sys.argv[1]))
+lines = open(0, "rb", buffering=0)  # so that none waits in a buffer
+while True:
+    if listener in select.select([lines, listener], [], [])[0]:
+        answer_python()
+        continue
+    if not (line := lines.readline()):
+        break
     first, *rest = json.loads(line)
     if isinstance(first, int):
         ended, status = os.waitpid(first, 0 if rest[0] else os.WNOHANG)
@@ -39,18 +82,27 @@ for line in sys.stdin:
         if limit:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             sys.dont_write_bytecode = True  # which the limit would cut
-        try:
-            if sys.argv[0] == "truefit":
-                truefit.cli.main.main()
-            else:
-                script = os.path.join(sys.path[-1], f"{sys.argv[0]}.py")
-                sys.argv[0] = os.path.join("src", f"{sys.argv[0]}.py")
-                exec(compile(open(script).read(), script, "exec"), {"__name__": "__main__", "__file__": script})
-        except SystemExit as end:
-            sys.stdout.flush()
-            os._exit(end.code)  # without the long way out of so many modules
-        sys.exit("the stage must end by sys.exit")
+        execute()
     print(child, flush=True)
+"""
+
+# What a shell starts as `python src/STAGE.py …`, as `python tools/TOOL.py …` and as `truefit …` with the PATH of Stages.path.
+PYTHON = """#!{python} -IS
+import json, os, pathlib, socket, sys
+command, *arguments = sys.argv
+script = pathlib.Path(arguments[0])
+if os.path.basename(command) == "truefit":
+    command = "truefit"
+elif str(script.parent) in ("src", "tools"):
+    command = script.stem if str(script.parent) == "src" else os.path.join({root!r}, script.with_suffix(""))
+    del arguments[0]
+else:
+    os.execv({python!r}, [{python!r}, *arguments])
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({socket!r})
+    content = json.dumps([os.getcwd(), dict(os.environ), command, *arguments]).encode()
+    socket.send_fds(server, [content], [1, 2])
+    sys.exit(server.recv(1)[0])
 """
 
 
@@ -111,11 +163,36 @@ class Stages:
     def __init__(self) -> None:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
         environment = kept | {"PYTHONPATH": str(SRC), "MLFLOW_DISABLE_TELEMETRY": "true"}
-        command = [sys.executable, "-c", f"import sys; sys.path.append({str(SRC)!r})\n{SERVER}"]
-        pipe = subprocess.PIPE
         self._output = tempfile.TemporaryDirectory()
         self._started = 0
-        self._server = subprocess.Popen(command, cwd=self._output.name, env=environment, stdin=pipe, stdout=pipe, text=True)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self._socket)
+            listener.listen()
+            code, handed = f"import sys; sys.path.append({str(SRC)!r})\n{SERVER}", listener.fileno()
+            self._server = subprocess.Popen(
+                [sys.executable, "-c", code, str(handed)],
+                cwd=self._output.name,
+                env=environment,
+                pass_fds=[handed],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+
+    @property
+    def _socket(self) -> str:
+        return str(Path(self._output.name, "socket"))
+
+    @cached_property
+    def path(self) -> str:
+        """PATH with which the stages that `dvc` runs, and `truefit`, are forks too, which no signal to its group reaches."""
+        folder = Path(self._output.name, "bin")
+        folder.mkdir()
+        for name in ("python", "truefit"):
+            file = folder / name
+            file.write_text(PYTHON.format(python=sys.executable, root=str(SRC.parent), socket=self._socket))
+            file.chmod(0o700)
+        return f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
 
     def ask(self, *question: Any) -> Any:
         """Return the server's answer."""
@@ -128,7 +205,7 @@ class Stages:
     def start(self, folder: Path, stage: str, *arguments: str, limit: int = 0, **variables: str) -> Started:
         """Start a stage's script in `folder`, which has the MLflow store too, unless DVC_ROOT names another.
 
-        A stage is one of src, or the whole path of another script, without `.py`, which ends by sys.exit with a number.
+        A stage is one of src, or the whole path of another script, without `.py`.
         Where `limit` is not 0, files have at most so many bytes.
         """
         self._started += 1

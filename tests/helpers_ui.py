@@ -13,6 +13,7 @@ from playwright.sync_api import Page, expect
 from workspace import Workspace
 
 PRINTED = "printed.txt"  # in a workspace with runs, what the last evaluation printed
+AT_HEAD = "results at HEAD"  # a copy of them, beside that workspace
 Curves = dict[str, tuple[list[int], list[float]]]  # steps and values, by the run's name
 
 

@@ -66,16 +66,17 @@ def restore(workspace: Workspace) -> None:
 
 
 @pytest.fixture(scope="module")
-def experiments(reproduced: tuple[Workspace, str]) -> dict[str, Run]:
+def experiments(reproduced: tuple[Workspace, str], stages: Stages) -> dict[str, Run]:
     """The runs of two experiments, by their names: one in the clone, and one in a workspace that is gone when it ends.
 
     The second has the bits of the default settings.
     """
     workspace = reproduced[0]
     before = len(workspace.runs())
-    workspace.run("dvc", "exp", "run", "--set-param", "train.optimizer.lr=0.02", "--name", "slow")
+    workspace.run("dvc", "exp", "run", "--set-param", "train.optimizer.lr=0.02", "--name", "slow", PATH=stages.path)
     restore(workspace)
-    workspace.run("dvc", "exp", "run", "--temp", "--set-param", "train.threads=2", "--name", "temporary")
+    temporary = ["--temp", "--set-param", "train.threads=2", "--name", "temporary"]
+    workspace.run("dvc", "exp", "run", *temporary, PATH=stages.path)
     return {run.data.tags["dvc.exp"]: run for run in workspace.runs()[:-before]}
 
 
@@ -152,7 +153,7 @@ def test_only_code_that_decides_numbers_makes_a_stage_stale(workspace: Workspace
 
 @shared_clone
 def test_repro_that_is_killed_while_it_trains_goes_on_to_the_committed_bits_in_one_run(
-    reproduced: tuple[Workspace, str], tmp_path: Path
+    reproduced: tuple[Workspace, str], tmp_path: Path, stages: Stages
 ) -> None:
     """In another clone of what was committed; killed anywhere, also in and between its other stages: `make torture`."""
     first = reproduced[0]
@@ -163,7 +164,7 @@ def test_repro_that_is_killed_while_it_trains_goes_on_to_the_committed_bits_in_o
     until_begun(workspace, process)
     assert kill(process)
     drop_torn_lock(workspace)
-    printed = workspace.run("dvc", "repro").stdout
+    printed = workspace.run("dvc", "repro", PATH=stages.path).stdout
     assert re.findall(r"Running stage '(\w+)'", printed) == ["train", "evaluate"]
     workspace.run("git", "diff", "--exit-code", "HEAD")
     for name in ("model.pt", "history.csv", "predictions.csv"):
@@ -302,7 +303,7 @@ def test_own_csv_needs_only_params(tmp_path: Path, stages: Stages) -> None:
     descent = {"train__batch_size": "all", "train__optimizer__momentum": 0.9, "train__epochs": 300}
     workspace.set_params(prepare__csv="diabetes.csv", **descent)
     # That DVC runs the other two as well is seen in the next test.
-    printed = workspace.run("dvc", "repro", "prepare").stdout
+    printed = workspace.run("dvc", "repro", "prepare", PATH=stages.path).stdout
     assert re.findall(r"Running stage '(\w+)'", printed) == ["prepare"]
     run_stages(stages, tmp_path, "prepare", "train", "evaluate")
     metrics = workspace.json("results/metrics.json")
@@ -324,8 +325,9 @@ def test_own_csv_needs_only_params(tmp_path: Path, stages: Stages) -> None:
 
 
 @own_clone
-def test_the_page_on_a_file_met_for_the_first_time_shows_what_its_commands_print(tmp_path: Path) -> None:
+def test_the_page_on_a_file_met_for_the_first_time_shows_what_its_commands_print(tmp_path: Path, stages: Stages) -> None:
     workspace = Workspace(tmp_path)
+    workspace.environment["PATH"] = stages.path
     section = (tmp_path / "docs/table.md").read_text().partition("## A file that you meet")[2].partition("\n## ")[0]
     blocks = re.findall(r"^```(\w+)\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     columns, settings, changes, scores, new, predicted = [block for language, block in blocks if language != "sh"]
@@ -350,9 +352,9 @@ def test_the_page_on_a_file_met_for_the_first_time_shows_what_its_commands_print
 
 
 @shared_clone
-def test_failing_training_leaves_a_failed_run_with_its_reason(workspace: Workspace) -> None:
+def test_failing_training_leaves_a_failed_run_with_its_reason(workspace: Workspace, stages: Stages) -> None:
     workspace.set_params(train__optimizer__lr=1e4)
-    failed = workspace.run("dvc", "repro", status=255)
+    failed = workspace.run("dvc", "repro", status=255, PATH=stages.path)
     run = workspace.runs()[0]
     assert run.info.status == "FAILED"
     reason = run.data.tags["failure"]

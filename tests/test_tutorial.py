@@ -43,7 +43,7 @@ def test_the_tutorial_comes_out_as_it_stands(tmp_path: Path, stages: Stages) -> 
     # What other tests have compiled need not be compiled again.
     (tmp_path / ".truefit/inductor").symlink_to(cache_dir())
     (command,) = re.findall(r"^```sh\n(.+)\n```$", TUTORIAL, re.MULTILINE)
-    done = workspace.run(*shlex.split(command), PYTHONPATH=str(tmp_path / "src"))
+    done = workspace.run(*shlex.split(command), PATH=stages.path)
     assert done.stderr == ""
     assert OUTPUT.sub("", done.stdout) == OUTPUT.sub("", TUTORIAL)
     for found, shown in zip(OUTPUT.findall(done.stdout), OUTPUT.findall(TUTORIAL), strict=True):

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 import torch
 from helpers_data import numbered_csv, prepare
-from helpers_memory import peak_memory
+from helpers_memory import peak_memories
 from helpers_training import SCALED, UNSCALED, save_untrained, untrained
 
 from truefit.cli import prediction
@@ -491,19 +491,18 @@ def test_a_run_whose_model_is_not_whole_is_refused(
 # --- memory
 
 
-PREDICT = """
+IMPORTS = """
 from truefit.model.files import open_model
 from truefit.cli.prediction import predict
-predict(*open_model(Path("model")), Path("in.csv"), Path("out.csv"))
 """
 
 
 def test_memory_does_not_grow_with_the_rows() -> None:
     save()
-
-    def peak(rows: int) -> int:
-        Path("in.csv").write_bytes(b"x1,x2,note\n" + b"1,2,something or other\n" * rows)
-        return peak_memory(PREDICT, Path())
-
+    works = []
+    for rows in (1_000_000, 4_000_000):
+        Path(f"{rows}.csv").write_bytes(b"x1,x2,note\n" + b"1,2,something or other\n" * rows)
+        works.append(f"predict(*open_model(Path('model')), Path('{rows}.csv'), Path('out.csv'))")
+    few, many = peak_memories(IMPORTS, works, Path())
     # Between the two, the CSV grows by 69 MB and what is written by more.
-    assert peak(4_000_000) - peak(1_000_000) < 40
+    assert many - few < 40

@@ -6,13 +6,14 @@ Without Debian's chromium the tests are skipped, and fail where TRUEFIT_BROWSER 
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from helpers_required import unavailable
 from helpers_stages import Stages
-from helpers_ui import PRINTED, served
+from helpers_ui import AT_HEAD, PRINTED, served
 from mlflow.entities import Run
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from workspace import Workspace
 
 PATIENCE = 30_000  # milliseconds, for a machine that is busy
@@ -48,6 +49,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, stages: Stages) -> Works
         if not changed:
             workspace.run("dvc", "commit", "--force")  # so that the later ones can be compared with HEAD
             workspace.commit()
+            shutil.copytree(workspace.path / "results", workspace.path.with_name(AT_HEAD))
     (workspace.path / PRINTED).write_text(stages.printed)
     return workspace
 
@@ -78,13 +80,35 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page of a browser that has never been here, but for the assistant's panel, which would cover half of it."""
+@contextmanager
+def visit(browser: Browser) -> Iterator[BrowserContext]:
+    """A browser that has never been here, but for the assistant's panel, which would cover half of a page."""
     context = browser.new_context(viewport={"width": 1440, "height": 720})
-    page = context.new_page()
-    page.set_default_timeout(PATIENCE)
+    context.set_default_timeout(PATIENCE)
     closed = {"mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true", "mlflow.assistant.panelOpen_v1": "false"}
-    page.add_init_script("".join(f"localStorage.setItem({key!r}, {value!r});" for key, value in closed.items()))
-    yield page
+    context.add_init_script("".join(f"localStorage.setItem({key!r}, {value!r});" for key, value in closed.items()))
+    yield context
     context.close()
+
+
+@pytest.fixture(scope="session")
+def _context(browser: Browser) -> Iterator[BrowserContext]:
+    with visit(browser) as context:
+        yield context
+
+
+@pytest.fixture
+def page(_context: BrowserContext) -> Iterator[Page]:
+    """A page of a browser that has the UI's scripts already, which take seconds to load, and remembers nothing else."""
+    page = _context.new_page()
+    yield page
+    page.evaluate("localStorage.clear()")
+    page.close()
+    _context.clear_cookies()
+
+
+@pytest.fixture
+def first_page(browser: Browser) -> Iterator[Page]:
+    """A page of a browser that has never been here."""
+    with visit(browser) as context:
+        yield context.new_page()

@@ -115,8 +115,9 @@ def test_page_of_a_run_says_what_was_trained_on_what_how_well_and_how_to_repeat_
 
 
 def test_the_address_at_the_end_of_a_repro_shows_a_picture_to_a_new_browser(
-    page: Page, address: str, workspace: Workspace
+    first_page: Page, address: str, workspace: Workspace
 ) -> None:
+    page = first_page
     printed = (workspace.path / PRINTED).read_text()  # by the last evaluation
     (place,) = re.findall(r"^ +http://127\.0\.0\.1:5000(/.+)$", printed, re.MULTILINE)
     page.goto(f"{address}{place}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers_ui import AT_HEAD
 from playwright.sync_api import Browser, Page, expect
 from workspace import Workspace
 
@@ -44,15 +45,8 @@ def show(page: Page, workspace: Workspace, *command: str) -> list[str]:
 
 def results(workspace: Workspace, revision: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the history and the predictions of a revision."""
-    names = ("results/history.csv", "results/predictions.csv")
-    if revision == "workspace":
-        history, predictions = (pd.read_csv(workspace.path / name) for name in names)
-    else:
-        copies = [workspace.path / f"{revision}.{Path(name).name}" for name in names]
-        for name, copy in zip(names, copies, strict=True):
-            workspace.run("dvc", "get", ".", name, "--rev", revision, "--out", copy.name, "--force")
-        history, predictions = map(pd.read_csv, copies)
-    return history, predictions
+    folder = workspace.path / "results" if revision == "workspace" else workspace.path.with_name(AT_HEAD)
+    return pd.read_csv(folder / "history.csv"), pd.read_csv(folder / "predictions.csv")
 
 
 @pytest.mark.parametrize(("command", "revisions"), [("show", ["workspace"]), ("diff", ["workspace", "HEAD"])])
