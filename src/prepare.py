@@ -11,7 +11,7 @@ from pathlib import Path
 
 from truefit.core import errors
 from truefit.core.config import Params
-from truefit.core.launch import LaunchSettings
+from truefit.core.launch import launch_here
 from truefit.core.signals import stoppable
 from truefit.core.terminal import say
 from truefit.core.text import one_line
@@ -23,10 +23,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table", type=Path, help="the folder to write, such as data/prepared")
     arguments = parser.parse_args()
-    params = Params()
-    settings, launch = params.section("prepare", PrepareSettings), params.section("launch", LaunchSettings)
+    settings = Params().section("prepare", PrepareSettings)
     with stoppable("before the table was written"):
-        table, unnamed, dropped, missing = write_table(settings, arguments.table, launch)
+        table, unnamed, dropped, missing = write_table(settings, arguments.table, launch_here())
     rows = ", ".join(f"{count} {split}" for split, count in table.rows.items())
     left_out = [f"{unnamed} {'column' if unnamed == 1 else 'columns'} without a name"] if unnamed else []
     if dropped:

@@ -83,6 +83,28 @@ def test_the_parts_of_a_host_that_is_killed_are_read_by_another(
     assert not psutil.wait_procs(workers, timeout=PATIENCE)[1]
 
 
+@long  # the timeout, during which nothing is done
+def test_the_parts_of_a_host_that_stands_still_are_read_by_another(
+    launch: LaunchSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop_while_it_has_parts(hosts: Hosts) -> None:
+        wait_for_help(hosts)
+        other.send_signal(signal.SIGSTOP)
+
+    alone = prepared("alone", **SETTINGS)
+    hold(monkeypatch, part_processes, stop_while_it_has_parts)
+    with joining(launch) as other:
+        assert prepared("together", launch, **SETTINGS) == alone
+    assert capsys.readouterr().err == f"{HOST}: went away, or the link to it; others do what it had to do\n"
+
+
+def test_what_a_killed_stage_left_for_other_hosts_is_cleared(launch: LaunchSettings) -> None:
+    left = Path("together", part_processes.SHARED, "hosts.key")
+    left.parent.mkdir(parents=True)
+    left.write_text("of another")
+    assert prepared("together", launch, **SETTINGS) == prepared("alone", **SETTINGS)
+
+
 def test_a_host_whose_processes_end_helps_no_more(
     launch: LaunchSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, TypeAdapter
 
+BEAT_SECONDS = 1.0  # between two signs that a host which helps is there
 LINE_BYTES = 4096  # of a line from somebody who has proved nothing
 KEY_FILE = "hosts.key"  # which only those can read who have its folder
 Job = Literal["prepare", "predict"]
@@ -59,6 +60,7 @@ class Channel:
     def __init__(self, connection: socket.socket, patience: float) -> None:
         self._connection = connection
         self._lines = connection.makefile("rb")
+        self._part = b""
         connection.settimeout(patience)
 
     def fileno(self) -> int:
@@ -76,6 +78,17 @@ class Channel:
         if not line.endswith(b"\n"):
             raise ConnectionResetError("ended, or too long a line")
         return line
+
+    def beat(self) -> None:
+        """Show that this host is there."""
+        self._connection.sendall(b"\n")
+
+    def come(self) -> list[bytes]:
+        """Return the lines that have come, some of them empty, each a beat; for what comes once both trust each other."""
+        if not (received := self._connection.recv(1 << 16)):
+            raise ConnectionResetError("ended")
+        *lines, self._part = (self._part + received).split(b"\n")
+        return lines
 
     def trust(self, timeout: float) -> None:
         """From now on let the other host take its time, but find out within `timeout` seconds when it is gone."""

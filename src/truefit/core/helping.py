@@ -5,12 +5,12 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 
 from truefit.core.addresses import Address, connected
-from truefit.core.channel import LINE_BYTES, Challenge, Channel, Greeting, Job, Proof, read_secret
+from truefit.core.channel import BEAT_SECONDS, LINE_BYTES, Challenge, Channel, Greeting, Job, Proof, read_secret
 from truefit.core.code import code_digest, read_code
 from truefit.core.cores import usable_cores
 from truefit.core.terminal import say
@@ -93,8 +93,17 @@ def _relay(stack: ExitStack, channels: list[Channel], *command: str) -> int:
         pair = channel, Worker(stack, 1, *command)
         for end in pair:
             selector.register(end, EVENT_READ, pair)
+    beats = time.monotonic()
     while selector.get_map():
-        (ready, _), *_ = selector.select()
+        found = selector.select(BEAT_SECONDS)
+        if time.monotonic() - beats >= BEAT_SECONDS:
+            beats = time.monotonic()
+            with suppress(OSError):  # which its end tells
+                for helped in channels:
+                    helped.beat()
+        if not found:
+            continue
+        (ready, _), *_ = found
         channel, worker = ready.data
         try:
             if ready.fileobj is channel:
@@ -108,5 +117,6 @@ def _relay(stack: ExitStack, channels: list[Channel], *command: str) -> int:
             for end in ready.data:
                 selector.unregister(end)
             channel.close()
+            channels.remove(channel)
             say(f"a process that did parts was ended {error}", error=True)
     raise RefusedError("found no process of this host left")

@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -29,10 +30,14 @@ class HostLostError(Exception):
 
 
 class HostWorker:
-    """A process of another host, as `workers.Worker` is one of this; its files have names in a folder that both have."""
+    """A process of another host, as `workers.Worker` is one of this; its files have names in a folder that both have.
 
-    def __init__(self, channel: Channel, host: str, folder: Path) -> None:
-        self.host, self._channel, self._folder = host, channel, folder
+    It is lost when nothing has come from its host, which shows each second that it is there, for `timeout` seconds.
+    """
+
+    def __init__(self, channel: Channel, host: str, folder: Path, timeout: float) -> None:
+        self.host, self._channel, self._folder, self._timeout = host, channel, folder, timeout
+        self._heard, self._line = time.monotonic(), b""
         self.close = channel.close
 
     def fileno(self) -> int:
@@ -50,14 +55,27 @@ class HostWorker:
 
     def begin(self, *arguments: Any, file: IO[bytes] | None = None) -> None:
         """Have a task done, perhaps with a file, when the one before it was answered."""
+        self._heard, self._line = time.monotonic(), b""
         with suppress(OSError):  # of a host that is gone, as `answer` tells
             self._channel.send([*arguments, *([] if file is None else [file.name])])
 
+    def has_answer(self, readable: bool) -> bool:
+        """Say whether `answer` need not wait; what has come is taken where the descriptor is readable."""
+        if readable:
+            try:
+                lines = self._channel.come()
+            except OSError:
+                return True
+            self._heard = time.monotonic()
+            self._line = next(filter(None, lines), self._line)
+        return bool(self._line) or time.monotonic() - self._heard > self._timeout
+
     def answer(self) -> Any:
-        """Return the answer, when it has come; raises HostLostError where the host has gone away without one."""
+        """Return the answer, when it has come; raises HostLostError where the host is gone, or silent, without one."""
         try:
-            return json.loads(self._channel.receive())
-        except (OSError, ValueError) as error:
+            return json.loads(self._line)
+        except ValueError as error:
+            self.close()
             raise HostLostError from error
 
 
@@ -110,7 +128,7 @@ class Hosts:
             if not proof.holds(self._secret, "host", challenge):
                 raise ConnectionRefusedError
             channel.trust(self._timeout)
-            self._proven.put(HostWorker(channel, proof.host, self._folder))
+            self._proven.put(HostWorker(channel, proof.host, self._folder, self._timeout))
             self._wake.send(b".")
         except (OSError, ValueError):
             channel.close()

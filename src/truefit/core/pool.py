@@ -6,6 +6,7 @@ from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from typing import IO, Any, NamedTuple
 
+from truefit.core.channel import BEAT_SECONDS
 from truefit.core.hosts import HostLostError, Hosts, HostWorker
 from truefit.core.terminal import say
 from truefit.core.workers import EndedError, Worker
@@ -60,15 +61,19 @@ class Pool:
 
     def answers(self, timeout: float | None) -> list[Answer]:
         """Return what has been answered, for which it waits up to so many seconds; None: until something happened."""
-        found = []
+        found, come = [], set[Any]()
+        if timeout is None and any(isinstance(worker, HostWorker) for worker in self._begun):
+            timeout = BEAT_SECONDS
         for ready, _ in self._selector.select(timeout):
-            if isinstance(source := ready.fileobj, Hosts):
-                come = source.come()
-                self._idle += come
-                self.size += len(come)
-            elif isinstance(source, Worker | HostWorker):
-                self._selector.unregister(source)
-                found += self._answer(source)
+            come.add(ready.fileobj)
+            if isinstance(ready.fileobj, Hosts):
+                lent = ready.fileobj.come()
+                self._idle += lent
+                self.size += len(lent)
+        for worker in list(self._begun):
+            if worker.has_answer(readable=worker in come):
+                self._selector.unregister(worker)
+                found += self._answer(worker)
         while self._idle and self._lost:
             self.begin(self._lost.pop())
         return found

@@ -69,6 +69,10 @@ class Worker:
             sent = socket.send_fds(self._socket, [line], [file.fileno()]) if file is not None else 0
             self._socket.sendall(line[sent:])
 
+    def has_answer(self, readable: bool) -> bool:
+        """Say whether `answer` need not wait: where the descriptor is readable."""
+        return readable
+
     def answer(self) -> Any:
         """Return the answer, when it has come; raises EndedError when the process has ended without one."""
         line = b""
@@ -91,7 +95,8 @@ def work(do: Callable[..., Any]) -> NoReturn:
     threading.Thread(target=_receive, args=(stream, tasks), daemon=True).start()
     while True:
         line, files = tasks.get()
-        stream.sendall(json.dumps(do(*json.loads(line), *files)).encode() + b"\n")
+        with suppress(ConnectionError):  # of a process that has ended, at which this one does too
+            stream.sendall(json.dumps(do(*json.loads(line), *files)).encode() + b"\n")
 
 
 def _receive(stream: socket.socket, tasks: SimpleQueue[tuple[bytes, list[int]]]) -> None:
@@ -100,6 +105,15 @@ def _receive(stream: socket.socket, tasks: SimpleQueue[tuple[bytes, list[int]]])
         while (received := socket.recv_fds(stream, READ_BYTES, 1))[0]:
             line, files = line + received[0], files + received[1]
             if line.endswith(b"\n"):
+                if _has_ended(stream):  # while this process began: nothing is to be written any more
+                    break
                 tasks.put((line, files))
                 line, files = b"", []
     os._exit(0)  # in the middle of a task too
+
+
+def _has_ended(stream: socket.socket) -> bool:
+    try:
+        return not stream.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False

@@ -5,11 +5,11 @@ They may be other hosts' too.
 What depends on the parts before, and what is wrong with a part, is settled in this process, in the parts' order.
 """
 
+import shutil
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from truefit.ingest.table_source import Part, ReadPart, TableSource, read_part
 
 PROCESS_BYTES = 1 << 27  # of the parts for each process: with less it would not be worth its start
 AHEAD = 2  # parts for each process that are being read, or wait on the disk for those before them
+SHARED = ".hosts.tmp"  # a folder beside the arrays, while other hosts may help
 MODULE = "truefit.ingest.part_reader"
 
 Numbers = NDArray[np.int64]
@@ -46,9 +47,10 @@ def part_readers(
     with ExitStack() as stack:
         hosts = None
         if launch.hosts > 1 and len(source.parts) > 1:
-            shared = Path(
-                stack.enter_context(TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp", ignore_cleanup_errors=True))
-            )
+            shared = folder / SHARED
+            shutil.rmtree(shared, ignore_errors=True)  # of a stage that was killed
+            shared.mkdir()
+            stack.callback(shutil.rmtree, shared, ignore_errors=True)
             hosts = hosts_for(stack, launch, shared, "prepare")
         if count < 2 and hosts is None:
             yield read_part
