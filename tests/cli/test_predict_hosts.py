@@ -43,6 +43,7 @@ def launch(model: Model, monkeypatch: pytest.MonkeyPatch) -> LaunchSettings:
     return launch
 
 
+@long  # as tests/ingest/test_part_hosts.py has it of prepare, by the same pool
 def test_a_host_in_the_same_folder_predicts_parts(model: Model, launch: LaunchSettings) -> None:
     with joining(launch) as other:
         predict_parts(*model, IN, Path("together"))

@@ -15,7 +15,8 @@ from helpers_torture import long
 from truefit.core.addresses import Address
 from truefit.core.errors import TruefitError
 from truefit.core.launch import LaunchSettings
-from truefit.training.meeting import Meeting
+from truefit.training.board import Board, serve
+from truefit.training.meeting import GREETING, Meeting
 
 HERE = socket.gethostname()
 GO_ON = "`dvc repro` goes on from the last checkpoint"
@@ -95,6 +96,20 @@ def test_a_signal_to_the_first_host_is_told_on_the_other_as_it_is_there(tmp_path
     assert (status, lines[-1]) == (130, f"error: stopped by SIGINT on host {HERE} and saved")
 
 
+def test_a_first_host_that_has_just_begun_to_listen_is_waited_for_until_it_greets() -> None:
+    settings = LaunchSettings(processes=2, hosts=2, rendezvous="127.0.0.1:1")
+    agreed = settings.model_dump_json(include={"processes", "hosts", "timeout", "restarts"})
+    where = socket.create_server(("127.0.0.1", 0))
+    address = Address("127.0.0.1", where.getsockname()[1])
+    board = Board(serve(where, 5))
+    later = threading.Timer(0.5, board.set, (GREETING, agreed))
+    later.start()
+    joins = Meeting(settings, address)
+    joins.reach(address)
+    joins.greet(address)
+    later.join()
+
+
 def begun(folder: Path, launch: dict[str, Any]) -> tuple[Host, Host]:
     """Return two hosts whose ranks run, and have not come together."""
     for rank in (0, 1):
@@ -104,6 +119,7 @@ def begun(folder: Path, launch: dict[str, Any]) -> tuple[Host, Host]:
     return hosts
 
 
+@long
 def test_a_signal_to_the_host_that_joined_ends_ranks_that_have_yet_to_come_together(
     tmp_path: Path, launch: dict[str, Any]
 ) -> None:

@@ -83,6 +83,7 @@ def test_ranks_of_one_host_listen_on_loopback_alone_and_a_signal_to_their_parent
     assert not any(map(is_running, ranks.values()))
 
 
+@long  # of one process: tests/core/test_signals.py
 def test_ctrl_c_while_ranks_import_is_told_in_one_line(two: Host) -> None:
     parent = psutil.Process(two.process.pid)
     wait_until(lambda: len(parent.children()) == 2)

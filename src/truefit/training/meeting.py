@@ -16,7 +16,7 @@ from truefit.core.errors import TruefitError
 from truefit.core.launch import LaunchSettings
 from truefit.core.terminal import say
 from truefit.core.text import as_yaml
-from truefit.training.board import Board, serve
+from truefit.training.board import FIRST_ANSWER_SECONDS, Board, serve
 from truefit.training.causes import Cause, Weight
 from truefit.training.place import MeetingPlace
 from truefit.training.seats import SILENT_SECONDS, Seats
@@ -75,7 +75,7 @@ class Meeting(MeetingPlace):
     def greet(self, address: Address) -> None:
         """Turn to the training that listens there; raises TruefitError where it is another one."""
         self._use(Board.at(self.reached_at, address))
-        if not self._board.has(GREETING):
+        if not self._board.until(lambda: self._board.has(GREETING), FIRST_ANSWER_SECONDS):  # it listens before it greets
             raise TruefitError(f"{address}: what listens there is no training of this version that waits for hosts")
         self._board.store.set_timeout(timedelta(seconds=self._settings.timeout))
         theirs, ours = json.loads(self._board.get(GREETING)), json.loads(_agreed(self._settings))
