@@ -8,6 +8,7 @@ order of the rows and of reading them; and the seconds of an exchange by the len
 Usage: python benchmarks/processes.py [--rounds N] [--batches N] [--order-rows N]
 """
 
+import gc
 import os
 import socket
 import subprocess
@@ -26,6 +27,7 @@ import torch.distributed as dist
 from measure import Figure, arguments, figure, over, save, take_turns, timed
 from torch import nn
 
+from truefit.core.errors import GARBAGE_AFTER
 from truefit.data.batches import Shuffle, ShuffledChunks, make_loader, transformed
 from truefit.data.dataset import TableDataset, open_verified
 from truefit.data.generating import GenerateSettings
@@ -221,6 +223,7 @@ def rank() -> None:
     """Be one of the processes; the first saves the figures."""
     given = options()
     configure(1)
+    gc.set_threshold(GARBAGE_AFTER)  # as each process of a training has it
     with join_group(CPU, 600) as group:
         rows = open_verified(Path(given.table), "train")[0]
         if not group.is_first:
