@@ -107,6 +107,7 @@ def test_a_first_host_that_has_just_begun_to_listen_is_waited_for_until_it_greet
     joins = Meeting(settings, address)
     joins.reach(address)
     joins.greet(address)
+    assert board.has(GREETING)
     later.join()
 
 
